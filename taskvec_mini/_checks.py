@@ -1,0 +1,129 @@
+"""Checks of what a caller hands in. Each message names the thing, its value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+def finite_number(name: str, value: float) -> float:
+    """`value` as a float; a ValueError unless it is a finite real number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}; look for an overflow or a division by zero")
+    return number
+
+
+def positive_number(name: str, value: float) -> float:
+    """`value` as a float; a ValueError unless it is finite and above zero."""
+    number = finite_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0, got {number}; choose a small positive value such as 0.1")
+    return number
+
+
+def whole_number(name: str, value: int, *, minimum: int = 1) -> int:
+    """`value` as an int; an error unless it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    number = value.__index__()
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
+def named_choice(kind: str, name: str, options: Mapping[str, Value]) -> Value:
+    """`options[name]`; a ValueError that suggests the near names where there is no such option."""
+    if name in options:
+        return options[name]
+    near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(options)}"
+    raise ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+def flat_parameters(name: str, theta: Tensor) -> Tensor:
+    """`theta` itself; an error unless it is a 1-D floating-point tensor of finite numbers."""
+    if not isinstance(theta, Tensor) or not theta.is_floating_point() or theta.ndim != 1:
+        what = (
+            f"{theta.dtype} of shape {tuple(theta.shape)}"
+            if isinstance(theta, Tensor)
+            else type(theta).__name__
+        )
+        raise TypeError(
+            f"{name} must be a 1-D floating-point tensor of parameters, got {what}; "
+            "networks.flatten(model) makes one"
+        )
+    check_finite(name, theta)
+    return theta
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """A ValueError with the first bad position where `tensor` holds NaN or infinity."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero()
+        where = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name} holds {len(bad)} value(s) that are NaN or infinite, the first ({tensor[where].item()}) "
+            f"at position {where}; a run that diverged leaves such values: lower its learning rate"
+        )
+
+
+def not_empty(name: str, items: Iterable[Value]) -> list[Value]:
+    """`items` as a list; a ValueError where there is none."""
+    listed = list(items)
+    if not listed:
+        raise ValueError(f"{name} is empty; give at least one")
+    return listed
+
+
+def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: str, other: str) -> None:
+    """An error that names the first key which one of two mappings has and the other lacks."""
+    for here, there, has, lacks in ((first, second, name, other), (second, first, other, name)):
+        missing = [key for key in here if key not in there]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise ValueError(
+                f"keys differ: {has} has {missing[0]!r}{more}, {lacks} has not; "
+                "use two state dicts of one and the same architecture"
+            )
+
+
+def check_pair(name: str, first: Tensor, second: Tensor, reference: Tensor) -> None:
+    """An error unless two tensors of one name agree in shape, dtype and device and are finite."""
+    check_shapes(name, tuple(first.shape), tuple(second.shape))
+    check_kinds(repr(name), first, second)
+    check_kinds(f"{name!r} and the tensors before it", first, reference)
+    check_finite(repr(name), first)
+    check_finite(repr(name), second)
+
+
+def check_shapes(name: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    """An error that names the tensor and both shapes where they differ."""
+    if first != second:
+        raise ValueError(
+            f"shapes differ at {name!r}: {first} against {second}; "
+            "both sides must have one and the same architecture"
+        )
+
+
+def check_kinds(what: str, first: Tensor, second: Tensor) -> None:
+    """An error that names both dtypes or devices where they differ."""
+    if first.dtype != second.dtype:
+        raise TypeError(
+            f"dtypes differ at {what}: {first.dtype} against {second.dtype}; convert one with .to(dtype)"
+        )
+    if first.device != second.device:
+        raise TypeError(
+            f"devices differ at {what}: {first.device} against {second.device}; move one with .to(device)"
+        )

@@ -1,0 +1,217 @@
+"""Finetuning in the open: full-batch gradient descent and mini-batch training, as whole trajectories."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.networks import stacked
+
+Loss = Callable[[Tensor], Tensor]
+BatchLoss = Callable[[Tensor, Tensor], Tensor]
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+class DivergedError(ArithmeticError):
+    """Training left the finite numbers. `epoch` (counted from 1) and `loss` say where and with what."""
+
+    def __init__(self, epoch: int, loss: float, learning_rate: float):
+        super().__init__(
+            f"the run diverged in epoch {epoch} (loss {loss}) at learning_rate {learning_rate:g}; "
+            "lower the learning rate, or clip the gradients"
+        )
+        self.epoch, self.loss = epoch, loss
+
+
+def gradients(losses: Sequence[Loss]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A function from thetas (T, D) to the values (T,) and gradients (T, D) of T losses, row by row.
+
+    Losses that stack (see `networks.stacked`) are evaluated in one `vmap`; others one after the other.
+    """
+    together = stacked(losses) if len(losses) > 1 else None
+
+    def evaluate(thetas: Tensor) -> tuple[Tensor, Tensor]:
+        points = thetas.detach().requires_grad_()
+        values = (
+            together(points) if together else torch.stack([f(p) for f, p in zip(losses, points, strict=True)])
+        )
+        (slopes,) = torch.autograd.grad(values.sum(), points)
+        return values.detach(), slopes
+
+    return evaluate
+
+
+def gradient_descent(
+    loss: Loss | Sequence[Loss], start: Tensor, *, learning_rate: float, epochs: int
+) -> Tensor:
+    """Full-batch gradient descent, θ ← θ − η∇L(θ): one step is one epoch. The whole trajectory, start first.
+
+    Args:
+        loss: a function from theta (D,) to a scalar, or a sequence of T of them, each trained by itself.
+        start: theta at the start (D,).
+        learning_rate: the step size η, above 0.
+        epochs: how many steps, at least 1.
+
+    Returns:
+        For one loss (epochs + 1, D); for T losses (T, epochs + 1, D).
+
+    Raises:
+        DivergedError: as soon as a loss or a parameter is not finite, with the epoch and the loss.
+        ValueError: if an argument is out of range or there are no losses.
+        TypeError: if start is not a flat vector of parameters.
+
+    Example:
+        >>> bowl = lambda theta: theta.square().sum() / 2
+        >>> gradient_descent(bowl, torch.tensor([1.0]), learning_rate=0.5, epochs=2).tolist()
+        [[1.0], [0.5], [0.25]]
+    """
+    single = callable(loss)
+    losses = [loss] if callable(loss) else _checks.not_empty("the list of losses", loss)
+    rate = _checks.positive_number("learning_rate", learning_rate)
+    epochs = _checks.whole_number("epochs", epochs)
+    thetas = _checks.flat_parameters("start", start).detach().repeat(len(losses), 1)
+    evaluate, path = gradients(losses), [thetas]
+    for epoch in range(1, epochs + 1):
+        values, slopes = evaluate(thetas)
+        thetas = thetas - rate * slopes
+        _check_progress(epoch, values, thetas, rate)
+        path.append(thetas)
+    trajectories = torch.stack(path, dim=1)
+    return trajectories[0] if single else trajectories
+
+
+def finetune(
+    loss: BatchLoss | Sequence[BatchLoss],
+    start: Tensor,
+    *,
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    examples: int | None = None,
+    optimizer: str = "sgd",
+    clip_norm: float | None = None,
+    warmup_steps: int = 0,
+    record: Literal["epochs", "steps"] = "epochs",
+    **options: Any,
+) -> Tensor:
+    """Mini-batch finetuning with one of torch's optimisers. The trajectory, start first.
+
+    Every epoch visits all examples once in a fresh random order; a partial last batch is kept.
+
+    Args:
+        loss: a function of theta (D,) and an index tensor, the mean loss over those examples (what
+            `networks.flat_loss` returns), or a sequence of T of them, each trained by itself.
+        start: theta at the start (D,).
+        learning_rate: the optimiser's rate, above 0, reached after the warm-up.
+        epochs: passes over the data, at least 1.
+        batch_size: examples a step, from 1 to the number of examples.
+        generator: the source of the random orders, used task after task.
+        examples: the number of examples; `len(loss)` by default.
+        optimizer: "sgd", "adam" or "adamw".
+        clip_norm: scale a longer gradient down to this norm; None leaves it.
+        warmup_steps: raise the rate linearly, step s of w at s/w of it; 0 for none.
+        record: keep the parameters after every epoch, or after every step.
+        options: further arguments of the torch optimiser, such as momentum or weight_decay.
+
+    Returns:
+        For one loss (K + 1, D) with K epochs or steps; for T losses (T, K + 1, D).
+
+    Raises:
+        DivergedError: as soon as a loss or a parameter is not finite, with the epoch and the loss.
+        ValueError: if an argument is out of range or a name is unknown.
+
+    Example:
+        >>> pull = lambda theta, index: (theta - index.double().mean()).square().sum() / 2
+        >>> path = finetune(pull, torch.zeros(1), learning_rate=0.5, epochs=1, batch_size=2, examples=2,
+        ...                 generator=torch.Generator().manual_seed(0))
+        >>> path.tolist()
+        [[0.0], [0.25]]
+    """
+    settings = {
+        "learning_rate": _checks.positive_number("learning_rate", learning_rate),
+        "epochs": _checks.whole_number("epochs", epochs),
+        "batch_size": batch_size,
+        "warmup_steps": _checks.whole_number("warmup_steps", warmup_steps, minimum=0),
+        "clip_norm": math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
+        "every_step": _checks.named_choice("record", record, {"epochs": False, "steps": True}),
+        "make_optimizer": _optimizer_maker(optimizer, learning_rate, options),
+    }
+    _checks.flat_parameters("start", start)
+    if callable(loss):
+        return _finetune_one(loss, start, generator, examples, settings)
+    losses = _checks.not_empty("the list of losses", loss)
+    return torch.stack([_finetune_one(each, start, generator, examples, settings) for each in losses])
+
+
+def _finetune_one(
+    loss: BatchLoss, start: Tensor, generator: torch.Generator, examples: int | None, settings: dict[str, Any]
+) -> Tensor:
+    count = _count_examples(loss, examples)
+    size = _checks.whole_number("batch_size", settings["batch_size"])
+    if size > count:
+        raise ValueError(
+            f"batch_size is {size} but there are {count} examples; choose a size of 1 to {count}"
+        )
+    theta = start.detach().clone().requires_grad_()
+    optimizer = settings["make_optimizer"](theta)
+    path, step = [start.detach().clone()], 0
+    for epoch in range(1, settings["epochs"] + 1):
+        for batch in _batches(count, size, generator):
+            step += 1
+            _warm_up(optimizer, step, settings)
+            value = loss(theta, batch)
+            (theta.grad,) = torch.autograd.grad(value, theta)
+            torch.nn.utils.clip_grad_norm_([theta], settings["clip_norm"])
+            optimizer.step()
+            _check_progress(epoch, value.detach(), theta.detach(), settings["learning_rate"])
+            if settings["every_step"]:
+                path.append(theta.detach().clone())
+        if not settings["every_step"]:
+            path.append(theta.detach().clone())
+    return torch.stack(path)
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    yield from torch.split(torch.randperm(count, generator=generator), size)
+
+
+def _warm_up(optimizer: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:
+    share = min(1.0, step / settings["warmup_steps"]) if settings["warmup_steps"] else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = settings["learning_rate"] * share
+
+
+def _count_examples(loss: BatchLoss, examples: int | None) -> int:
+    if examples is not None:
+        return _checks.whole_number("examples", examples)
+    if not hasattr(loss, "__len__"):
+        raise TypeError("this loss does not say how many examples it has; pass examples=...")
+    return len(loss)
+
+
+def _optimizer_maker(
+    name: str, learning_rate: float, options: dict[str, Any]
+) -> Callable[[Tensor], torch.optim.Optimizer]:
+    kind = _checks.named_choice("optimizer", name, OPTIMIZERS)
+    known = dict.fromkeys(inspect.signature(kind).parameters)
+    for option in options:
+        _checks.named_choice(f"option of the optimizer {name!r}", option, known)
+    return lambda theta: kind([theta], lr=learning_rate, **options)  # type: ignore[call-arg]
+
+
+def _check_progress(epoch: int, values: Tensor, thetas: Tensor, learning_rate: float) -> None:
+    if not (bool(torch.isfinite(values).all()) and bool(torch.isfinite(thetas).all())):
+        bad = values[~torch.isfinite(values)] if values.ndim else values
+        worst = bad.reshape(-1)[0] if bad.numel() else values.max()
+        raise DivergedError(epoch, float(worst), learning_rate)

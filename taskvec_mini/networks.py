@@ -1,0 +1,200 @@
+"""The small networks, whole in view, and the way between named parameters and one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from taskvec_mini import _checks
+
+LossName = Literal["cross_entropy", "squared_error"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+    "identity": lambda z: z,
+}
+
+
+class MLP(nn.Module):
+    """A feed-forward network: linear layers with an activation between them, none after the last.
+
+    Args:
+        sizes: widths from inputs to outputs, at least two; `(64, 32, 10)` has one hidden layer of 32.
+        activation: "tanh", "sigmoid", "softplus", "gelu", "relu" or "identity".
+        generator: the source of the initial weights; None takes torch's default generator.
+        dtype: float64 by default, because the theory is checked to rounding.
+
+    The weights and biases of a layer with n inputs are drawn uniformly from ±1/√n, as `torch.nn.Linear` does.
+
+    Example:
+        >>> model = MLP((64, 32, 10), generator=torch.Generator().manual_seed(0))
+        >>> model(torch.zeros(5, 64, dtype=torch.float64)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "tanh",
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        super().__init__()
+        self.sizes = tuple(_checks.whole_number("a layer size", size) for size in sizes)
+        if len(self.sizes) < 2:
+            raise ValueError(f"sizes must hold at least inputs and outputs, got {self.sizes}")
+        self.activation = activation
+        self._activate = _checks.named_choice("activation", activation, ACTIVATIONS)
+        pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
+        self.layers = nn.ModuleList(nn.Linear(n, m, dtype=dtype) for n, m in pairs)
+        for width, layer in zip(self.sizes[:-1], self.layers, strict=True):
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs (N, sizes[-1]) of inputs (N, sizes[0])."""
+        hidden = inputs
+        for layer in self.layers[:-1]:
+            hidden = self._activate(layer(hidden))
+        outputs: Tensor = self.layers[-1](hidden)
+        return outputs
+
+
+def flatten(model: nn.Module) -> Tensor:
+    """All parameters of `model` as one new 1-D tensor (D,), in the order of `named_parameters()`."""
+    parts = [parameter.detach().reshape(-1) for parameter in model.parameters()]
+    if not parts:
+        raise ValueError("the model has no parameters to flatten; give one that was built with layers")
+    return torch.cat(parts)
+
+
+def unflatten(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """The flat vector `theta` (D,) cut into the named parameters of `model`: views of theta, not copies."""
+    named = dict(model.named_parameters())
+    sizes = [parameter.numel() for parameter in named.values()]
+    if theta.ndim != 1 or len(theta) != sum(sizes):
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)} but the model has {sum(sizes)} parameters; "
+            "use a vector that networks.flatten made from this architecture"
+        )
+    parts = torch.split(theta, sizes)
+    return {name: part.view_as(old) for (name, old), part in zip(named.items(), parts, strict=True)}
+
+
+def outputs_at(model: nn.Module, theta: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs (N, C) of `model` at the flat parameters `theta`; the model's own parameters stay untouched."""
+    result: Tensor = functional_call(model, unflatten(model, theta), (inputs.to(theta.dtype),))
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class FlatLoss:
+    """The mean loss of a model over a set of examples, as a function of the flat parameters.
+
+    Call it with theta (D,) for the mean over all N examples, or with theta and an index tensor for the mean
+    over those examples alone (a mini-batch). `len(loss)` is N. Make one with `flat_loss`.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss: LossName
+    outputs: slice
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        inputs = self.inputs if index is None else self.inputs[index]
+        targets = self.targets if index is None else self.targets[index]
+        return _mean_loss(self, theta, inputs, targets)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def _mean_loss(loss: FlatLoss, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    logits = outputs_at(loss.model, theta, inputs)[:, loss.outputs]
+    if loss.loss == "cross_entropy":
+        return F.cross_entropy(logits, targets)
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, logits.shape[1])
+    return (logits - targets.to(logits.dtype)).square().sum(1).mean() / 2
+
+
+def flat_loss(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    loss: LossName = "cross_entropy",
+    outputs: slice = slice(None),
+) -> FlatLoss:
+    """The mean loss of `model` over the examples, as a function of the flat parameter vector.
+
+    Args:
+        model: any module from inputs (N, ...) to outputs (N, C); only its architecture is used.
+        inputs: N examples; they are converted to the dtype of theta when the loss is called.
+        targets: N class labels (integers), or for squared error N x C numbers as well.
+        loss: "cross_entropy", or "squared_error": half the squared distance, labels as one-hot vectors.
+        outputs: which outputs of the model this task uses (its head); all of them by default.
+
+    Raises:
+        ValueError: if there are no examples, lengths differ, or a label is not among the outputs.
+        TypeError: if cross-entropy gets targets that are not integers.
+
+    Example:
+        >>> model = MLP((2, 3), generator=torch.Generator().manual_seed(0))
+        >>> loss = flat_loss(model, torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))
+        >>> loss(torch.zeros(9)).item() - torch.tensor(3.0).log().item() < 1e-6
+        True
+    """
+    _checks.named_choice("loss", loss, {"cross_entropy": 0, "squared_error": 0})
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise ValueError(
+            f"got {len(inputs)} inputs and {len(targets)} targets; give one target for each input"
+        )
+    with torch.no_grad():
+        classes = outputs_at(model, flatten(model), inputs[:1])[:, outputs].shape[1]
+    if targets.is_floating_point():
+        if loss == "cross_entropy":
+            raise TypeError(f"cross_entropy needs integer labels, got {targets.dtype}; call targets.long()")
+        if targets.shape != (len(inputs), classes):
+            raise ValueError(f"targets have shape {tuple(targets.shape)}, expected {(len(inputs), classes)}")
+    elif targets.ndim != 1 or int(targets.min()) < 0 or int(targets.max()) >= classes:
+        low, high = int(targets.min()), int(targets.max())
+        raise ValueError(
+            f"labels must be one number each from 0 to {classes - 1}, got shape {tuple(targets.shape)} with "
+            f"values from {low} to {high}; renumber the classes or widen the last layer"
+        )
+    return FlatLoss(model, inputs, targets, loss, outputs)
+
+
+def stacked(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor] | None:
+    """T losses as one function from thetas (T, D) to values (T,), or None where they do not stack.
+
+    They stack when all come from `flat_loss` with one model, one kind of loss and data of equal shapes.
+    """
+    first = losses[0]
+    flat = [loss for loss in losses if isinstance(loss, FlatLoss)]
+    if len(flat) < len(losses) or not isinstance(first, FlatLoss):
+        return None
+    if len({_kind(loss) for loss in flat}) > 1:
+        return None
+    inputs = torch.stack([loss.inputs for loss in flat])
+    targets = torch.stack([loss.targets for loss in flat])
+    batched = vmap(lambda theta, x, y: _mean_loss(first, theta, x, y))
+    return lambda thetas: batched(thetas, inputs, targets)
+
+
+def _kind(loss: FlatLoss) -> tuple[object, ...]:
+    """What must agree for losses to stack."""
+    data = (loss.inputs.shape, loss.targets.shape, loss.targets.dtype)
+    return (id(loss.model), loss.loss, str(loss.outputs), *data)

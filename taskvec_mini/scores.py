@@ -1,0 +1,81 @@
+"""Accuracy of parameters without touching the model, normalised accuracy, and tables a reader can print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from taskvec_mini import _checks
+from taskvec_mini.networks import outputs_at
+from taskvec_mini.tasks import Task
+
+
+def accuracy(model: nn.Module, theta: Tensor, task: Task) -> float:
+    """The share of the task's test examples that `model` gets right at the flat parameters `theta` (D,).
+
+    Only the task's own outputs compete. The model itself is not changed.
+    """
+    _checks.flat_parameters("theta", theta)
+    with torch.no_grad():
+        answers = outputs_at(model, theta, task.test_inputs)[:, task.outputs].argmax(1)
+    return float((answers == task.test_labels).double().mean())
+
+
+def normalised_accuracy(merged: Mapping[str, float], individual: Mapping[str, float]) -> float:
+    """The mean over tasks of merged / individual accuracy: 1 means no loss against the finetuned models.
+
+    Raises:
+        ValueError: if the tasks differ, there are none, or an individual accuracy is 0.
+
+    Example:
+        >>> normalised_accuracy({"digits": 0.9, "rotated": 0.4}, {"digits": 0.9, "rotated": 0.8})
+        0.75
+    """
+    if not merged or merged.keys() != individual.keys():
+        raise ValueError(
+            f"tasks differ: merged has {sorted(merged)}, individual has {sorted(individual)}; "
+            "give an accuracy of every task on both sides"
+        )
+    for name, value in individual.items():
+        _checks.positive_number(f"the individual accuracy of {name!r}", value)
+    return sum(merged[name] / individual[name] for name in merged) / len(merged)
+
+
+def table(
+    rows: Sequence[Mapping[str, object]], *, digits: int = 3, columns: Sequence[str] | None = None
+) -> str:
+    """Rows as aligned plain text: words to the left, numbers to the right, floats rounded to `digits` places.
+
+    Args:
+        rows: one mapping from column names to values for each row.
+        digits: decimal places of floats; one that is too small for them (and below 0.001) is shown as 1.2e-05.
+        columns: which columns and in which order; those of the first row by default.
+
+    Example:
+        >>> print(table([{"task": "digits", "accuracy": 0.97123}, {"task": "rotated", "accuracy": 0.5}]))
+        task     accuracy
+        digits      0.971
+        rotated     0.500
+    """
+    listed = _checks.not_empty("the list of rows", rows)
+    names = list(columns or listed[0])
+    cells = [names] + [[_text(row[name], digits) for name in names] for row in listed]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    right = [isinstance(listed[0][name], int | float) for name in names]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
+        )
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _text(value: object, digits: int) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if value != 0 and abs(value) < min(1e-3, 0.5 * 10**-digits):
+        return f"{value:.1e}"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0

@@ -1,0 +1,268 @@
+"""Task vectors and their algebra: what finetuning added to a model, as one flat vector with a layout.
+
+A task vector is the difference of two sets of named parameters, `finetuned - pretrained` (Ilharco et al.,
+*Editing Models with Task Arithmetic*, ICLR 2023). It is added, subtracted, scaled and put back onto a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taskvec_mini import _checks
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+Scalar = int | float | Tensor
+FILE_FORMAT = "taskvec_mini.TaskVector/1"
+_CHUNK = 1 << 22  # entries turned to float64 at a time, so that a norm needs no second copy of the vector
+
+
+class TaskVector:
+    """A difference of parameters: one flat tensor and the layout that names its parts.
+
+    Args:
+        flat: the D entries, a 1-D floating-point tensor; the vector keeps a copy of its own.
+        layout: the parts in order, each a name and a shape; their sizes add up to D.
+        carried: names of integer buffers which the vector leaves as they are (see `between`).
+
+    Raises:
+        TypeError: if `flat` is not a 1-D floating-point tensor.
+        ValueError: if an entry is NaN or infinite, or the layout does not add up to D.
+
+    Example:
+        >>> import torch
+        >>> pretrained = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([0.5])}
+        >>> finetuned = {"weight": torch.tensor([[1.5, 2.0]]), "bias": torch.tensor([0.0])}
+        >>> tv = TaskVector.between(pretrained, finetuned)
+        >>> tv
+        TaskVector(3 entries in 2 tensors, torch.float32, norm 0.7071)
+        >>> (-2 * tv).apply_to(pretrained, scaling_coef=0.5)["bias"]
+        tensor([1.])
+    """
+
+    __array_ufunc__ = None  # so that `numpy.float64(0.5) * tv` is left to this class
+
+    def __init__(
+        self, flat: Tensor, layout: Sequence[tuple[str, Sequence[int]]], carried: Sequence[str] = ()
+    ):
+        _checks.flat_parameters("flat", flat)
+        self.layout: Layout = tuple((name, tuple(shape)) for name, shape in layout)
+        self.carried = tuple(carried)
+        size = sum(_size(shape) for _, shape in self.layout)
+        if size != len(flat):
+            raise ValueError(f"the layout names {size} entries but flat holds {len(flat)}; they must agree")
+        self._flat = flat.detach().clone()
+
+    @classmethod
+    def between(
+        cls,
+        pretrained: Mapping[str, Tensor],
+        finetuned: Mapping[str, Tensor],
+        *,
+        integer_buffers: Literal["refuse", "carry"] = "refuse",
+    ) -> TaskVector:
+        """The task vector `finetuned - pretrained` of two state dicts (mappings from names to tensors).
+
+        Args:
+            pretrained: the named tensors of the start, all of one dtype on one device.
+            finetuned: the same names and shapes after finetuning.
+            integer_buffers: a count of batches, say, has no meaningful difference. "refuse" raises an error
+                on such a buffer; "carry" leaves it out, and `apply_to` keeps the pretrained one.
+
+        Raises:
+            TypeError: if dtypes or devices differ, or an integer buffer is met and refused.
+            ValueError: if keys or shapes differ, there are no tensors, or a value is NaN or infinite.
+        """
+        _checks.check_keys(pretrained, finetuned, "pretrained", "finetuned")
+        names, carried = _split_names(pretrained, finetuned, integer_buffers)
+        if not names:
+            raise ValueError("pretrained holds no floating-point tensors; give a state dict with parameters")
+        for name in names:
+            _checks.check_pair(name, pretrained[name], finetuned[name], pretrained[names[0]])
+        differences = [finetuned[name].detach() - pretrained[name].detach() for name in names]
+        layout = [(name, tuple(pretrained[name].shape)) for name in names]
+        return cls(torch.cat([part.reshape(-1) for part in differences]), layout, carried)
+
+    @property
+    def flat(self) -> Tensor:
+        """The D entries, a 1-D tensor: a copy, so that nobody writes into the vector by accident."""
+        return self._flat.clone()
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def __repr__(self) -> str:
+        parts = f"{len(self)} entries in {len(self.layout)} tensors"
+        return f"TaskVector({parts}, {self._flat.dtype}, norm {self.norm():.4g})"
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of each part, in the order of the layout; the tensors are copies."""
+        sizes = [_size(shape) for _, shape in self.layout]
+        for (name, shape), part in zip(self.layout, torch.split(self._flat, sizes), strict=True):
+            yield name, part.clone().reshape(shape)
+
+    # the algebra: every result is a new vector with storage of its own
+
+    def __add__(self, other: object) -> TaskVector:
+        if isinstance(other, int) and other == 0:  # so that sum([...]), which starts from 0, works
+            return self._with(self._flat)
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        self._check_match(other)
+        return self._with(self._flat + other._flat)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: object) -> TaskVector:
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        self._check_match(other)
+        return self._with(self._flat - other._flat)
+
+    def __neg__(self) -> TaskVector:
+        return self._with(-self._flat)
+
+    def __mul__(self, scale: Scalar) -> TaskVector:
+        if not _is_scalar(scale):
+            return NotImplemented
+        return self._with(self._flat * _checks.finite_number("a scaling coefficient", float(scale)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scale: Scalar) -> TaskVector:
+        if not _is_scalar(scale):
+            return NotImplemented
+        number = _checks.finite_number("a divisor", float(scale))
+        if number == 0:
+            raise ZeroDivisionError("a task vector cannot be divided by 0; choose another divisor")
+        return self._with(self._flat / number)
+
+    def dot(self, other: TaskVector) -> float:
+        """The inner product with `other`, accumulated in float64."""
+        self._check_match(other)
+        pairs = zip(torch.split(self._flat, _CHUNK), torch.split(other._flat, _CHUNK), strict=True)
+        return sum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+
+    def norm(self) -> float:
+        """The Euclidean length, accumulated in float64."""
+        return math.sqrt(self.dot(self))
+
+    def cosine(self, other: TaskVector) -> float:
+        """The cosine of the angle to `other`, accumulated in float64; a ValueError if either is zero."""
+        lengths = self.norm() * other.norm()
+        if lengths == 0:
+            raise ValueError("a task vector is zero and so has no direction; was the model finetuned at all?")
+        return max(-1.0, min(1.0, self.dot(other) / lengths))
+
+    def apply_to(self, pretrained: Mapping[str, Tensor], scaling_coef: float = 1.0) -> dict[str, Tensor]:
+        """`pretrained + scaling_coef * self` as a new dictionary; writes into none of its inputs.
+
+        Args:
+            pretrained: a state dict with the same names, shapes and dtype as the vector.
+            scaling_coef: the scaling coefficient, any finite number; a negative one negates the task.
+
+        Raises:
+            TypeError: if dtypes or devices differ.
+            ValueError: if keys or shapes differ, or `scaling_coef` is not finite.
+        """
+        scale = _checks.finite_number("scaling_coef", scaling_coef)
+        own = dict(self.items())
+        _checks.check_keys(
+            {**own, **dict.fromkeys(self.carried)}, pretrained, "the task vector", "pretrained"
+        )
+        for name, part in own.items():
+            _checks.check_pair(name, part, pretrained[name], part)
+        return {
+            name: tensor.detach() + scale * own[name] if name in own else tensor.detach().clone()
+            for name, tensor in pretrained.items()
+        }
+
+    # files: safetensors only, written whole or not at all
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vector to a safetensors file, whole or not at all: an older file stays until then."""
+        layout = json.dumps({"layout": self.layout, "carried": self.carried})
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(
+                {"flat": self._flat}, temporary, metadata={"format": FILE_FORMAT, "task_vector": layout}
+            )
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TaskVector:
+        """Read a vector that `save` wrote. Pickles are refused unread: loading one can run any code.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is a pickle, is truncated or corrupted, or is no task vector.
+        """
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise ValueError(
+                f"{path} is a pickle (torch.save writes these) and is not loaded, because a pickle can run "
+                "any code; load the two state dicts yourself and save TaskVector.between(...) with save()"
+            )
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get("format") != FILE_FORMAT:
+                    raise ValueError(f"{path} is a safetensors file but no task vector; make one with save()")
+                description = json.loads(metadata["task_vector"])
+                return cls(stored.get_tensor("flat"), description["layout"], description["carried"])
+        except SafetensorError as error:
+            message = f"{path} is truncated or corrupted ({error}); copy it again or make it anew with save()"
+            raise ValueError(message) from error
+
+    def _with(self, flat: Tensor) -> TaskVector:
+        return TaskVector(flat, self.layout, self.carried)
+
+    def _check_match(self, other: TaskVector) -> None:
+        if self.layout != other.layout:
+            mine, theirs = dict(self.layout), dict(other.layout)
+            _checks.check_keys(mine, theirs, "the first task vector", "the second")
+            for name in mine:
+                _checks.check_shapes(name, mine[name], theirs[name])
+            raise ValueError("the two task vectors list their tensors in different orders; make both alike")
+        _checks.check_kinds("the task vectors", self._flat, other._flat)
+
+
+def _size(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return hasattr(value, "__float__") and not hasattr(value, "__len__")
+
+
+def _split_names(
+    pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], integer_buffers: str
+) -> tuple[list[str], list[str]]:
+    """The names of floating-point tensors, and those of integer buffers to be carried."""
+    _checks.named_choice("integer_buffers", integer_buffers, {"refuse": 0, "carry": 0})
+    names = [n for n in pretrained if pretrained[n].is_floating_point() and finetuned[n].is_floating_point()]
+    others = [n for n in pretrained if n not in names]
+    if others and integer_buffers == "refuse":
+        raise TypeError(
+            f"{others[0]!r} is {pretrained[others[0]].dtype}, which has no meaningful difference; "
+            'pass integer_buffers="carry" to leave such buffers as they are in the pretrained model'
+        )
+    return names, others
