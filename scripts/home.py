@@ -1,0 +1,70 @@
+"""Give the book a public address, everywhere it stands.
+
+usage: python scripts/home.py https://github.com/OWNER/NAME
+
+`repository.url` of _config.yml is the source. The badges and set-up cells of the chapters, the README, the
+citation file and the package's metadata follow it; tests/test_chapters.py holds them equal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]*[A-Za-z0-9_-]")
+
+
+def current(root: Path = ROOT) -> str:
+    """The address in _config.yml."""
+    match = re.search(
+        r"^\s*url:\s*(\S+)\s*$", (root / "_config.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if match is None:
+        raise SystemExit("_config.yml has no line 'url: https://github.com/OWNER/NAME' under repository")
+    return match.group(1)
+
+
+def files(root: Path = ROOT) -> list[Path]:
+    """Every file that may name the address."""
+    single = ["_config.yml", "README.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"]
+    pages = [
+        *(root / "book").glob("*.md"),
+        *(root / "book").glob("*.ipynb"),
+        *(root / "taskvec_mini").rglob("*.py"),
+    ]
+    return [path for path in [*(root / name for name in single), *sorted(pages)] if path.exists()]
+
+
+def rewrite(old: str, new: str, root: Path = ROOT) -> list[Path]:
+    """Replace the address in every file; the files that changed."""
+    pairs = [(old, new), (_path(old), _path(new))]  # Colab's links carry OWNER/NAME alone
+    changed = []
+    for path in files(root):
+        before = path.read_bytes()
+        after = before
+        for left, right in pairs:
+            after = after.replace(left.encode(), right.encode())
+        if after != before:
+            path.write_bytes(after)
+            changed.append(path)
+    return changed
+
+
+def _path(address: str) -> str:
+    return address.removeprefix("https://github.com/")
+
+
+def main() -> int:
+    new = sys.argv[1].rstrip("/").removesuffix(".git") if len(sys.argv) == 2 else ""
+    if not ADDRESS.fullmatch(new):
+        print(f"{new!r} is no address of the form https://github.com/OWNER/NAME", file=sys.stderr)
+        return 2
+    for path in rewrite(current(), new):
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
