@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -14,10 +15,12 @@ Value = TypeVar("Value")
 
 
 def finite_number(name: str, value: float) -> float:
-    """`value` as a float; a ValueError unless it is a finite real number."""
+    """`value` as a float; a TypeError unless it is one number, a ValueError unless that is finite."""
     try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
+        number = value.__float__()  # not float(value), which also reads numbers out of words
+    except OverflowError:
+        number = math.inf
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number, got {value!r}") from error
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}; look for an overflow or a division by zero")
@@ -34,9 +37,12 @@ def positive_number(name: str, value: float) -> float:
 
 def whole_number(name: str, value: int, *, minimum: int = 1) -> int:
     """`value` as an int; an error unless it is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from error
+    if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    number = value.__index__()
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
@@ -46,9 +52,13 @@ def named_choice(kind: str, name: str, options: Mapping[str, Value]) -> Value:
     """`options[name]`; a ValueError that suggests the near names where there is no such option."""
     if name in options:
         return options[name]
-    near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
+    near = _near_names(str(name), options) or _near_names(str(name).lower(), options)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(options)}"
     raise ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+def _near_names(name: str, options: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, list(options), n=3, cutoff=0.5)
 
 
 def flat_parameters(name: str, theta: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,11 @@ def gradients(losses: Sequence[Loss]) -> Callable[[Tensor], tuple[Tensor, Tensor
     """A function from thetas (T, D) to the values (T,) and gradients (T, D) of T losses, row by row.
 
     Losses that stack (see `networks.stacked`) are evaluated in one `vmap`; others one after the other.
+
+    Example:
+        >>> values, slopes = gradients([lambda theta: theta.square().sum()])(torch.tensor([[3.0, 1.0]]))
+        >>> values.tolist(), slopes.tolist()
+        ([10.0], [[6.0, 2.0]])
     """
     together = stacked(losses) if len(losses) > 1 else None
 
@@ -138,46 +144,58 @@ def finetune(
         >>> path.tolist()
         [[0.0], [0.25]]
     """
-    settings = {
-        "learning_rate": _checks.positive_number("learning_rate", learning_rate),
-        "epochs": _checks.whole_number("epochs", epochs),
-        "batch_size": batch_size,
-        "warmup_steps": _checks.whole_number("warmup_steps", warmup_steps, minimum=0),
-        "clip_norm": math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
-        "every_step": _checks.named_choice("record", record, {"epochs": False, "steps": True}),
-        "make_optimizer": _optimizer_maker(optimizer, learning_rate, options),
-    }
+    recipe = _Recipe(
+        _checks.positive_number("learning_rate", learning_rate),
+        _checks.whole_number("epochs", epochs),
+        _checks.whole_number("batch_size", batch_size),
+        _checks.whole_number("warmup_steps", warmup_steps, minimum=0),
+        math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
+        _checks.named_choice("record", record, {"epochs": False, "steps": True}),
+        _optimizer_maker(optimizer, learning_rate, options),
+    )
     _checks.flat_parameters("start", start)
     if callable(loss):
-        return _finetune_one(loss, start, generator, examples, settings)
+        return _finetune_one(loss, start, generator, examples, recipe)
     losses = _checks.not_empty("the list of losses", loss)
-    return torch.stack([_finetune_one(each, start, generator, examples, settings) for each in losses])
+    return torch.stack([_finetune_one(each, start, generator, examples, recipe) for each in losses])
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """The checked settings of a mini-batch run."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    warmup_steps: int
+    clip_norm: float
+    every_step: bool
+    make_optimizer: Callable[[Tensor], torch.optim.Optimizer]
 
 
 def _finetune_one(
-    loss: BatchLoss, start: Tensor, generator: torch.Generator, examples: int | None, settings: dict[str, Any]
+    loss: BatchLoss, start: Tensor, generator: torch.Generator, examples: int | None, recipe: _Recipe
 ) -> Tensor:
     count = _count_examples(loss, examples)
-    size = _checks.whole_number("batch_size", settings["batch_size"])
-    if size > count:
+    if recipe.batch_size > count:
         raise ValueError(
-            f"batch_size is {size} but there are {count} examples; choose a size of 1 to {count}"
+            f"batch_size is {recipe.batch_size} but there are {count} examples; choose a size of 1 to {count}"
         )
     theta = start.detach().clone().requires_grad_()
-    optimizer = settings["make_optimizer"](theta)
+    optimizer = recipe.make_optimizer(theta)
     path, step = [start.detach().clone()], 0
-    for epoch in range(1, settings["epochs"] + 1):
-        for batch in _batches(count, size, generator):
+    for epoch in range(1, recipe.epochs + 1):
+        for batch in _batches(count, recipe.batch_size, generator):
             step += 1
-            _warm_up(optimizer, step, settings)
+            _warm_up(optimizer, step, recipe)
             value = loss(theta, batch)
             (theta.grad,) = torch.autograd.grad(value, theta)
-            torch.nn.utils.clip_grad_norm_([theta], settings["clip_norm"])
+            torch.nn.utils.clip_grad_norm_([theta], recipe.clip_norm)
             optimizer.step()
-            _check_progress(epoch, value.detach(), theta.detach(), settings["learning_rate"])
-            if settings["every_step"]:
+            _check_progress(epoch, value.detach(), theta.detach(), recipe.learning_rate)
+            if recipe.every_step:
                 path.append(theta.detach().clone())
-        if not settings["every_step"]:
+        if not recipe.every_step:
             path.append(theta.detach().clone())
     return torch.stack(path)
 
@@ -186,10 +204,10 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
     yield from torch.split(torch.randperm(count, generator=generator), size)
 
 
-def _warm_up(optimizer: torch.optim.Optimizer, step: int, settings: dict[str, Any]) -> None:
-    share = min(1.0, step / settings["warmup_steps"]) if settings["warmup_steps"] else 1.0
+def _warm_up(optimizer: torch.optim.Optimizer, step: int, recipe: _Recipe) -> None:
+    share = min(1.0, step / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = settings["learning_rate"] * share
+        group["lr"] = recipe.learning_rate * share
 
 
 def _count_examples(loss: BatchLoss, examples: int | None) -> int:
@@ -204,7 +222,7 @@ def _optimizer_maker(
     name: str, learning_rate: float, options: dict[str, Any]
 ) -> Callable[[Tensor], torch.optim.Optimizer]:
     kind = _checks.named_choice("optimizer", name, OPTIMIZERS)
-    known = dict.fromkeys(inspect.signature(kind).parameters)
+    known = dict.fromkeys(name for name in inspect.signature(kind).parameters if name not in ("params", "lr"))
     for option in options:
         _checks.named_choice(f"option of the optimizer {name!r}", option, known)
     return lambda theta: kind([theta], lr=learning_rate, **options)  # type: ignore[call-arg]

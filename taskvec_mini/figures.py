@@ -1,8 +1,12 @@
-"""The figures of the book: each `draw_*` takes data and returns a matplotlib Figure; none computes results."""
+"""The figures of the book: each `draw_*` takes data and returns a matplotlib Figure; none computes results.
+
+No series is ever left out: where there are more of them than colours, the colours start again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from taskvec_mini.style import COLOURS, GREY, use_book_style
+from taskvec_mini import _checks
+from taskvec_mini.style import COLOURS, GREY, series_style, use_book_style
 from taskvec_mini.tasks import Task
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "draw_bars",
     "draw_examples",
     "draw_paths",
+    "draw_scatter",
     "draw_slopes",
     "use_book_style",
 ]
@@ -29,7 +35,7 @@ def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Fi
     figure, grid = _subplots(len(tasks), count, figsize=(7, 1.05 * len(tasks)), squeeze=False)
     for task, row in zip(tasks, grid, strict=True):
         for i, axes in enumerate(row):
-            axes.imshow(task.train_inputs[i].reshape(side, side), cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(task.train_inputs[i].reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set_title(task.class_names[int(task.train_labels[i])], fontsize=9, pad=2)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -40,11 +46,16 @@ def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Fi
 
 
 def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float | None = None) -> Figure:
-    """Grouped bars: for each model (outer key) its accuracy on each task (inner key), from 0 to 1."""
-    tasks = list(next(iter(scores.values())))
+    """Grouped bars: for each model (outer key) its accuracy on each task (inner key), from 0 to 1.
+
+    Raises:
+        ValueError: if there are no scores.
+        KeyError: if a model lacks an accuracy on a task of the first.
+    """
+    tasks = list(scores[_checks.not_empty("scores", scores)[0]])
     figure, axes = _subplots(figsize=(7, 3))
     width = 0.8 / len(tasks)
-    for i, (task, colour) in enumerate(zip(tasks, COLOURS, strict=False)):
+    for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
         values = [accuracies[task] for accuracies in scores.values()]
         places = np.arange(len(scores)) + (i - (len(tasks) - 1) / 2) * width
         hatch = ("", "//", "..", "xx")[i % 4]
@@ -85,10 +96,9 @@ def draw_paths(
         labels: names of the two axes.
     """
     figure, axes = _subplots(figsize=(6, 4))
-    styles = zip(COLOURS, "os^Dvp", ("-", "--", "-.", ":", "-", "--"), strict=False)
-    for (label, path), (colour, marker, line) in zip(paths.items(), styles, strict=False):
-        axes.plot(path[:, 0], path[:, 1], line, marker=marker, color=colour, label=label, markersize=5)
-    for (label, (tail, head)), colour in zip((arrows or {}).items(), COLOURS[::-1], strict=False):
+    for i, (label, path) in enumerate(paths.items()):
+        axes.plot(path[:, 0], path[:, 1], label=label, markersize=5, **series_style(i))
+    for (label, (tail, head)), colour in zip((arrows or {}).items(), cycle(COLOURS[::-1]), strict=False):
         move = head - tail
         axes.quiver(
             *tail, *move, angles="xy", scale_units="xy", scale=1, color=colour, width=0.008, label=label
@@ -103,6 +113,19 @@ def draw_paths(
     return figure
 
 
+def draw_scatter(across: Tensor, panels: Mapping[str, Tensor], *, xlabel: str, ylabel: str) -> Figure:
+    """A panel for each vector (D,): its entries against those of `across` (D,), with the diagonal."""
+    figure, grid = _subplots(1, len(panels), figsize=(7, 3.2), squeeze=False)
+    for axes, (title, up), colour in zip(grid[0], panels.items(), cycle(COLOURS), strict=False):
+        axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5)
+        axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="equal")
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+    grid[0][0].set_ylabel(ylabel)
+    grid[0][0].legend()
+    return figure
+
+
 def draw_slopes(
     step_sizes: Sequence[float],
     errors: Mapping[str, Sequence[float]],
@@ -113,8 +136,8 @@ def draw_slopes(
 ) -> Figure:
     """Errors against step sizes on two logarithmic axes: an order of convergence is a slope."""
     figure, axes = _subplots(figsize=(6.5, 3.6))
-    for (label, values), colour, marker in zip(errors.items(), COLOURS, "os^Dvp", strict=False):
-        axes.loglog(step_sizes, values, marker=marker, color=colour, label=label)
+    for i, (label, values) in enumerate(errors.items()):
+        axes.loglog(step_sizes, values, label=label, **series_style(i))
     for label, guide in (guides or {}).items():
         axes.loglog(step_sizes, [guide(step) for step in step_sizes], ":", color=GREY, label=label)
     axes.set_xlabel(xlabel)
@@ -124,17 +147,22 @@ def draw_slopes(
 
 
 def draw_bars(
-    values: Mapping[str, float], *, xlabel: str, log: bool = True, marks: Mapping[str, float] | None = None
+    values: Mapping[str, float],
+    *,
+    xlabel: str,
+    log: bool = True,
+    form: str = "{:.1e}",
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Horizontal bars, one a label, in the order given from the top; `marks` are vertical reference lines."""
     figure, axes = _subplots(figsize=(7, 0.6 + 0.32 * len(values)))
     places = np.arange(len(values))[::-1]
     bars = axes.barh(places, list(values.values()), color=COLOURS[0], height=0.65)
-    axes.bar_label(bars, [f"{value:.1e}" for value in values.values()], padding=3, fontsize=8, color=GREY)
+    axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8, color=GREY)
     axes.set_yticks(places, list(values))
     if log:
         axes.set_xscale("log")
-    for (label, place), line in zip((marks or {}).items(), ("--", ":", "-."), strict=False):
+    for (label, place), line in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
         axes.axvline(place, color=COLOURS[1], linestyle=line, label=label)
     axes.margins(x=0.18)
     axes.set_xlabel(xlabel)

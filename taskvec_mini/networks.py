@@ -35,6 +35,10 @@ class MLP(nn.Module):
 
     The weights and biases of a layer with n inputs are drawn uniformly from ±1/√n, as `torch.nn.Linear` does.
 
+    Raises:
+        ValueError: if there are fewer than two sizes, one is below 1, or the activation is unknown.
+        TypeError: if a size is not a whole number.
+
     Example:
         >>> model = MLP((64, 32, 10), generator=torch.Generator().manual_seed(0))
         >>> model(torch.zeros(5, 64, dtype=torch.float64)).shape
@@ -56,7 +60,9 @@ class MLP(nn.Module):
         self.activation = activation
         self._activate = _checks.named_choice("activation", activation, ACTIVATIONS)
         pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(n, m, dtype=dtype) for n, m in pairs)
+        # skip_init, because Linear's own initialisation would draw from torch's default generator
+        empty = [nn.utils.skip_init(nn.Linear, n, m, dtype=dtype) for n, m in pairs]  # type: ignore[no-untyped-call]
+        self.layers = nn.ModuleList(empty)
         for width, layer in zip(self.sizes[:-1], self.layers, strict=True):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
@@ -71,7 +77,15 @@ class MLP(nn.Module):
 
 
 def flatten(model: nn.Module) -> Tensor:
-    """All parameters of `model` as one new 1-D tensor (D,), in the order of `named_parameters()`."""
+    """All parameters of `model` as one new 1-D tensor (D,), in the order of `named_parameters()`.
+
+    Raises:
+        ValueError: if the model has no parameters.
+
+    Example:
+        >>> flatten(MLP((2, 3))).shape
+        torch.Size([9])
+    """
     parts = [parameter.detach().reshape(-1) for parameter in model.parameters()]
     if not parts:
         raise ValueError("the model has no parameters to flatten; give one that was built with layers")
@@ -79,7 +93,15 @@ def flatten(model: nn.Module) -> Tensor:
 
 
 def unflatten(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
-    """The flat vector `theta` (D,) cut into the named parameters of `model`: views of theta, not copies."""
+    """The flat vector `theta` (D,) cut into the named parameters of `model`: views of theta, not copies.
+
+    Raises:
+        ValueError: if theta does not hold as many numbers as the model has parameters.
+
+    Example:
+        >>> unflatten(MLP((2, 1)), torch.tensor([1.0, 2.0, 3.0]))
+        {'layers.0.weight': tensor([[1., 2.]]), 'layers.0.bias': tensor([3.])}
+    """
     named = dict(model.named_parameters())
     sizes = [parameter.numel() for parameter in named.values()]
     if theta.ndim != 1 or len(theta) != sum(sizes):
@@ -92,7 +114,15 @@ def unflatten(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
 
 
 def outputs_at(model: nn.Module, theta: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs (N, C) of `model` at the flat parameters `theta`; the model's own parameters stay untouched."""
+    """Outputs (N, C) of `model` at the flat parameters `theta`; the model's own parameters stay untouched.
+
+    Raises:
+        ValueError: if theta does not hold as many numbers as the model has parameters.
+
+    Example:
+        >>> outputs_at(MLP((2, 1)), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[10.0, 100.0]]))
+        tensor([[213.]])
+    """
     result: Tensor = functional_call(model, unflatten(model, theta), (inputs.to(theta.dtype),))
     return result
 
@@ -174,13 +204,21 @@ def flat_loss(
             f"labels must be one number each from 0 to {classes - 1}, got shape {tuple(targets.shape)} with "
             f"values from {low} to {high}; renumber the classes or widen the last layer"
         )
-    return FlatLoss(model, inputs, targets, loss, outputs)
+    return FlatLoss(model, inputs, targets if targets.is_floating_point() else targets.long(), loss, outputs)
 
 
 def stacked(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor] | None:
     """T losses as one function from thetas (T, D) to values (T,), or None where they do not stack.
 
     They stack when all come from `flat_loss` with one model, one kind of loss and data of equal shapes.
+
+    Example:
+        >>> model = MLP((2, 3))
+        >>> losses = [flat_loss(model, torch.ones(4, 2), torch.full((4,), label)) for label in (0, 1)]
+        >>> stacked(losses)(torch.zeros(2, 9)).shape
+        torch.Size([2])
+        >>> stacked([lambda theta: theta.sum()]) is None
+        True
     """
     first = losses[0]
     flat = [loss for loss in losses if isinstance(loss, FlatLoss)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ def accuracy(model: nn.Module, theta: Tensor, task: Task) -> float:
     """The share of the task's test examples that `model` gets right at the flat parameters `theta` (D,).
 
     Only the task's own outputs compete. The model itself is not changed.
+
+    Raises:
+        TypeError: if theta is not one flat vector.
+        ValueError: if theta does not fit the model, or holds NaN or infinity.
+
+    Example:
+        >>> from taskvec_mini.networks import MLP
+        >>> from taskvec_mini.tasks import digit_tasks
+        >>> always_even = torch.zeros(64 * 14 + 14)  # all outputs tie, so the first of a task wins
+        >>> round(accuracy(MLP((64, 14)), always_even, digit_tasks()["odd or even"]), 3)
+        0.519
     """
     _checks.flat_parameters("theta", theta)
     with torch.no_grad():
@@ -44,22 +56,32 @@ def normalised_accuracy(merged: Mapping[str, float], individual: Mapping[str, fl
 
 
 def table(
-    rows: Sequence[Mapping[str, object]], *, digits: int = 3, columns: Sequence[str] | None = None
+    rows: Sequence[Mapping[str, object]] | Mapping[Any, Mapping[str, object]],
+    *,
+    digits: int = 3,
+    index: str = "",
+    columns: Sequence[str] | None = None,
 ) -> str:
     """Rows as aligned plain text: words to the left, numbers to the right, floats rounded to `digits` places.
 
     Args:
-        rows: one mapping from column names to values for each row.
-        digits: decimal places of floats; one that is too small for them (and below 0.001) is shown as 1.2e-05.
+        rows: one mapping from column names to values for each row, or a mapping from labels to such rows.
+        digits: decimal places of floats; one too small for them (and below 0.001) is shown as 1.2e-05.
+        index: where the rows have labels, what stands above them in the first column.
         columns: which columns and in which order; those of the first row by default.
 
+    Raises:
+        ValueError: if there are no rows.
+        KeyError: if a row lacks a column.
+
     Example:
-        >>> print(table([{"task": "digits", "accuracy": 0.97123}, {"task": "rotated", "accuracy": 0.5}]))
+        >>> print(table({"digits": {"accuracy": 0.97123}, "rotated": {"accuracy": 0.5}}, index="task"))
         task     accuracy
         digits      0.971
         rotated     0.500
     """
-    listed = _checks.not_empty("the list of rows", rows)
+    labelled = [{index: label, **row} for label, row in rows.items()] if isinstance(rows, Mapping) else rows
+    listed = _checks.not_empty("the list of rows", labelled)
     names = list(columns or listed[0])
     cells = [names] + [[_text(row[name], digits) for name in names] for row in listed]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]

@@ -30,6 +30,9 @@ class Task:
         test_inputs, test_labels: examples kept apart for judging.
         class_names: the meaning of each label.
         outputs: the outputs of a network which hold this task's classes (its head).
+
+    Raises:
+        ValueError: if a part has no examples, lengths differ, or a label has no class name.
     """
 
     name: str
@@ -83,6 +86,10 @@ def digit_tasks(
     Returns:
         The tasks by name.
 
+    Raises:
+        ValueError: if the seed is below 0 or the share is not between 0 and 1.
+        TypeError: if the seed is not a whole number.
+
     Example:
         >>> tasks = digit_tasks()
         >>> tasks["odd or even"]
@@ -120,7 +127,12 @@ def digit_tasks(
 
 
 def choose(tasks: dict[str, Task], *names: str) -> list[Task]:
-    """The named tasks of a suite, in the order asked; a ValueError suggests near names for an unknown one."""
+    """The named tasks of a suite, in the order asked; a ValueError suggests near names for an unknown one.
+
+    Example:
+        >>> [task.name for task in choose(digit_tasks(), "mirrored", "digits")]
+        ['mirrored', 'digits']
+    """
     return [_checks.named_choice("task", name, tasks) for name in names]
 
 

@@ -6,24 +6,18 @@ A task vector is the difference of two sets of named parameters, `finetuned - pr
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _files
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 Scalar = int | float | Tensor
-FILE_FORMAT = "taskvec_mini.TaskVector/1"
 _CHUNK = 1 << 22  # entries turned to float64 at a time, so that a norm needs no second copy of the vector
 
 
@@ -37,7 +31,7 @@ class TaskVector:
 
     Raises:
         TypeError: if `flat` is not a 1-D floating-point tensor.
-        ValueError: if an entry is NaN or infinite, or the layout does not add up to D.
+        ValueError: if an entry is NaN or infinite, or the layout does not add up to D or names a part twice.
 
     Example:
         >>> import torch
@@ -58,6 +52,7 @@ class TaskVector:
         _checks.flat_parameters("flat", flat)
         self.layout: Layout = tuple((name, tuple(shape)) for name, shape in layout)
         self.carried = tuple(carried)
+        _check_layout(self.layout)
         size = sum(_size(shape) for _, shape in self.layout)
         if size != len(flat):
             raise ValueError(f"the layout names {size} entries but flat holds {len(flat)}; they must agree")
@@ -89,6 +84,8 @@ class TaskVector:
             raise ValueError("pretrained holds no floating-point tensors; give a state dict with parameters")
         for name in names:
             _checks.check_pair(name, pretrained[name], finetuned[name], pretrained[names[0]])
+        for name in carried:
+            _checks.check_shapes(name, tuple(pretrained[name].shape), tuple(finetuned[name].shape))
         differences = [finetuned[name].detach() - pretrained[name].detach() for name in names]
         layout = [(name, tuple(pretrained[name].shape)) for name in names]
         return cls(torch.cat([part.reshape(-1) for part in differences]), layout, carried)
@@ -148,7 +145,12 @@ class TaskVector:
         return self._with(self._flat / number)
 
     def dot(self, other: TaskVector) -> float:
-        """The inner product with `other`, accumulated in float64."""
+        """The inner product with `other`, accumulated in float64.
+
+        Raises:
+            TypeError: if dtypes or devices differ.
+            ValueError: if the layouts differ.
+        """
         self._check_match(other)
         pairs = zip(torch.split(self._flat, _CHUNK), torch.split(other._flat, _CHUNK), strict=True)
         return sum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
@@ -158,11 +160,17 @@ class TaskVector:
         return math.sqrt(self.dot(self))
 
     def cosine(self, other: TaskVector) -> float:
-        """The cosine of the angle to `other`, accumulated in float64; a ValueError if either is zero."""
-        lengths = self.norm() * other.norm()
+        """The cosine of the angle to `other`, accumulated in float64.
+
+        Raises:
+            TypeError: if dtypes or devices differ.
+            ValueError: if the layouts differ, one of the two is zero, or a norm is beyond float64.
+        """
+        product = self.dot(other)
+        lengths = _checks.finite_number("the product of the two norms", self.norm() * other.norm())
         if lengths == 0:
             raise ValueError("a task vector is zero and so has no direction; was the model finetuned at all?")
-        return max(-1.0, min(1.0, self.dot(other) / lengths))
+        return max(-1.0, min(1.0, product / lengths))
 
     def apply_to(self, pretrained: Mapping[str, Tensor], scaling_coef: float = 1.0) -> dict[str, Tensor]:
         """`pretrained + scaling_coef * self` as a new dictionary; writes into none of its inputs.
@@ -190,19 +198,12 @@ class TaskVector:
     # files: safetensors only, written whole or not at all
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vector to a safetensors file, whole or not at all: an older file stays until then."""
-        layout = json.dumps({"layout": self.layout, "carried": self.carried})
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(
-                {"flat": self._flat}, temporary, metadata={"format": FILE_FORMAT, "task_vector": layout}
-            )
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write the vector to a safetensors file, whole or not at all: an older file stays until then.
+
+        Raises:
+            OSError: if the folder does not exist, may not be written to, or is full.
+        """
+        _files.write(path, self._flat, {"layout": self.layout, "carried": self.carried})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
@@ -212,23 +213,8 @@ class TaskVector:
             FileNotFoundError: if there is no such file.
             ValueError: if it is a pickle, is truncated or corrupted, or is no task vector.
         """
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise ValueError(
-                f"{path} is a pickle (torch.save writes these) and is not loaded, because a pickle can run "
-                "any code; load the two state dicts yourself and save TaskVector.between(...) with save()"
-            )
-        try:
-            with safe_open(path, framework="pt") as stored:
-                metadata = stored.metadata() or {}
-                if metadata.get("format") != FILE_FORMAT:
-                    raise ValueError(f"{path} is a safetensors file but no task vector; make one with save()")
-                description = json.loads(metadata["task_vector"])
-                return cls(stored.get_tensor("flat"), description["layout"], description["carried"])
-        except SafetensorError as error:
-            message = f"{path} is truncated or corrupted ({error}); copy it again or make it anew with save()"
-            raise ValueError(message) from error
+        flat, description = _files.read(path)
+        return cls(flat, description["layout"], description["carried"])
 
     def _with(self, flat: Tensor) -> TaskVector:
         return TaskVector(flat, self.layout, self.carried)
@@ -247,6 +233,16 @@ def _size(shape: Sequence[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
+def _check_layout(layout: Layout) -> None:
+    names = [name for name, _ in layout]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the layout names {twice!r} twice; give every part a name of its own")
+    for name, shape in layout:
+        if any(length < 0 for length in shape):
+            raise ValueError(f"{name!r} has the shape {shape}, but no length can be below 0")
+
+
 def _is_scalar(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.ndim == 0
@@ -258,7 +254,7 @@ def _split_names(
 ) -> tuple[list[str], list[str]]:
     """The names of floating-point tensors, and those of integer buffers to be carried."""
     _checks.named_choice("integer_buffers", integer_buffers, {"refuse": 0, "carry": 0})
-    names = [n for n in pretrained if pretrained[n].is_floating_point() and finetuned[n].is_floating_point()]
+    names = [n for n in pretrained if pretrained[n].is_floating_point() or finetuned[n].is_floating_point()]
     others = [n for n in pretrained if n not in names]
     if others and integer_buffers == "refuse":
         raise TypeError(
