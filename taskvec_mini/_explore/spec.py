@@ -136,8 +136,10 @@ def _bars(chart: Bars, frame: Frame) -> list[Any]:
     x = alt.X("x:N", title=chart.x_title, sort=list(frame.words), axis=alt.Axis(labelAngle=0, grid=False),
               scale=alt.Scale(domain=list(frame.words), paddingInner=0.25, paddingOuter=0.2))  # fmt: skip
     y = alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale("linear", frame.y_domain))
-    side = alt.XOffset("series:N", sort=list(frame.series), scale=alt.Scale(domain=list(frame.series)))
-    base = alt.Chart().encode(x=x, y=y, xOffset=side)
+    base = alt.Chart().encode(x=x, y=y)
+    if chart.series:  # without one the column is empty, which vega reads as null: it belongs to no side
+        names = list(frame.series)
+        base = base.encode(xOffset=alt.XOffset("series:N", sort=names, scale=alt.Scale(domain=names)))
     fills = [f"{colour}{round(255 * fill):02x}" for colour, fill in zip(COLOURS, FILLS, strict=True)]
     bars = base.mark_bar(strokeWidth=1.5, clip=True).encode(
         fill=_by_series(alt.Fill, frame, fills),
