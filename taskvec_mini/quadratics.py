@@ -81,6 +81,9 @@ def quadratic_gap(
 
     The weighted sum of the losses is a quadratic as well, with Hessian α Σ_t A_t, so both ends are known.
 
+    Raises:
+        ValueError, TypeError: as `quadratic_task_vectors` does.
+
     Example:
         >>> bowls = [Quadratic(torch.eye(1), torch.zeros(1)), Quadratic(2 * torch.eye(1), torch.ones(1))]
         >>> quadratic_gap(bowls, torch.tensor([3.0]), learning_rate=0.5, epochs=2, scaling_coef=0.5).item()

@@ -96,6 +96,9 @@ def merge_gap(
 
     Zero after one epoch, for every α, η and T; of second order in η after more.
 
+    Raises:
+        DivergedError, ValueError, TypeError: as `descent.gradient_descent` does.
+
     Example:
         >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum() / 2]
         >>> start = torch.tensor([3.0])
@@ -155,6 +158,9 @@ def collapsed_gap(
 
     In full, −αη² · k(k−1)/2 · Σ_t H_t(θ₀) r_t(θ₀). It differs from `leading_gap` by O(η³), so it is as good
     in order; its cost does not grow with the epochs. The ½ belongs to this form, not to the double sum.
+
+    Raises:
+        ValueError, TypeError: as `descent.gradient_descent` does.
 
     Example:
         >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum()]
@@ -248,6 +254,9 @@ def derivative(
 def convergence_order(step_sizes: Sequence[float], errors: Sequence[float]) -> float:
     """The slope of log(error) against log(step size): p where error ≈ C · stepᵖ. Two points or more.
 
+    Raises:
+        ValueError: if a number is not above 0, the lists differ in length, or all step sizes are equal.
+
     Example:
         >>> round(convergence_order([0.1, 0.05, 0.025], [0.03, 0.0075, 0.001875]), 6)
         2.0
@@ -267,6 +276,9 @@ def convergence_order(step_sizes: Sequence[float], errors: Sequence[float]) -> f
 
 def local_orders(step_sizes: Sequence[float], errors: Sequence[float]) -> list[float]:
     """The slope between each step size and the next: where an expansion starts to hold, these settle.
+
+    Raises:
+        ValueError: as `convergence_order` does.
 
     Example:
         >>> [round(order, 6) for order in local_orders([0.1, 0.05, 0.025], [0.1, 0.05, 0.0125])]
