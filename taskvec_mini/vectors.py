@@ -244,9 +244,8 @@ def _check_layout(layout: Layout) -> None:
 
 
 def _is_scalar(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.ndim == 0
-    return hasattr(value, "__float__") and not hasattr(value, "__len__")
+    """Whether `value` is one number: of Python or numpy, or a tensor or an array without dimensions."""
+    return hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
 
 
 def _split_names(

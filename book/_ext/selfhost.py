@@ -10,9 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-CHARTS = re.compile(
-    r"https://cdn\.jsdelivr\.net/npm/(vega|vega-lite|vega-embed)@[\w.]+(?:/[\w./-]*)?"
-)
+CHARTS = re.compile(r"https://cdn\.jsdelivr\.net/npm/(vega|vega-lite|vega-embed)@[\w.]+(?:/[\w./-]*)?")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 # A page opened as a file may not read its neighbours: the search lists titles alone.
 SEARCH_AS_FILES = """

@@ -27,6 +27,7 @@ AXIS = {
     "gridOpacity": 0.25, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
     "titlePadding": 8, "labelOverlap": True,
 }  # fmt: skip
+LOOKS = ("color", "shape", "fill", "stroke")  # the channels that tell series apart
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "inherit",
@@ -65,6 +66,8 @@ def specification(
         for i, range_ in enumerate(ranges.values())
     ]
     whole: Any = views[0] if len(views) == 1 else alt.hconcat(*views, spacing=28)
+    if len({frame.series for frame in frames.values()}) > 1:  # or one legend mixes the series of both
+        whole = whole.resolve_scale(**dict.fromkeys(LOOKS, "independent"))
     whole = whole.add_params(*params).properties(description=description)
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = whole.to_dict()

@@ -1,0 +1,267 @@
+"""The chapters keep the book's conventions (CONTRIBUTING.md), and their stored outputs are canonical."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+
+from charts import charts_in
+from conftest import CHAPTERS, ROOT
+from scripts import execute, home
+
+RECORD = execute.read_record(ROOT / "book" / "recorded" / "execution.json")
+EXERCISE = re.compile(r"\*\*Exercise (\d) \((\d+) minutes\)\. ")
+# A result: a decimal number, or one with an exponent. Whole numbers count things and settings.
+RESULT = re.compile(r"(?<![\w.,])\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\w)")
+NOT_PROSE = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\[arXiv:[^)]*\)|\]\([^)]*\)|<[^>]+>", flags=re.DOTALL
+)
+every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def markdown_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def tags(cell: Any) -> set[str]:
+    return set(cell.metadata.get("tags", ()))
+
+
+def prose(notebook: Any) -> str:
+    """The chapter's sentences: no code, no formulas, no addresses."""
+    return NOT_PROSE.sub(" ", "\n\n".join(cell.source for cell in markdown_cells(notebook)))
+
+
+def printed(notebook: Any) -> str:
+    """The code and the text it printed; what a chart carries as data does not count."""
+    texts = []
+    for cell in code_cells(notebook):
+        texts.append(cell.source)
+        for output in cell.outputs:
+            texts.append(output.get("text", ""))
+            texts.append(output.get("data", {}).get("text/plain", ""))
+    return "\n".join(texts)
+
+
+def unprinted_numbers(notebook: Any) -> list[str]:
+    """Results in the prose that no cell prints and the notebook's metadata do not explain."""
+    quoted = notebook.metadata.get("taskvec_mini", {}).get("quoted", {})
+    known = {float(number) for number in RESULT.findall(printed(notebook))}
+    known |= {float(number) for number in quoted}
+    return [number for number in RESULT.findall(prose(notebook)) if float(number) not in known]
+
+
+def shows_picture(cell: Any) -> bool:
+    """Whether the cell draws a figure; a chart with sliders describes itself and is tested in the browser."""
+    drawn = [set(output.get("data", {})) for output in cell.outputs]
+    return any(
+        kinds & {"image/png", "image/svg+xml", "image/jpeg"} and "text/html" not in kinds for kinds in drawn
+    )
+
+
+def shows_chart(cell: Any) -> bool:
+    return any(charts_in(output.get("data", {}).get("text/html", "")) for output in cell.outputs)
+
+
+def test_there_are_chapters_and_the_table_of_contents_names_every_page() -> None:
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [contents["root"], *(entry["file"] for part in contents["parts"] for entry in part["chapters"])]
+    pages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "book").glob("*.md")}
+    chapters = {path.relative_to(ROOT).with_suffix("").as_posix() for path in CHAPTERS}
+    assert chapters
+    assert sorted(listed) == sorted(pages | chapters)
+    assert len(list((ROOT / "book").glob("*.ipynb"))) == len(chapters)
+
+
+@every_chapter
+def test_the_stored_file_is_canonical(path: Path) -> None:
+    assert execute.tidy(read(path), path.stem) == path.read_bytes().decode(), (
+        f"run: make execute CHAPTERS=book/{path.name}"
+    )
+
+
+@every_chapter
+def test_every_cell_ran_and_none_failed(path: Path) -> None:
+    for cell in code_cells(read(path)):
+        assert cell.execution_count, cell.source
+        failed = [output for output in cell.outputs if output.output_type == "error"]
+        assert not failed or "raises-exception" in tags(cell), cell.source
+
+
+@every_chapter
+def test_outputs_hold_neither_widgets_nor_addresses_of_memory(path: Path) -> None:
+    notebook = read(path)
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert not any("widget" in kind for kind in output.get("data", {}))
+            shown = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            assert not re.search(r"0x[0-9a-f]{6,}", shown), shown
+
+
+@every_chapter
+def test_only_charts_with_sliders_are_left_out_of_the_strict_comparison(path: Path) -> None:
+    """Their rows are compared in test_execution.py, with room for the rounding of another machine."""
+    for cell in code_cells(read(path)):
+        assert "nbval-skip" not in tags(cell)
+        assert ("nbval-ignore-output" in tags(cell)) == shows_chart(cell), cell.source
+
+
+@every_chapter
+def test_a_chapter_has_a_chart_with_sliders(path: Path) -> None:
+    assert any(shows_chart(cell) for cell in code_cells(read(path)))
+
+
+@every_chapter
+def test_cells_are_short(path: Path) -> None:
+    cells = [cell for cell in code_cells(read(path)) if "remove-cell" not in tags(cell)]
+    lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells)
+    assert statistics.median(lengths) <= 6, lengths
+    assert lengths[math.ceil(0.9 * len(lengths)) - 1] <= 18, lengths
+    assert lengths[-1] <= 25, lengths
+
+
+@every_chapter
+def test_the_first_cell_says_what_it_is(path: Path) -> None:
+    first = read(path).cells[0]
+    title, thesis = first.source.split("\n\n")[:2]
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    owner = home.current().removeprefix("https://github.com/")
+    link = f"https://colab.research.google.com/github/{owner}/blob/main/book/{path.name}"
+    assert re.fullmatch(r"# \S.*", title)
+    assert thesis.startswith("> *")
+    assert f"[![Open in Colab]({badge})]({link})" in first.source
+    assert "· needs " in first.source
+
+
+@every_chapter
+def test_the_promised_seconds_are_the_recorded_ones(path: Path) -> None:
+    seconds = RECORD["chapters"][path.stem]
+    stated = execute.RUNS_IN.search(read(path).cells[0].source)
+    assert stated is not None, "the first cell has no line 'runs on a CPU in N s'"
+    assert int(stated.group(1)) == execute.stated_seconds(seconds)
+    assert seconds <= 60
+
+
+def test_the_record_names_these_chapters_and_no_others() -> None:
+    assert set(RECORD["chapters"]) == {path.stem for path in CHAPTERS}
+    assert set(RECORD["versions"]) >= {"python", "torch", "numpy", "matplotlib", "jupyter-book"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", RECORD["date"])
+
+
+def test_set_up_cells_are_identical_and_name_the_book_s_address() -> None:
+    cells = [read(path).cells[1] for path in CHAPTERS]
+    assert all("remove-cell" in tags(cell) for cell in cells)
+    assert len({cell.source for cell in cells}) == 1
+    assert f'HOME = "{home.current()}"' in cells[0].source
+
+
+@every_chapter
+def test_the_first_figure_stands_within_the_first_five_cells(path: Path) -> None:
+    assert any(cell.cell_type == "code" and shows_picture(cell) for cell in read(path).cells[:5])
+
+
+def figures(paths: Iterable[Path]) -> list[tuple[str, Any]]:
+    return [(path.stem, cell) for path in paths for cell in code_cells(read(path)) if shows_picture(cell)]
+
+
+def test_every_figure_has_a_name_a_caption_and_an_alternative_text() -> None:
+    names = []
+    for chapter, cell in figures(CHAPTERS):
+        described = cell.metadata.get("mystnb", {})
+        names.append(described.get("figure", {}).get("name", ""))
+        assert re.fullmatch(r"fig-[a-z0-9-]+", names[-1]), f"{chapter}: {cell.source}"
+        assert len(described["figure"].get("caption", "")) >= 20, f"{chapter}: {names[-1]}"
+        assert len(described.get("image", {}).get("alt", "")) >= 40, f"{chapter}: {names[-1]}"
+        pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert len(pictures) == 1, f"{chapter}: {names[-1]} shows {len(pictures)} pictures under one caption"
+    assert len(set(names)) == len(names)
+
+
+@every_chapter
+def test_three_exercises_with_time_check_hint_and_folded_solution(path: Path) -> None:
+    cells = read(path).cells
+    asked = [
+        i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and EXERCISE.search(cell.source)
+    ]
+    numbers = [EXERCISE.findall(cells[i].source)[0][0] for i in asked]
+    assert numbers == ["1", "2", "3"]
+    for i in asked:
+        text, (check, solution) = cells[i].source, [c for c in cells[i:] if c.cell_type == "code"][:2]
+        assert len(EXERCISE.findall(text)) == 1
+        assert "<details><summary>Hint</summary>" in text
+        assert "*Classic mistake" in text
+        name = re.search(r"^def (check_\w+)\(\w+\):", check.source, re.MULTILINE)
+        assert name, f"the cell after exercise {text[:60]!r} defines no check_...(the reader's function)"
+        assert "hide-cell" in tags(solution)
+        assert f"{name.group(1)}(" in solution.source
+        said = "".join(output.get("text", "") for output in solution.outputs)
+        assert said.startswith("correct"), said
+
+
+@every_chapter
+def test_length_of_the_prose(path: Path) -> None:
+    words = re.findall(r"\w[\w'’-]*", prose(read(path)))
+    assert 1000 <= len(words) <= 2000, len(words)
+
+
+@every_chapter
+def test_no_result_is_typed_into_the_prose(path: Path) -> None:
+    assert unprinted_numbers(read(path)) == []
+
+
+@every_chapter
+def test_prose_is_plain_markdown(path: Path) -> None:
+    """MyST directives and roles show raw on GitHub and in Colab."""
+    for cell in markdown_cells(read(path)):
+        assert not re.search(r"^(```|:::)\s*\{|\{[a-z:]+\}`", cell.source, re.MULTILINE), cell.source
+
+
+def notebook_of(markdown: str, *outputs: str, code: str = "f()", **metadata: Any) -> Any:
+    cell = nbformat.v4.new_code_cell(
+        code, outputs=[nbformat.v4.new_output("stream", text=t) for t in outputs]
+    )
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(markdown), cell], metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("markdown", "output", "found"),
+    [
+        ("It reaches 0.93.", "accuracy 0.93\n", []),
+        ("It reaches 0.94.", "accuracy 0.93\n", ["0.94"]),
+        ("An error of 1e-13 and 2.5e-3.", "error 1e-13", ["2.5e-3"]),
+        ("In $x = 0.5$, `0.25` and [a link](https://example.org/0.75) nothing is claimed.", "", []),
+        ("In 3 of 12 runs, see 2.1.", "", ["2.1"]),
+        ("Half of 0.50 is 0.25", "0.5 and 0.250", []),
+    ],
+)
+def test_unprinted_numbers_are_found(markdown: str, output: str, found: list[str]) -> None:
+    assert unprinted_numbers(notebook_of(markdown, output)) == found
+
+
+def test_a_quoted_number_needs_its_source() -> None:
+    quoted = {"taskvec_mini": {"quoted": {"0.92": "Ilharco et al. 2023, table 1"}}}
+    assert unprinted_numbers(notebook_of("They report 0.92 and 0.93.", **quoted)) == ["0.93"]
+
+
+@every_chapter
+def test_quoted_numbers_name_their_source(path: Path) -> None:
+    quoted = read(path).metadata.get("taskvec_mini", {}).get("quoted", {})
+    assert all(isinstance(source, str) and len(source) > 10 for source in quoted.values()), json.dumps(quoted)

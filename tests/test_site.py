@@ -1,0 +1,136 @@
+"""The built site in a real Chromium with the network cut: over http and as files, in light and dark."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import axe_playwright_python.base
+import pytest
+import yaml
+
+from conftest import CHAPTERS, ROOT
+
+CONTENTS = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [f"{CONTENTS['root']}.html"]
+PAGES += [f"{entry['file']}.html" for part in CONTENTS["parts"] for entry in part["chapters"]]
+CHAPTER_PAGES = [f"book/{path.stem}.html" for path in CHAPTERS]
+PROSE = """() => {
+  const text = document.querySelector("main").cloneNode(true);
+  text.querySelectorAll("pre, code, script, style, mjx-container").forEach(one => one.remove());
+  return text.textContent;
+}"""
+LARGEST = 2_000_000  # bytes of a page without what all pages share
+# What the theme does and we cannot mend from here: rule of axe-core, selector, reason.
+THEME: list[tuple[str, str, str]] = []
+every_page = pytest.mark.parametrize("page", [*PAGES, "search.html", "genindex.html"])
+
+
+@every_page
+@pytest.mark.parametrize("by", ["http", "file"])
+def test_a_page_loads_whole_and_asks_nobody_outside(
+    site: Path, address: str, visit: Any, page: str, by: str
+) -> None:
+    query = "?q=gradient" if page == "search.html" else ""
+    seen = visit((address if by == "http" else site.as_uri()) + f"/{page}{query}")
+    assert seen.outside == []
+    assert seen.complaints == []
+    formulas = seen.page.locator(".math").count()
+    assert seen.page.locator(".math mjx-container").count() == formulas
+    assert seen.page.locator("mjx-merror").count() == 0
+    assert "$" not in seen.page.evaluate(PROSE), "a formula was left as text"
+    assert seen.own_bytes <= LARGEST
+
+
+def test_formulas_are_drawn_at_all(address: str, visit: Any) -> None:
+    """So that the count above cannot be right because nothing is counted."""
+    seen = visit(f"{address}/{CHAPTER_PAGES[-1]}")
+    assert seen.page.locator("mjx-container svg").count() >= 1
+
+
+@pytest.mark.parametrize("by", ["http", "file"])
+def test_the_search_finds_pages(site: Path, address: str, visit: Any, by: str) -> None:
+    seen = visit((address if by == "http" else site.as_uri()) + "/search.html?q=gradient")
+    seen.page.wait_for_selector("#search-results li a")
+    assert seen.page.locator("#search-results li a").count() >= 3
+    assert seen.complaints == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@every_page
+def test_axe_finds_nothing_serious(address: str, visit: Any, page: str, theme: str) -> None:
+    seen = visit(f"{address}/{page}", theme=theme)
+    assert seen.page.locator("html").get_attribute("data-theme") == theme
+    # Folded parts are part of the page too.
+    seen.page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
+    seen.page.evaluate(axe_playwright_python.base.AXE_SCRIPT)
+    found = seen.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    assert found["passes"], "axe did not look at anything"
+    assert [text for violation in found["violations"] for text in ours(violation)] == []
+
+
+def ours(violation: dict[str, Any]) -> list[str]:
+    """The serious findings of one rule that are not the theme's own."""
+    if violation["impact"] not in ("serious", "critical"):
+        return []
+    said = []
+    for node in violation["nodes"]:
+        target = " ".join(map(str, node["target"]))
+        if not any(rule == violation["id"] and re.search(selector, target) for rule, selector, _ in THEME):
+            said.append(f"{violation['id']}: {target}: {node['html'][:200]} ({node['failureSummary']})")
+    return said
+
+
+# --- without a browser
+
+
+class Links(HTMLParser):
+    """The addresses a page points to and the anchors it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = {""}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.links.append(value)
+            elif name in ("id", "name") and value:
+                self.anchors.add(value)
+
+
+def links_of(path: Path) -> Links:
+    parser = Links()
+    parser.feed(path.read_text(encoding="utf-8"))
+    return parser
+
+
+def test_every_link_inside_the_site_leads_somewhere(site: Path) -> None:
+    pages = {path.resolve(): links_of(path) for path in [*site.glob("book/*.html"), *site.glob("*.html")]}
+    broken = []
+    for path, parser in pages.items():
+        for link in parser.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            known = pages[target].anchors if target in pages else {parts.fragment}
+            if not target.exists() or unquote(parts.fragment) not in known:
+                broken.append(f"{path.name}: {link}")
+    assert len(pages) >= len(PAGES)
+    assert broken == []
+
+
+def test_pages_name_no_script_picture_or_style_of_another_site(site: Path) -> None:
+    for path in site.glob("book/*.html"):
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(https?:[^"]+)"', text)
+        loaded += re.findall(
+            r'<link\b[^>]*\brel="(?:stylesheet|preload|icon)"[^>]*\bhref="(https?:[^"]+)"', text
+        )
+        loaded += re.findall(r"https://(?:cdn|unpkg)[^\"'\s]*", text)
+        assert loaded == [], path.name

@@ -1,0 +1,155 @@
+"""The charts with sliders on the built site: dragged, moved by keys, and held against their rows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+
+from charts import Chart, Panel, charts_in
+from conftest import CHAPTERS
+
+CHAPTER_PAGES = [f"book/{path.stem}.html" for path in CHAPTERS]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def drawn(chart: Any, panel: Panel, number: int) -> list[tuple[float, ...]]:
+    """Where the marks of one plot stand in the page's SVG, in pixels of the plot, from left to right."""
+    kind = {"point": "mark-symbol", "bar": "mark-rect", "line": "mark-line"}[panel.mark]
+    side_by_side = chart.locator("svg .concat_0_group").count()
+    plot = chart.locator(f"svg .concat_{number}_group" if side_by_side else "svg")
+    paths = plot.locator(f".{kind}.role-mark path")
+    texts = paths.evaluate_all(
+        "all => all.map(p => [p.getAttribute('transform') || '', p.getAttribute('d')])"
+    )
+    moves, shapes = ([[float(n) for n in NUMBER.findall(pair[i])] for pair in texts] for i in (0, 1))
+    if panel.mark == "point":
+        return sorted((move[0], move[1]) for move in moves)
+    if panel.mark == "bar":
+        return bars(shapes)
+    return sorted((x, y) for shape in shapes for x, y in zip(shape[::2], shape[1::2], strict=True))
+
+
+def bars(shapes: list[list[float]]) -> list[tuple[float, ...]]:
+    """The (top, bottom) of each bar, drawn as M left,top h width v height; no two stand at one place."""
+    shapes = sorted(shapes)
+    for left, right in itertools.pairwise(shapes):
+        assert left[0] + left[2] <= right[0] + 0.5, "two bars overlap"
+    return [(top, top + height) for _, top, _, height, *_ in shapes]
+
+
+def check_marks(root: Any, chart: Chart, values: list[int]) -> None:
+    """What is drawn is what the rows of this position say."""
+    position = chart.position(values)
+    for number, panel in enumerate(chart.panels):
+        wanted, found = panel.marks(position), drawn(root, panel, number)
+        assert len(found) == len(wanted)
+        for a, b in zip(wanted, found, strict=True):
+            assert b == pytest.approx(a, abs=0.6), f"{chart.name} panel {number} at {values}"
+
+
+def settle(root: Any) -> None:
+    root.evaluate("one => one.exploreView.runAsync().then(() => new Promise(requestAnimationFrame))")
+
+
+def stops(root: Any) -> list[int]:
+    return [
+        int(value) for value in root.locator("input[type=range]").evaluate_all("all => all.map(i => i.value)")
+    ]
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_sliders_move_the_marks_to_the_rows(address: str, visit: Any, page: str) -> None:
+    seen = visit(f"{address}/{page}")
+    charts = charts_in(seen.page.content())
+    assert len(charts) == seen.page.locator(".explore").count() >= 1
+    for chart in charts:
+        root = seen.page.locator(f"#{chart.name}")
+        assert root.get_attribute("data-state") == "ready"
+        start = [slider["start"] for slider in chart.sliders]
+        assert stops(root) == start
+        check_marks(root, chart, start)
+        for i in range(len(chart.sliders)):
+            drag_across(seen.page, root, chart, i)
+            use_keyboard(root, chart, i)
+        root.get_by_role("button", name="Reset").click()
+        settle(root)
+        assert stops(root) == start
+        check_marks(root, chart, start)
+    assert seen.complaints == []
+    assert seen.outside == []
+
+
+def drag_across(page: Any, root: Any, chart: Chart, i: int) -> None:
+    """Drag one slider with the mouse from its left end to its right end."""
+    slider = root.locator("input[type=range]").nth(i)
+    slider.scroll_into_view_if_needed()
+    slider.press("Home")
+    settle(root)
+    before = [drawn(root, panel, number) for number, panel in enumerate(chart.panels)]
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=4)
+    settle(root)
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    settle(root)
+    assert stops(root)[i] == chart.stops[i] - 1
+    check_marks(root, chart, stops(root))
+    assert [drawn(root, panel, number) for number, panel in enumerate(chart.panels)] != before, (
+        "nothing moved"
+    )
+
+
+def use_keyboard(root: Any, chart: Chart, i: int) -> None:
+    """Home, then an arrow key for each stop: the label, the value read out and the marks follow."""
+    slider = root.locator("input[type=range]").nth(i)
+    slider.press("Home")
+    for stop, text in enumerate(chart.sliders[i]["texts"]):
+        settle(root)
+        assert stops(root)[i] == stop
+        assert root.locator("output").nth(i).inner_text() == text
+        assert slider.get_attribute("aria-valuetext") == text
+        check_marks(root, chart, stops(root))
+        slider.press("ArrowRight")
+    slider.press("End")
+    assert stops(root)[i] == chart.stops[i] - 1
+
+
+RESPONSE = """async (root) => {
+  const slider = root.querySelector("input[type=range]"), times = [];
+  for (let i = 0; i < 20; i += 1) {
+    const start = performance.now();
+    slider.value = i % 2 ? slider.min : slider.max;
+    slider.dispatchEvent(new Event("input", {bubbles: true}));
+    await root.exploreView.runAsync();
+    await new Promise(requestAnimationFrame);
+    times.push(performance.now() - start);
+  }
+  return times.sort((a, b) => a - b);
+}"""
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_response_of_the_sliders_is_measured(
+    address: str, visit: Any, page: str, record_property: Any
+) -> None:
+    """Printed at the end and not asserted: a busy machine is no fault of the page."""
+    seen = visit(f"{address}/{page}")
+    for root in seen.page.locator(".explore").all():
+        times = root.evaluate(RESPONSE)
+        assert len(times) == 20
+        text = f"slider of {page}: median {times[10]:.0f} ms, slowest {times[-1]:.0f} ms"
+        record_property("measured", text)
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_in_print_a_chart_is_a_picture(address: str, visit: Any, page: str) -> None:
+    seen = visit(f"{address}/{page}")
+    seen.page.emulate_media(media="print")
+    for root in seen.page.locator(".explore").all():
+        assert not root.locator("input[type=range]").first.is_visible()
+        assert root.locator(".explore-chart").is_visible()
