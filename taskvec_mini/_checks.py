@@ -97,6 +97,29 @@ def not_empty(name: str, items: Iterable[Value]) -> list[Value]:
     return listed
 
 
+def random_source(generator: object) -> None:
+    """A TypeError unless `generator` is one: None would draw from torch's global generator, unseen."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; "
+            "torch.Generator().manual_seed(0) makes one"
+        )
+
+
+def named_tensors(name: str, state: object) -> None:
+    """A TypeError unless `state` is a mapping from names to tensors."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"{name} must be a mapping from names to tensors, got {type(state).__name__}; "
+            "model.state_dict() makes one"
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} holds {key!r}, which is no tensor but {type(value).__name__}; leave it out"
+            )
+
+
 def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: str, other: str) -> None:
     """An error that names the first key which one of two mappings has and the other lacks."""
     for here, there, has, lacks in ((first, second, name, other), (second, first, other, name)):

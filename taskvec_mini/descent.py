@@ -136,6 +136,7 @@ def finetune(
     Raises:
         DivergedError: as soon as a loss or a parameter is not finite, with the epoch and the loss.
         ValueError: if an argument is out of range or a name is unknown.
+        TypeError: if start is not flat, the generator is none, or the number of examples is not known.
 
     Example:
         >>> pull = lambda theta, index: (theta - index.double().mean()).square().sum() / 2
@@ -154,6 +155,7 @@ def finetune(
         _optimizer_maker(optimizer, learning_rate, options),
     )
     _checks.flat_parameters("start", start)
+    _checks.random_source(generator)
     if callable(loss):
         return _finetune_one(loss, start, generator, examples, recipe)
     losses = _checks.not_empty("the list of losses", loss)

@@ -75,9 +75,12 @@ class TaskVector:
                 on such a buffer; "carry" leaves it out, and `apply_to` keeps the pretrained one.
 
         Raises:
-            TypeError: if dtypes or devices differ, or an integer buffer is met and refused.
+            TypeError: if dtypes or devices differ, an integer buffer is met and refused, or one of the two is
+                no mapping from names to tensors.
             ValueError: if keys or shapes differ, there are no tensors, or a value is NaN or infinite.
         """
+        _checks.named_tensors("pretrained", pretrained)
+        _checks.named_tensors("finetuned", finetuned)
         _checks.check_keys(pretrained, finetuned, "pretrained", "finetuned")
         names, carried = _split_names(pretrained, finetuned, integer_buffers)
         if not names:
@@ -180,10 +183,11 @@ class TaskVector:
             scaling_coef: the scaling coefficient, any finite number; a negative one negates the task.
 
         Raises:
-            TypeError: if dtypes or devices differ.
+            TypeError: if dtypes or devices differ, or `pretrained` is no mapping from names to tensors.
             ValueError: if keys or shapes differ, or `scaling_coef` is not finite.
         """
         scale = _checks.finite_number("scaling_coef", scaling_coef)
+        _checks.named_tensors("pretrained", pretrained)
         own = dict(self.items())
         _checks.check_keys(
             {**own, **dict.fromkeys(self.carried)}, pretrained, "the task vector", "pretrained"
@@ -220,6 +224,11 @@ class TaskVector:
         return TaskVector(flat, self.layout, self.carried)
 
     def _check_match(self, other: TaskVector) -> None:
+        if not isinstance(other, TaskVector):
+            raise TypeError(
+                f"the other one must be a task vector, got {type(other).__name__}; "
+                "TaskVector.between(pretrained, finetuned) makes one"
+            )
         if self.layout != other.layout:
             mine, theirs = dict(self.layout), dict(other.layout)
             _checks.check_keys(mine, theirs, "the first task vector", "the second")

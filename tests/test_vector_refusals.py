@@ -83,6 +83,25 @@ def test_values_that_are_not_finite_are_named_with_their_place(bad):
         TaskVector(torch.tensor([bad]), [("w", (1,))])
 
 
+def test_a_model_is_not_taken_for_its_state_dict():
+    model, state = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1).state_dict()
+    message = r"{} must be a mapping from names to tensors, got Linear; model.state_dict\(\) makes one"
+    with pytest.raises(TypeError, match=message.format("pretrained")):
+        TaskVector.between(model, state)
+    with pytest.raises(TypeError, match=message.format("finetuned")):
+        TaskVector.between(state, model)
+    with pytest.raises(TypeError, match=message.format("pretrained")):
+        TaskVector.between(state, state).apply_to(model)
+
+
+def test_values_that_are_no_tensors_are_named():
+    message = "finetuned holds 'bias', which is no tensor but float; leave it out"
+    with pytest.raises(TypeError, match=message):
+        TaskVector.between(START, changed(bias=0.5))
+    with pytest.raises(TypeError, match="pretrained holds 'bias', which is no tensor but list"):
+        TaskVector.between(START, FINETUNED).apply_to({**START, "bias": [0.5]})
+
+
 def test_state_dicts_without_parameters_are_refused():
     for empty in ({}, {"batches": torch.tensor(3)}):
         with pytest.raises(ValueError, match="no floating-point tensors; give a state dict with parameters"):
@@ -175,6 +194,14 @@ def test_other_things_neither_scale_nor_add(wrong):
     ):
         with pytest.raises(TypeError):
             attempt()
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(1), {"bias": torch.ones(1)}, 1.0, None], ids=repr)
+def test_angles_to_other_things_are_refused(wrong):
+    for measure in (vector([1.0]).dot, vector([1.0]).cosine):
+        message = f"the other one must be a task vector, got {type(wrong).__name__}; TaskVector.between"
+        with pytest.raises(TypeError, match=message):
+            measure(wrong)
 
 
 @pytest.mark.parametrize("attempt", [lambda a: a * a, lambda a: a / a, lambda a: 1 + a, lambda a: a - 1])
