@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
+from random_networks import SLACK
 from taskvec_mini.bounds import curvature_range, gap_ladder
 from taskvec_mini.bounds.ladder import covering_radius
 from taskvec_mini.descent import gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten
 from taskvec_mini.tasks import choose, digit_tasks
 from taskvec_mini.theory import leading_gap, merge_gap, multitask_descent
+from tight_networks import TIGHT
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,21 @@ def test_the_paths_stay_in_the_ball_of_a_proof_before_the_run(comparison):
     furthest = max(float((path - start).norm(dim=-1).max()) for path in (paths, joint))
     for rung in climb(comparison)[:2]:
         assert furthest <= rung.radius < 60 * furthest
+
+
+@pytest.mark.parametrize("scaling_coef", [1.0, 3.0, -3.0])
+def test_the_ball_is_wide_enough_where_gradients_are_as_long_as_they_can_be(scaling_coef):
+    """A confident mistake: all gradients have the length G, and one of the paths goes as far as it may."""
+    case = TIGHT["a confident mistake"]
+    loss = flat_loss(case.model, case.inputs, case.targets)
+    options = {"learning_rate": 0.01, "epochs": 4, "scaling_coef": scaling_coef}
+    rungs = gap_ladder([loss], case.theta, **options, generator=torch.Generator())
+    own = gradient_descent(loss, case.theta, learning_rate=0.01, epochs=3)
+    joint = multitask_descent([loss], case.theta, learning_rate=0.01, epochs=3, scaling_coef=scaling_coef)
+    furthest = max(float((path[-1] - case.theta).norm()) for path in (own, joint))
+    assert furthest == pytest.approx(3 * 0.01 * max(1, abs(scaling_coef)) * case.bound(), rel=1e-6)
+    for rung in rungs[:2]:
+        assert furthest <= rung.radius * SLACK < 1.2 * furthest
 
 
 def test_where_no_ball_holds_the_paths_the_proof_says_nothing(comparison):
