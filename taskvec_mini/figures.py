@@ -32,7 +32,7 @@ __all__ = [
 
 def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Figure:
     """The first `count` training images of each task, one row a task, labelled with the right answers."""
-    figure, grid = _subplots(len(tasks), count, figsize=(7, 1.05 * len(tasks)), squeeze=False)
+    figure, grid = new_figure(len(tasks), count, figsize=(7, 1.05 * len(tasks)), squeeze=False)
     for task, row in zip(tasks, grid, strict=True):
         for i, axes in enumerate(row):
             axes.imshow(task.train_inputs[i].reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=1)
@@ -53,7 +53,7 @@ def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float 
         KeyError: if a model lacks an accuracy on a task of the first.
     """
     tasks = list(scores[_checks.not_empty("scores", scores)[0]])
-    figure, axes = _subplots(figsize=(7, 3))
+    figure, axes = new_figure(figsize=(7, 3))
     width = 0.8 / len(tasks)
     for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
         values = [accuracies[task] for accuracies in scores.values()]
@@ -95,7 +95,7 @@ def draw_paths(
         arrows: label -> (tail (2,), head (2,)).
         labels: names of the two axes.
     """
-    figure, axes = _subplots(figsize=(6, 4))
+    figure, axes = new_figure(figsize=(6, 4))
     for i, (label, path) in enumerate(paths.items()):
         axes.plot(path[:, 0], path[:, 1], label=label, markersize=5, **series_style(i))
     for (label, (tail, head)), colour in zip((arrows or {}).items(), cycle(COLOURS[::-1]), strict=False):
@@ -106,7 +106,7 @@ def draw_paths(
         axes.plot(*head, alpha=0)  # so that the arrow's head counts for the limits
     axes.margins(0.15)
     if surface is not None:
-        _contours(axes, surface)
+        contours(axes, surface)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.legend()
@@ -115,7 +115,7 @@ def draw_paths(
 
 def draw_scatter(across: Tensor, panels: Mapping[str, Tensor], *, xlabel: str, ylabel: str) -> Figure:
     """A panel for each vector (D,): its entries against those of `across` (D,), with the diagonal."""
-    figure, grid = _subplots(1, len(panels), figsize=(7, 3.2), squeeze=False)
+    figure, grid = new_figure(1, len(panels), figsize=(7, 3.2), squeeze=False)
     for axes, (title, up), colour in zip(grid[0], panels.items(), cycle(COLOURS), strict=False):
         axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5)
         axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="equal")
@@ -135,7 +135,7 @@ def draw_slopes(
     guides: Mapping[str, Callable[[float], float]] | None = None,
 ) -> Figure:
     """Errors against step sizes on two logarithmic axes: an order of convergence is a slope."""
-    figure, axes = _subplots(figsize=(6.5, 3.6))
+    figure, axes = new_figure(figsize=(6.5, 3.6))
     for i, (label, values) in enumerate(errors.items()):
         axes.loglog(step_sizes, values, label=label, **series_style(i))
     for label, guide in (guides or {}).items():
@@ -155,7 +155,7 @@ def draw_bars(
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Horizontal bars, one a label, in the order given from the top; `marks` are vertical reference lines."""
-    figure, axes = _subplots(figsize=(7, 0.6 + 0.32 * len(values)))
+    figure, axes = new_figure(figsize=(7, 0.6 + 0.32 * len(values)))
     places = np.arange(len(values))[::-1]
     bars = axes.barh(places, list(values.values()), color=COLOURS[0], height=0.65)
     axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8, color=GREY)
@@ -172,14 +172,15 @@ def draw_bars(
     return figure
 
 
-def _subplots(*shape: int, **settings: Any) -> tuple[Figure, Any]:
+def new_figure(*shape: int, **settings: Any) -> tuple[Figure, Any]:
     """As `plt.subplots`, but the figure is shown once: by whoever gets it, not by pyplot as well."""
     figure, axes = plt.subplots(*shape, **settings)
     plt.close(figure)
     return figure, axes
 
 
-def _contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+def contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """Grey contour lines of a function of two arrays behind what the axes show; their limits stay."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     x, y = np.meshgrid(np.linspace(left, right, 80), np.linspace(low, high, 80))
     axes.contour(x, y, surface(x, y), levels=12, colors=GREY, alpha=0.35, linewidths=0.8)

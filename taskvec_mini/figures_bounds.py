@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from taskvec_mini.figures import _subplots
+from taskvec_mini.figures import new_figure
 from taskvec_mini.style import GREY, series_style
 
 __all__ = ["draw_bounds", "draw_tightness"]
@@ -30,7 +30,7 @@ def draw_bounds(
         ylabel: what the upright axis is called.
         base: of the ticks on the level axes.
     """
-    figure, grid = _subplots(1, len(panels), figsize=(7.2, 3.7), squeeze=False, sharey=True)
+    figure, grid = new_figure(1, len(panels), figsize=(7.2, 3.7), squeeze=False, sharey=True)
     labels = list(dict.fromkeys(label for _, curves in panels.values() for label in curves if label != truth))
     for axes, (xlabel, (places, curves)) in zip(grid[0], panels.items(), strict=True):
         axes.set_xscale("log", base=base)
@@ -58,7 +58,7 @@ def draw_tightness(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> F
     """
     widths = [len(networks) for networks in panels.values()]
     settings = {"figsize": (7.2, 3.7), "squeeze": False, "sharey": True, "width_ratios": widths}
-    figure, grid = _subplots(1, len(panels), **settings)
+    figure, grid = new_figure(1, len(panels), **settings)
     for axes, (title, networks) in zip(grid[0], panels.items(), strict=True):
         labels = list(dict.fromkeys(label for bounds in networks.values() for label in bounds))
         for i, label in enumerate(labels):

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from taskvec_mini.figures import _contours, _subplots
+from taskvec_mini.figures import contours, new_figure
 from taskvec_mini.style import COLOURS, GREY, SEQUENTIAL, series_style
 
 __all__ = ["draw_landscape", "draw_panels", "draw_parting"]
@@ -32,7 +32,7 @@ def draw_parting(
         multitask: the path of multitask descent (k + 1, 2).
         surface: the multitask loss, a function of two arrays of coordinates.
     """
-    figure, axes = _subplots(figsize=(6.4, 4.2))
+    figure, axes = new_figure(figsize=(6.4, 4.2))
     for i, (label, path) in enumerate(tasks.items()):
         axes.plot(
             path[:, 0], path[:, 1], label=label, **{**series_style(i), "linewidth": 1.2, "markersize": 4}
@@ -46,7 +46,7 @@ def draw_parting(
             axes.annotate(f"epoch {epoch}", here, (0, -17), **at)
     axes.set_aspect("equal")
     axes.margins(0.12)
-    _contours(axes, surface)
+    contours(axes, surface)
     axes.set_xlabel("θ₁")
     axes.set_ylabel("θ₂")
     axes.legend(loc="lower left")
@@ -71,7 +71,7 @@ def draw_panels(
         references: title -> heights of grey lines.
         xlabel: what the axis of step sizes is called.
     """
-    figure, grid = _subplots(1, len(panels), figsize=(7.4, 3.4), squeeze=False)
+    figure, grid = new_figure(1, len(panels), figsize=(7.4, 3.4), squeeze=False)
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         axes.set_xscale("log", base=2)
@@ -111,7 +111,7 @@ def draw_landscape(
         paths: label -> points in the plane (K, 2).
         labels: names of the two axes.
     """
-    figure, grid = _subplots(1, len(heights), figsize=(7.4, 3.9), squeeze=False, sharey=True)
+    figure, grid = new_figure(1, len(heights), figsize=(7.4, 3.9), squeeze=False, sharey=True)
     for axes, (title, values) in zip(grid[0], heights.items(), strict=True):
         shades = axes.contourf(across, up, values, levels=18, cmap=SEQUENTIAL, alpha=0.75)
         axes.contour(across, up, values, levels=shades.levels, colors="white", linewidths=0.4, alpha=0.6)
