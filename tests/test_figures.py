@@ -11,6 +11,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from drawings import png
 from taskvec_mini import figures
 from taskvec_mini.style import COLOURS
 from taskvec_mini.tasks import digit_tasks
@@ -66,12 +67,6 @@ every_drawing = pytest.mark.parametrize("name", DRAWINGS)
 def draw(name):
     function, arguments, settings = DRAWINGS[name]
     return function(*arguments, **settings)
-
-
-def png(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=50)
-    return file.getvalue()
 
 
 def words(figure):

@@ -1,16 +1,13 @@
 """The figures of the bounds show all of their data, with labels, and leave nothing behind."""
 
-import io
 import math
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
+from drawings import assert_figure_with, assert_same_again, curves
 from taskvec_mini import figures_bounds
-from taskvec_mini.style import GREY, use_book_style
+from taskvec_mini.style import GREY
 
 PANELS = {
     "learning rate": ([0.125, 0.25, 0.5], {"ball": [3.0, math.inf, math.inf], "gap": [1.0, 2.0, 3.0]}),
@@ -31,36 +28,18 @@ WORDS = {
 every_drawing = pytest.mark.parametrize("name", DRAWINGS)
 
 
-def png(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=50)
-    return file.getvalue()
-
-
-def curves(axes):
-    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-
-
 def test_every_drawing_is_tested():
     assert {f"draw_{name}" for name in DRAWINGS} == set(figures_bounds.__all__)
 
 
 @every_drawing
 def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    figure = DRAWINGS[name]()
-    assert isinstance(figure, Figure)
-    assert plt.get_fignums() == []
-    figure.draw_without_rendering()
-    assert {text.get_text() for text in figure.findobj(mpl.text.Text)} >= WORDS[name]
+    assert_figure_with(WORDS[name], DRAWINGS[name])
 
 
 @every_drawing
 def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    with mpl.rc_context():
-        use_book_style()
-        defaults = dict(mpl.rcParams)
-        assert png(DRAWINGS[name]()) == png(DRAWINGS[name]())
-        assert dict(mpl.rcParams) == defaults
+    assert_same_again(DRAWINGS[name])
 
 
 @every_drawing
