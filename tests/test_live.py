@@ -158,14 +158,16 @@ def test_run_all_drag_and_a_bad_value(browser: Any, notebook_server: str) -> Non
     assert said is not None
     assert 0.5 < value < 1.5
     assert float(said.group(1)) == pytest.approx((1 - value) ** 2, abs=1e-6)
-    assert page.locator(".jp-OutputArea img").get_attribute("src") != picture
+    page.wait_for_function(
+        "old => document.querySelector('.jp-OutputArea img')?.getAttribute('src') !== old", arg=picture
+    )
 
     drag(page, 0.98)
     wait_for_text(page, "ValueError: the run diverged; lower the learning rate")
-    assert page.locator("[role=alert]").is_visible()
-    assert page.locator(".jp-OutputArea img").count() == 0
+    page.locator("[role=alert]").wait_for(state="visible")
+    page.locator(".jp-OutputArea img").wait_for(state="detached")
 
     page.get_by_role("button", name="Reset").click()
     wait_for_text(page, "loss after one epoch: 0.250000")
-    assert page.locator("[role=alert]").count() == 0
+    page.locator("[role=alert]").wait_for(state="detached")
     page.close()
