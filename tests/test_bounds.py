@@ -122,6 +122,14 @@ def test_theta_stands_for_the_parameters_of_the_model():
     assert network_bounds(model, inputs, theta=flatten(other)) == network_bounds(other, inputs)
 
 
+@pytest.mark.parametrize("bounds", [network_bounds, local_bounds])
+def test_a_float32_network_is_bounded_in_float64(bounds):
+    model = MLP((2, 3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    inputs, targets = torch.ones(2, 2), torch.tensor([0, 1])
+    found, same = bounds(model, inputs, targets=targets), bounds(model.double(), inputs, targets=targets)
+    assert (found.gradient, found.hessian) == (same.gradient, same.hessian)
+
+
 def test_relu_has_a_bound_on_its_gradient_and_none_on_its_hessian():
     model = MLP((3, 8, 8, 2), activation="relu", generator=torch.Generator().manual_seed(0))
     inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()

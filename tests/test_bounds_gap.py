@@ -48,6 +48,14 @@ def test_one_number_for_each_task_and_epoch():
     assert gap_bound(one, 2.0, **options) == pytest.approx(plain / 2, rel=1e-12)
 
 
+def test_a_bound_on_the_gradients_caps_the_drift():
+    """With a disagreement beyond all gradients the paths part by η(1 + |α|T)G in each epoch."""
+    options = {"learning_rate": 0.1, "epochs": 4, "scaling_coef": -0.5, "tasks": 3, "gradient": 2.0}
+    step = 0.1 * (1 + 0.5 * 3) * 2.0
+    expected = 0.5 * 0.1 * 3 * 1e-3 * step * (1 + 2 + 3)
+    assert gap_bound(1e-3, 1e9, **options) == pytest.approx(expected, rel=1e-12)
+
+
 def test_an_overflow_is_infinite_and_not_a_number():
     options = {"learning_rate": 1.0, "epochs": 60}
     assert drift_bound(1e10, 1.0, **options) == math.inf

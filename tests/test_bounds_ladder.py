@@ -1,5 +1,6 @@
 """The ladder of bounds on one gap, and the measurement beside it."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from random_networks import SLACK
 from taskvec_mini.bounds import curvature_range, gap_ladder
-from taskvec_mini.bounds.ladder import covering_radius
+from taskvec_mini.bounds.ladder import covering_radius, examples_in_a_ball
+from taskvec_mini.bounds.run import Run, layer_lengths
 from taskvec_mini.descent import gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten
 from taskvec_mini.tasks import choose, digit_tasks
@@ -107,6 +109,61 @@ def test_a_radius_covers_only_what_comes_back_to_it():
     assert covering_radius(lambda radius: math.nan) == math.inf
     found = covering_radius(lambda radius: 0.3 * math.exp(radius))
     assert 0.3 * math.exp(found) <= found < 0.6  # the least solution is 0.4894
+
+
+# --- the paths -------------------------------------------------------------------------------------------
+
+
+def test_the_pieces_cover_the_segments_between_the_paths(comparison):
+    """From one path to the other the centres are two half-lengths apart, and the ends one, layer by layer."""
+    losses, start = comparison
+    run = Run(losses, start, 0.1, 3, 0.5)
+    pieces = []
+
+    def look(loss, centre, half):
+        pieces.append((losses.index(loss), centre, torch.tensor(half)))
+        return float(len(pieces)), 0.0
+
+    found = run.along(4, look)
+    assert found.shape == (2, 2, 3, 4)
+    assert found[0].flatten().tolist() == [0.0] * 4 + list(range(1, 9)) + [0.0] * 4 + list(range(9, 17))
+    for first, (task, epoch) in zip(range(0, 16, 4), ((0, 1), (0, 2), (1, 1), (1, 2)), strict=True):
+        group = pieces[first : first + 4]
+        assert {place for place, _, _ in group} == {task}
+        stops = [run.finetuned[task, epoch], *(centre for _, centre, _ in group), run.multitask[epoch]]
+        for place, (a, b) in enumerate(itertools.pairwise(stops)):
+            wanted = group[0][2] * (1 if place in (0, 4) else 2)
+            assert torch.tensor(layer_lengths(losses[task], b - a)).allclose(wanted, rtol=1e-9)
+
+
+def test_what_is_read_off_the_paths():
+    """On a hill, with a coefficient near 0: finetuning runs away downhill, and multitask descent stays."""
+    run = Run([lambda theta: -theta.square().sum()], torch.ones(1).double(), 0.5, 4, 1e-6)
+    assert run.finetuned.flatten().tolist() == [1, 2, 4, 8, 16]
+    assert run.steepest == 2 * 8  # the last gradient that was used
+    assert run.true_drift == pytest.approx(15, rel=1e-5)
+    assert run.disagreements.tolist() == [pytest.approx([2.0] * 4, rel=1e-4)]
+    sizes = torch.tensor([[1.0], [10.0], [100.0]])
+    assert Run([], torch.ones(1), 0.1, 1, -0.5).mixed(sizes).flatten().tolist() == [56.5, 65.5, 155.5]
+
+
+def test_a_proof_before_the_run_follows_gradients_that_grow():
+    """A bowl climbed upwards, with a coefficient below 0: everything is larger than at the start."""
+    model = MLP((1, 1), generator=torch.Generator().manual_seed(0))
+    losses = [
+        flat_loss(model, torch.ones(1, 1), torch.full((1, 1), target).double(), loss="squared_error")
+        for target in (3.0, 4.0)
+    ]
+    run = Run(losses, flatten(model), 0.2, 4, -1.0)
+    rung = examples_in_a_ball(run)
+    slopes = torch.stack([run.slopes(theta).norm(dim=1) for theta in run.multitask[:-1]])
+    assert slopes[-1].min() > 4 * slopes[0].max()
+    assert rung.curvature == pytest.approx(2.0, rel=1e-12)  # exact: the bowl's own
+    furthest = float((run.multitask[-2] - run.start).norm())
+    gap = float(merge_gap(losses, run.start, **run.options).norm())
+    said = (rung.radius, rung.gradient, rung.disagreement, rung.gap)
+    true = (furthest, float(slopes.max()), float(run.disagreements.max()), gap)
+    assert all(size <= bound * SLACK for size, bound in zip(true, said, strict=True))
 
 
 # --- the measurement -------------------------------------------------------------------------------------
