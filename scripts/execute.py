@@ -58,7 +58,7 @@ def kernel_environment() -> None:
 
 
 def execute(path: Path, *, timeout: int = 600) -> tuple[Any, float]:
-    """The executed notebook and the seconds it took from the kernel's start to its end."""
+    """The executed notebook and the seconds, to a tenth, from the kernel's start to its end."""
     notebook = nbformat.read(path, as_version=4)
     running = {"cell": -1}
     client = NotebookClient(
@@ -76,7 +76,7 @@ def execute(path: Path, *, timeout: int = 600) -> tuple[Any, float]:
         client.execute()
     except Exception as error:
         raise ChapterError(_failure(path, notebook, running["cell"], error)) from error
-    return notebook, time.perf_counter() - start
+    return notebook, round(time.perf_counter() - start, 1)  # rounded once, so that title and record agree
 
 
 def _failure(path: Path, notebook: Any, index: int, error: Exception) -> str:
@@ -161,7 +161,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, measured: dict[str, float]) -> None:
     """Add the measured seconds to the record at `path`, with this machine and the versions in use."""
-    seconds = read_record(path)["chapters"] | {name: round(value, 1) for name, value in measured.items()}
+    seconds = read_record(path)["chapters"] | measured
     present = {chapter.stem for chapter in chapters(path.parent.parent)}
     record = {
         "date": datetime.date.today().isoformat(),
