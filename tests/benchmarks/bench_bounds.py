@@ -5,10 +5,10 @@ usage: OMP_NUM_THREADS=1 python tests/benchmarks/bench_bounds.py
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
+from stopwatch import seconds
 from torch import Tensor
 
 from taskvec_mini.bounds import curvature_range, gap_ladder, local_bounds, network_bounds
@@ -17,18 +17,7 @@ from taskvec_mini.networks import MLP, FlatLoss, flat_loss, flatten
 from taskvec_mini.tasks import choose, digit_tasks
 
 SIZES = ((64, 16, 10), (64, 32, 32, 10), (64, 64, 64, 10), (64, 32, 32, 32, 10))
-EXAMPLES, EPOCHS, RUNS = 200, 50, 5
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """The shortest of a few runs: the one least disturbed by other programs."""
-    call()
-    times = []
-    for _ in range(RUNS):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+EXAMPLES, EPOCHS = 200, 50
 
 
 def trained(sizes: tuple[int, ...]) -> tuple[list[FlatLoss], Tensor]:

@@ -5,12 +5,12 @@ usage: OMP_NUM_THREADS=1 python tests/benchmarks/bench_theory.py
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from sklearn.datasets import load_digits
+from stopwatch import RUNS, seconds
 from torch import Tensor, nn
 
 from taskvec_mini.networks import MLP, FlatLoss, flat_loss, flatten
@@ -23,7 +23,6 @@ VIEWS: list[Callable[[Tensor], Tensor]] = [
     lambda images: 1 - images,
 ]
 CALLS = (merge_gap, leading_gap, collapsed_gap)
-RUNS = 5
 
 
 def digit_losses(
@@ -37,17 +36,6 @@ def digit_losses(
         flat_loss(model, view(images)[:size].reshape(size, *shape), labels[:size])
         for view, size in zip(VIEWS, sizes, strict=False)
     ]
-
-
-def seconds(call: Callable[[], Tensor]) -> float:
-    """The shortest of a few runs: the one least disturbed by other programs."""
-    call()
-    times = []
-    for _ in range(RUNS):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def settings() -> list[tuple[str, nn.Module, dict[str, object]]]:
