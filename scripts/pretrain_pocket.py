@@ -1,11 +1,11 @@
 """Pretrain the `pocket` encoder on Tiny ImageNet at 32 x 32 pixels, and write its weights and their record.
 
-    python scripts/pretrain_pocket.py --images tinyimagenet32_jpeg.npz --teacher mobilenet_v1.npz --work local/pocket
+    python scripts/pretrain_pocket.py --images tinyimagenet32_jpeg.npz --teacher MOBILENET.npz --work FOLDER
 
-It learns two things at once: the 200 class names (cross-entropy with label smoothing on cosine logits), and the
-features of an ImageNet MobileNet, one prediction per image (Hinton et al. 2015, arXiv:1503.02531). Its images are
-moved, scaled, mirrored and recoloured, and for the first two thirds of the epochs they are smaller (24 x 24), which
-costs half as much. What is shipped is a running average of the weights.
+It learns two things at once: the 200 class names (cross-entropy with label smoothing on cosine logits), and
+the features of an ImageNet MobileNet, one prediction per image (Hinton et al. 2015, arXiv:1503.02531). Its
+images are moved, scaled, mirrored and recoloured, and for the first two thirds of the epochs they are smaller
+(24 x 24), which costs half as much. What is shipped is a running average of the weights.
 
 A run that stops is taken up again at its last epoch by the same command. One core needs about an hour.
 """
@@ -16,6 +16,7 @@ import argparse
 import copy
 import hashlib
 import io
+import itertools
 import json
 import platform
 import subprocess
@@ -30,12 +31,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from taskvec_mini.benchmarks.backbones import IMAGENET_MEAN, IMAGENET_STD
+from taskvec_mini.benchmarks.mobilenet import load_mobilenet
 from taskvec_mini.benchmarks.pocket import Pocket
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "taskvec_mini" / "benchmarks" / "weights"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2)
 SMALL, SMALL_SHARE = 24, 2 / 3  # the first two thirds of the epochs see images of 24 x 24, at half the cost
 AVERAGE, SMOOTHING, DISTIL, LOGIT_SCALE = 0.998, 0.1, 4.0, 16.0
 
@@ -81,7 +82,7 @@ def read_images(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     decoded = []
     for part in ("train", "test"):
         bounds, data = parts[f"{part}_offsets"], parts[f"{part}_jpeg"].tobytes()
-        pairs = zip(bounds[:-1], bounds[1:], strict=True)
+        pairs = itertools.pairwise(bounds)
         pixels = [np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in pairs]
         decoded += [torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(parts[f"{part}_labels"])]
     return decoded[0].contiguous(), decoded[1], decoded[2].contiguous(), decoded[3]
@@ -109,7 +110,7 @@ def augment(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Images in 0..1 less ImageNet's channel means, divided by its standard deviations."""
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return (images - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 # --- the teacher -----------------------------------------------------------------------------------------
@@ -117,46 +118,21 @@ def normalise(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def teacher_features(images: Tensor, weights: Path, size: int = 96) -> Tensor:
-    """Centred unit features (N, 1024) in float16 of the first twelve blocks of MobileNetV1 (arXiv:1704.04861)."""
-    layers, features = _teacher_layers(weights), []
+    """Centred unit features (N, 1024) in float16 of the MobileNet, on uint8 images enlarged to `size`."""
+    teacher, features = load_mobilenet(weights), []
     for chunk in images.split(256):
-        hidden = F.interpolate(chunk.float(), size=(size, size), mode="bicubic", align_corners=False)
-        hidden = (hidden.clamp(0, 255) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        for kernel, bias, stride in layers:
-            groups = kernel.shape[0] if kernel.shape[1] == 1 else 1
-            hidden = F.pad(hidden, (0, 1, 0, 1)) if stride == 2 else hidden  # TensorFlow's "same"
-            around = 0 if stride == 2 else kernel.shape[-1] // 2
-            hidden = F.relu6(F.conv2d(hidden, kernel, bias, stride, around, 1, groups))
-        features.append(hidden.mean((2, 3)))
+        large = F.interpolate(chunk.float(), size=(size, size), mode="bicubic", align_corners=False)
+        values = large.clamp(0, 255) / 127.5 - 1
+        features.append(teacher(values.contiguous(memory_format=torch.channels_last)))
     gathered = torch.cat(features)
     return F.normalize(gathered - gathered.mean(0), dim=1).half()
-
-
-def _teacher_layers(path: Path) -> list[tuple[Tensor, Tensor, int]]:
-    """Kernel, bias and stride of every convolution, with its batch normalisation folded in."""
-    stored = np.load(path)
-    names = [("conv1", "kernel", 2)]
-    for i, stride in enumerate(STRIDES, 1):
-        names += [(f"conv_dw_{i}", "depthwise_kernel", stride), (f"conv_pw_{i}", "kernel", 1)]
-    layers = []
-    for name, kind, stride in names:
-        kernel = torch.tensor(stored[f"{name}.{kind}"])
-        kernel = kernel.permute(2, 3, 0, 1) if kind == "depthwise_kernel" else kernel.permute(3, 2, 0, 1)
-        gamma, beta, mean, variance = (
-            torch.tensor(stored[f"{name}_bn.{part}"])
-            for part in ("gamma", "beta", "moving_mean", "moving_variance")
-        )
-        gain = gamma / (variance + 1e-3).sqrt()
-        kernel = (kernel * gain[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-        layers.append((kernel, beta - mean * gain, stride))
-    return layers
 
 
 # --- the student -----------------------------------------------------------------------------------------
 
 
 class Student(nn.Module):
-    """The encoder with what only pretraining needs: a cosine classifier and a map to the teacher's features."""
+    """The encoder with what only pretraining needs: a cosine classifier, a map to the teacher's features."""
 
     def __init__(self, classes: int, features: int, seed: int):
         super().__init__()
@@ -202,8 +178,9 @@ def train(
         )
         seconds += time.perf_counter() - begun
         state = {
-            "student": student.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(), "done": epoch + 1, "seconds": seconds,
+            "student": student.state_dict(), "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
+            "done": epoch + 1, "seconds": seconds,
         }  # fmt: skip
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
@@ -266,10 +243,11 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
     record = {
         "command": "python scripts/pretrain_pocket.py --images tinyimagenet32_jpeg.npz"
         f" --teacher {options.teacher.name} --work local/pocket --epochs {options.epochs}",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip(),
+        "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": f"{options.threads} CPU threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "numpy": np.__version__},
         "seeds": [options.seed],
         "seconds": round(progress["seconds"], 1),
         "data": {path.name: _sha256(path) for path in (options.images, options.teacher)},
@@ -279,6 +257,11 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
     }  # fmt: skip
     (OUT / "pocket.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record["results"]))
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    return asked.stdout.strip()
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Published rules that merge several task vectors into one, each a function of the vectors alone.
+"""Rules that merge several task vectors into one, each a function of the vectors alone.
 
 Every rule takes the T task vectors of one pretrained model and returns a new task vector of the same layout.
 The caller adds it: `merged.apply_to(pretrained, scaling_coef=λ)`. Each rule has a λ of its own: 0.3 for the
@@ -13,7 +13,8 @@ sum of eight vectors makes the same model as 2.4 for their mean.
 
 For all rules alike: no input is written to. Sums run in float64 and are rounded once, to the dtype of the
 vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
-few buffers of their length, not T of them; the rules with masks add a byte per task and entry.
+few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
+matrices, `tsv` and `regmean_from_vectors`, go tensor by tensor and hold T copies of one tensor.
 
 Raises (every rule):
     TypeError: if an item is no TaskVector, or dtypes or devices differ.
@@ -26,6 +27,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,11 +144,7 @@ def dare(
         tensor([2., 0., 0., 8.])
     """
     rate = _below_one("drop_rate", drop_rate)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator, got {generator!r}; "
-            "torch.Generator().manual_seed(0) makes one"
-        )
+    _checks.random_source(generator)
     vectors = _matching(task_vectors)
     masks = [_survivors(vector, rate, generator) for vector in vectors]
     return _merged(_across(vectors, lambda kept: kept.sum(0) / (1 - rate), masks), vectors[0])
@@ -182,7 +180,7 @@ def breadcrumbs(
     return _merged(_across(vectors, lambda kept: kept.sum(0), masks), vectors[0])
 
 
-def tsv(task_vectors: Iterable[TaskVector]) -> TaskVector:
+def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"] = "mean") -> TaskVector:
     """TSV-M: keep each task's top singular directions and make them orthogonal across tasks.
 
     Gargiulo et al., *Task Singular Vectors*, CVPR 2025, arXiv:2412.00081. Of a matrix with r rows or columns,
@@ -197,6 +195,17 @@ def tsv(task_vectors: Iterable[TaskVector]) -> TaskVector:
     matrix takes no part, and T equal matrices give that matrix cut to rank ⌊r / T⌋. Where two singular values
     tie just at the cut, torch.linalg.svd decides.
 
+    Args:
+        task_vectors: T vectors of one layout.
+        kernels: what becomes of kernels (out, in, height, width), and of all tensors with three axes or more.
+            "mean" averages them, as the authors' code does; it was written for transformers, and of a network
+            made of convolutions it leaves little more than the mean. "matrix" takes them for matrices
+            (out, in · height · width), but averages those with in = 1: there each row of a depthwise kernel
+            sees a channel of its own.
+
+    Raises:
+        ValueError: if `kernels` is unknown.
+
     Example:
         >>> layout = [("weight", (2, 2))]
         >>> matrices = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 5.0]])
@@ -205,10 +214,53 @@ def tsv(task_vectors: Iterable[TaskVector]) -> TaskVector:
         tensor([[3., 0.],
                 [0., 5.]])
     """
-    vectors = _matching(task_vectors)
-    aligned = zip(*(vector.items() for vector in vectors), strict=True)
-    merged = [_merged_part([part for _, part in named]).reshape(-1) for named in aligned]
-    return _merged(torch.cat(merged), vectors[0])
+    unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
+    return _by_matrices(_matching(task_vectors), _whitened, unrolled)
+
+
+def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0.01) -> TaskVector:
+    """RegMean without data: least squares in which τ_tᵀτ_t stands for the inputs of task t.
+
+    RegMean (Jin et al., ICLR 2023, arXiv:2212.09849) merges a linear layer by the W with the least
+    Σ_t ‖(W − τ_t) X_t‖², where the columns of X_t are the inputs of task t. Here they are not at hand. But a
+    gradient of the layer is a sum of outer products δxᵀ, so after one step the rows of τ_t lie in the span of
+    the inputs; later steps, and Adam, blur this. Hence C_t = n τ_tᵀτ_t / ‖τ_t‖², with n the length of an
+    input, stands for X_t X_tᵀ. A ridge ε settles what that leaves open:
+
+        W = (Σ_t τ_t (C_t + εI)) (Σ_t C_t + TεI)⁻¹
+
+    The eigenvalues of every C_t have the mean 1. So ε is a pure number, and no task is heavier than another.
+    A direction of strength c that one task alone uses keeps (c + ε) / (c + Tε) of its length: nearly all, as
+    in the sum, if c is large, and 1 / T, as in the mean, if c is small. T equal matrices give that matrix.
+    ε → ∞ gives the mean. So λ = 1 asks for every task in full where the others leave room; tune it still.
+
+    The idea is published. As ε → 0 the objective is that of WUDI-Merging (Cheng et al., ICML 2025,
+    arXiv:2503.08099), whose code takes 300 steps of Adam from the sum. ACTMat (Abdel Hameed et al. 2026,
+    arXiv:2604.01329) has the closed form, with C_t = τ_tᵀτ_t and a pseudoinverse in place of the ridge.
+    ACE-Merging (Xu et al., CVPR 2026, arXiv:2603.02945) adds a small multiple of I, too, and corrections for
+    tasks of unlike size. Wei et al. (2026, arXiv:2606.07289) report that the exact minimum does worse than
+    those steps, since weak directions carry noise, and filter them; the ridge is the plainest such filter.
+
+    Kernels (out, in, height, width) are matrices (out, in · height · width), whose inputs are patches. Biases
+    and scales are averaged, which is least squares for an input that is always 1. Averaged are, too, kernels
+    with in = 1: in a depthwise one, each row has inputs of its own. Every other tensor with two axes counts
+    as the weight (out, in) of a linear layer, a table of embeddings too.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        ridge: ε above 0. Tune it by factors of 10 with λ.
+
+    Raises:
+        ValueError: if `ridge` is not above 0, or so small that rounding leaves nothing to invert.
+
+    Example:
+        >>> layout = [("weight", (1, 2))]
+        >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([2.0, 0.0], [0.0, 4.0])]
+        >>> regmean_from_vectors(vectors, ridge=1.0).flat  # between the mean (1, 2) and the sum (2, 4)
+        tensor([1.5000, 3.0000])
+    """
+    number = _checks.positive_number("ridge", ridge)
+    return _by_matrices(_matching(task_vectors), lambda parts: _least_squares(parts, number), True)
 
 
 # what the rules share
@@ -280,11 +332,40 @@ def _largest(magnitudes: Tensor, count: int) -> Tensor:
     """A mask of the `count` largest of some magnitudes (n,), the earlier of equal ones first."""
     if count == 0:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
-    threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
+    threshold = _smallest_kept(magnitudes, count)
     mask = magnitudes > threshold
     equal = (magnitudes == threshold).nonzero().squeeze(1)
     mask[equal[: count - int(mask.sum())]] = True
     return mask
+
+
+def _smallest_kept(magnitudes: Tensor, count: int) -> float:
+    """The smallest of the `count` largest; on a CPU by numpy, several times as fast as torch's kthvalue."""
+    place = len(magnitudes) - count
+    if magnitudes.device.type != "cpu":
+        return magnitudes.kthvalue(place + 1).values.item()
+    wide = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))  # numpy knows no bfloat16
+    return float(np.partition(wide.numpy(), place)[place])
+
+
+def _by_matrices(
+    vectors: list[TaskVector], rule: Callable[[list[Tensor]], Tensor], unrolled: bool
+) -> TaskVector:
+    """`rule` takes T matrices (out, in) to one; what is no matrix is averaged."""
+    merged = []
+    for named in zip(*(vector.items() for vector in vectors), strict=True):
+        parts = [part for _, part in named]
+        if _is_matrix(parts[0].shape, unrolled):
+            part = rule([part.flatten(1) for part in parts])
+        else:
+            part = torch.stack(parts).double().mean(0)
+        merged.append(part.reshape(-1).to(parts[0].dtype))
+    return _merged(torch.cat(merged), vectors[0])
+
+
+def _is_matrix(shape: torch.Size, unrolled: bool) -> bool:
+    """Whether a tensor counts as a matrix; with `unrolled`, kernels do whose rows share their inputs."""
+    return 0 not in shape and (len(shape) == 2 or (unrolled and len(shape) > 2 and shape[1] > 1))
 
 
 # what one rule needs
@@ -311,14 +392,13 @@ def _middle_mask(vector: TaskVector, smallest: float, largest: float) -> Tensor:
     return torch.cat(masks)
 
 
-def _merged_part(parts: list[Tensor]) -> Tensor:
-    """TSV-M of one tensor of the layout, given by each of T tasks."""
-    rank = min(parts[0].shape) // len(parts) if parts[0].ndim == 2 else 0
+def _whitened(matrices: list[Tensor]) -> Tensor:
+    """TSV-M of T matrices (m, n); their mean where there is no room for a direction of each."""
+    rank = min(matrices[0].shape) // len(matrices)
     if rank == 0:
-        return torch.stack(parts).double().mean(0).to(parts[0].dtype)
-    left, sizes, right = zip(*(_top_directions(part, rank) for part in parts), strict=True)
-    product = (_orthonormal(torch.cat(left, 1)) * torch.cat(sizes)) @ _orthonormal(torch.cat(right, 1)).T
-    return product.to(parts[0].dtype)
+        return torch.stack(matrices).double().mean(0)
+    left, sizes, right = zip(*(_top_directions(matrix, rank) for matrix in matrices), strict=True)
+    return (_orthonormal(torch.cat(left, 1)) * torch.cat(sizes)) @ _orthonormal(torch.cat(right, 1)).T
 
 
 def _top_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,3 +419,35 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * sizes[:1]
     rank = int((sizes > rounding).sum())
     return left[:, :rank], sizes[:rank], right[:rank]
+
+
+def _least_squares(matrices: list[Tensor], ridge: float) -> Tensor:
+    """The ridge regression of `regmean_from_vectors` for T matrices (m, n), in float64.
+
+    Let R have the Tm rows s_t τ_t, s_t = √n / ‖τ_t‖. The C_t add up to RᵀR; the numerator is B R with the
+    blocks B_t = (s_t² τ_t τ_tᵀ + εI) / s_t. As R (RᵀR + aI)⁻¹ = (RRᵀ + aI)⁻¹ R, the smaller one is solved.
+    """
+    rows, numerator = [], []
+    for matrix in matrices:
+        size = float(matrix.double().norm())
+        scale = math.sqrt(matrix.shape[1]) / size if size else 1.0  # a zero matrix has no say but in the mean
+        rows.append(scale * matrix.double())
+        numerator.append(_plus(rows[-1] @ rows[-1].T, ridge) / scale)
+    stacked, blocks, strength = torch.cat(rows), torch.cat(numerator, 1), ridge * len(matrices)
+    if len(stacked) <= stacked.shape[1]:
+        return _divided(blocks, _plus(stacked @ stacked.T, strength)) @ stacked
+    return _divided(blocks @ stacked, _plus(stacked.T @ stacked, strength))
+
+
+def _plus(square: Tensor, number: float) -> Tensor:
+    square.diagonal().add_(number)
+    return square
+
+
+def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """`numerator @ denominator⁻¹` for a symmetric, positive denominator."""
+    factor, failed = torch.linalg.cholesky_ex(denominator)
+    if failed:
+        raise ValueError("ridge is so small that rounding swallows it; choose a larger one, such as 0.01")
+    quotient: Tensor = torch.cholesky_solve(numerator.T, factor).T
+    return quotient

@@ -1,11 +1,163 @@
-"""Measures of vectors and paths in parameter space: angles, and planes to draw them in."""
+"""Measures of vectors and paths in parameter space: lengths, shares, angles, and planes to draw them in.
+
+A path is the parameters before and after each epoch: a tensor (K + 1, D), such as `descent.gradient_descent`
+returns, or a list of K + 1 vectors (D,). All sums run in float64 and piece by piece, so that vectors of many
+millions of entries in float32 lose nothing and need no second copy.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+
+_PIECE = 1 << 16  # entries turned to float64 at a time, of every vector
+
+
+def displacements(path: Iterable[Tensor]) -> Tensor:
+    """What each epoch added: the differences (K, D) of successive points of a path (K + 1, D).
+
+    Their sum is the task vector of the whole path.
+
+    Raises:
+        TypeError: if a point is no 1-D floating-point tensor, or dtypes or devices differ.
+        ValueError: if there are fewer than two points, or they differ in length or are not finite.
+
+    Example:
+        >>> displacements(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]]))
+        tensor([[3., 4.],
+                [0., 1.]])
+    """
+    points = _vectors("path", path)
+    if len(points) < 2:
+        raise ValueError(
+            "a path of one point has no displacement; give the start and at least one more point"
+        )
+    return torch.stack([after - before for before, after in pairwise(points)])
+
+
+def norms(vectors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean lengths (K,), in float64, of vectors (K, D).
+
+    Of `displacements(path)` they say how far each epoch moved, of gradients how steep each start was.
+
+    Raises:
+        TypeError: if a vector is no 1-D floating-point tensor, or dtypes or devices differ.
+        ValueError: if there are none, or they differ in length or are not finite.
+
+    Example:
+        >>> norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([5., 1.], dtype=torch.float64)
+    """
+    return _lengths(_vectors("vectors", vectors))
+
+
+def shares(sizes: Tensor | Iterable[float]) -> Tensor:
+    """Each size over the sum of all (K,), in float64: of norms, the share that each epoch has in their sum.
+
+    With K epochs of equal size each share is 1 / K, so compare a first share with that. Displacements bend:
+    their norms add up to the length of the path, which is more than the norm of the task vector.
+
+    Raises:
+        ValueError: if there are none, one is negative or not finite, or all are zero.
+
+    Example:
+        >>> shares([6.0, 3.0, 1.0])
+        tensor([0.6000, 0.3000, 0.1000], dtype=torch.float64)
+    """
+    values = torch.as_tensor(sizes if isinstance(sizes, Tensor) else list(sizes), dtype=torch.float64)
+    _checks.check_finite("sizes", values)
+    if values.ndim != 1 or len(values) == 0 or values.min() < 0 or values.sum() == 0:
+        raise ValueError(
+            f"sizes must be one or more numbers, none negative and not all zero, got {values.tolist()}; "
+            "norms(vectors) makes such"
+        )
+    return values / values.sum()
+
+
+def cosines_with(vectors: Iterable[Tensor], reference: Tensor) -> Tensor:
+    """The cosines (K,), in float64, of the angles between vectors (K, D) and one reference (D,).
+
+    In high dimensions a cosine of 0.1 is much: that of two random vectors is of the size 1 / √D.
+
+    Raises:
+        TypeError: if a vector is no 1-D floating-point tensor, or dtypes or devices differ.
+        ValueError: if there are none, or they differ in length, are not finite, or one is zero.
+
+    Example:
+        >>> cosines_with(torch.tensor([[3.0, 4.0], [0.0, -1.0]]), torch.tensor([2.0, 0.0]))
+        tensor([0.6000, 0.0000], dtype=torch.float64)
+    """
+    rows = _vectors("vectors", vectors)
+    _checks.flat_parameters("reference", reference)
+    _check_alike("vectors[0]", rows[0], "reference", reference)
+    rows.append(reference)
+    lengths = _lengths(rows)
+    if not lengths.all():
+        place = int((lengths == 0).nonzero()[0])
+        name = "reference" if place == len(rows) - 1 else f"vectors[{place}]"
+        raise ValueError(f"{name} is zero and so has no direction; was the model trained at all?")
+    products = _total(piece[:-1] @ piece[-1] for piece in _pieces(rows))
+    return (products / lengths[:-1] / lengths[-1]).clamp(-1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Paths as a plane shows them.
+
+    Args:
+        points: one tensor (K, 2) a path, in float64; lengths in the plane are lengths in parameter space.
+        explained: the shares (2,) of the variance of all points along the two axes; 1 less their sum is what
+            the picture leaves out.
+    """
+
+    points: tuple[Tensor, ...]
+    explained: Tensor
+
+
+def projection(paths: Iterable[Iterable[Tensor]]) -> Projection:
+    """Paths in the plane of the two directions in which their points vary most (PCA of all points together).
+
+    Of N points in D dimensions, only the N x N matrix of inner products is made. Each axis points from the
+    start of the first path to its end.
+
+    PCA makes smooth arcs of almost anything: of a long random walk in many dimensions the first axis explains
+    61% and the second 15% (Antognini and Sohl-Dickstein, NeurIPS 2018, arXiv:1806.08805). So neither a high
+    share nor a curve is evidence of anything by itself.
+
+    Args:
+        paths: one or more paths, each a tensor (K, D) or K vectors (D,), all of one length D.
+
+    Raises:
+        TypeError: if a point is no 1-D floating-point tensor, or dtypes or devices differ.
+        ValueError: if there is no path, points differ in length or are not finite, or all points are equal.
+
+    Example:
+        >>> corner = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [3.0, 0.0, 1.0]])
+        >>> found = projection([corner])
+        >>> bool((found.points[0][1] - found.points[0][0]).norm().isclose(torch.tensor(3.0).double()))
+        True
+        >>> round(float(found.explained.sum()), 6)  # three points lie in a plane
+        1.0
+    """
+    listed = [list(path) for path in _checks.not_empty("the list of paths", paths)]
+    points = _vectors("paths", [point for path in listed for point in path])
+    centred = (piece - piece.mean(0) for piece in _pieces(points))
+    gram = _total(piece @ piece.T for piece in centred)
+    variances, axes = torch.linalg.eigh(gram)
+    if variances[-1] <= 0:
+        raise ValueError("all points of the paths are equal, so they span no plane; was the model trained?")
+    largest = range(-1, -1 - min(2, len(points)), -1)
+    found = torch.stack([axes[:, i] * variances[i].clamp(min=0).sqrt() for i in largest], 1)
+    found = torch.nn.functional.pad(found, (0, 2 - found.shape[1]))
+    found = torch.where(found[len(listed[0]) - 1] < found[0], -found, found)
+    parts = torch.split(found, [len(path) for path in listed])
+    return Projection(parts, found.square().sum(0) / gram.trace())
 
 
 def angle(first: Tensor, second: Tensor) -> float:
@@ -55,3 +207,38 @@ def _direction(name: str, vector: Tensor) -> Tensor:
         raise ValueError(f"the {name} vector is zero and so has no direction; was the model trained at all?")
     direction: Tensor = vector.double() / length
     return direction
+
+
+def _vectors(name: str, vectors: Iterable[Tensor]) -> list[Tensor]:
+    """The vectors as a list, all flat, finite and of one length, dtype and device."""
+    rows = _checks.not_empty(name, vectors)
+    for place, row in enumerate(rows):
+        _checks.flat_parameters(f"{name}[{place}]", row)
+        _check_alike(f"{name}[0]", rows[0], f"{name}[{place}]", row)
+    return rows
+
+
+def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
+    _checks.check_kinds(f"{name} and {other}", first, second)
+    if len(first) != len(second):
+        raise ValueError(
+            f"{name} has {len(first)} entries and {other} has {len(second)}; "
+            "give vectors of one and the same model"
+        )
+
+
+def _pieces(rows: list[Tensor]) -> Iterator[Tensor]:
+    """The vectors (K, D) piece by piece, each a float64 tensor (K, n)."""
+    for start in range(0, max(1, len(rows[0])), _PIECE):
+        yield torch.stack([row[start : start + _PIECE] for row in rows]).double()
+
+
+def _total(pieces: Iterator[Tensor]) -> Tensor:
+    total = next(pieces)
+    for piece in pieces:
+        total = total + piece
+    return total
+
+
+def _lengths(rows: list[Tensor]) -> Tensor:
+    return _total(piece.square().sum(1) for piece in _pieces(rows)).sqrt()

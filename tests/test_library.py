@@ -53,9 +53,12 @@ ALLOWED = {  # the core, in the order in which a reader meets it: each may know 
     "theory": {"_checks", "networks", "descent"},
     "expansions": {"_checks", "networks", "descent", "theory"},
     "quadratics": {"_checks", "networks", "descent", "theory"},
+    "rounds": {"_checks", "_files", "networks", "descent"},
+    "alternating": {"_checks", "vectors", "networks", "descent", "theory", "rounds"},
     "trajectories": {"_checks"},
     "merging": {"_checks", "vectors"},
     "scores": {"_checks", "networks", "tasks"},
+    "records": {"_checks"},
     "style": {"_checks"},
     "figures": {"_checks", "style", "tasks"},
 }

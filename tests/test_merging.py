@@ -11,43 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from small_vectors import noise, source, vector
 from taskvec_mini import TaskVector, merging
 
 slowly = settings(deadline=None, max_examples=40, derandomize=True)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-
-def source(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def vector(values, shapes=None, dtype=torch.float64):
-    """A task vector with these entries, in one part or in parts of these shapes."""
-    shapes = shapes or [(len(values),)]
-    return TaskVector(torch.tensor(values, dtype=dtype), [(f"part {i}", s) for i, s in enumerate(shapes)])
-
-
-def matrices(*tensors):
-    """One task vector for each matrix."""
-    return [TaskVector(m.reshape(-1), [("weight", tuple(m.shape))]) for m in tensors]
-
-
-def as_matrix(merged, shape):
-    return merged.flat.reshape(shape)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=source(seed), dtype=torch.float64)
-
-
-def rotation(size, seed):
-    return torch.linalg.qr(noise(size, size, seed=seed))[0]
-
-
-def cut(matrix, rank):
-    """The matrix of the given rank that is nearest."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank] * s[:rank] @ v[:rank]
 
 
 def options(rule, **given_options):
@@ -66,7 +34,12 @@ TIES = [
 ]
 CRUMBS = [options(merging.breadcrumbs, smallest=0.4, largest=0.2)]
 DARE = [pytest.param(lambda vectors: merging.dare(vectors, drop_rate=0.5, generator=source(5)), id="dare")]
-NO_CHANCE = [*LINEAR, *TIES, *CRUMBS, options(merging.tsv)]
+MATRICES = [
+    options(merging.tsv),
+    options(merging.tsv, kernels="matrix"),
+    options(merging.regmean_from_vectors, ridge=0.1),
+]
+NO_CHANCE = [*LINEAR, *TIES, *CRUMBS, *MATRICES]
 WITHOUT_CHANCE = pytest.mark.parametrize("rule", NO_CHANCE)
 EVERY = pytest.mark.parametrize("rule", [*NO_CHANCE, *DARE])  # dare: the same masks at each call
 
@@ -195,31 +168,6 @@ def test_breadcrumbs_rounds_down_and_so_leaves_something_of_every_tensor():
     assert merging.breadcrumbs([small]).flat.tolist() == [3.0, 0.0, 0.0, 7.0]
 
 
-def test_tsv_turns_two_directions_apart_by_equal_angles():
-    """Two unit vectors at 0° and 30° become orthonormal when each turns by 30° outwards: −30° and 60°."""
-    cos30 = math.sqrt(3) / 2
-    first = torch.tensor([[3.0, 0.0], [0.0, 0.0]], dtype=torch.float64)  # 3 (1, 0)ᵀ (1, 0)
-    second = torch.tensor([[0.0, 5 * cos30], [0.0, 2.5]], dtype=torch.float64)  # 5 (cos 30°, sin 30°)ᵀ (0, 1)
-    expected = torch.tensor([[3 * cos30, 2.5], [-1.5, 5 * cos30]], dtype=torch.float64)
-    merged = as_matrix(merging.tsv(matrices(first, second)), (2, 2))  # right directions stay: they are apart
-    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-14)
-
-
-def test_tsv_keeps_the_top_directions_only():
-    first = torch.diag(torch.tensor([9.0, 8.0, 2.0, 1.0, 0.0, 0.0]))  # ⌊6 / 3⌋ = 2 stay of each
-    second = torch.diag(torch.tensor([0.0, 0.0, 7.0, -6.0, 1.0, 1.0]))
-    third = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0, 5.0, 4.0]))
-    merged = as_matrix(merging.tsv(matrices(first, second, third)), (6, 6))
-    expected = torch.diag(torch.tensor([9.0, 8.0, 7.0, -6.0, 5.0, 4.0]))
-    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
-
-
-def test_tsv_averages_what_is_no_matrix_or_has_no_room():
-    shapes = [(3,), (), (1, 2), (2, 1, 1)]  # a matrix of one row has no room for two tasks
-    pair = [vector([2.0, 4.0, 6.0, 1.0, 8.0, 2.0, 3.0, 5.0], shapes), vector([0.0] * 4 + [4.0] * 4, shapes)]
-    assert merging.tsv(pair).flat.tolist() == [1.0, 2.0, 3.0, 0.5, 6.0, 3.0, 3.5, 4.5]
-
-
 def test_the_published_settings_are_the_defaults():
     rows = [vector([float(i) for i in range(1, 201)])]
     assert torch.equal(merging.ties(rows).flat, merging.ties(rows, density=0.2).flat)
@@ -333,72 +281,6 @@ def test_dare_as_loops_do_it(rows, seed, eighths):
     assert merged.flat.tolist() == [x / (1 - eighths / 8) for x in expected]
 
 
-def times(a, b):
-    return [[math.fsum(x * y for x, y in zip(row, column, strict=True)) for column in turned(b)] for row in a]
-
-
-def turned(a):
-    return [list(column) for column in zip(*a, strict=True)]
-
-
-def slow_directions(matrix, rank):
-    """Triples (σ, left, right), the largest first, by Jacobi's rotations of the columns of `matrix`."""
-    columns, rights = (
-        turned(matrix),
-        [[float(i == j) for i in range(len(matrix[0]))] for j in range(len(matrix[0]))],
-    )
-    for _ in range(30):
-        for p in range(len(columns)):
-            for q in range(p):
-                a, b = columns[p], columns[q]
-                inner = math.fsum(x * y for x, y in zip(a, b, strict=True))
-                angle = math.atan2(2 * inner, math.fsum(x * x for x in b) - math.fsum(x * x for x in a)) / 2
-                c, s = math.cos(angle), math.sin(angle)
-                for both in (columns, rights):
-                    u, v = both[p], both[q]
-                    both[p] = [c * x - s * y for x, y in zip(u, v, strict=True)]
-                    both[q] = [s * x + c * y for x, y in zip(u, v, strict=True)]
-    lengths = [math.hypot(*column) for column in columns]
-    best = sorted(range(len(columns)), key=lambda i: -lengths[i])[:rank]
-    return [(lengths[i], [x / lengths[i] for x in columns[i]], rights[i]) for i in best]
-
-
-def slow_orthonormal(columns, tasks_merged):
-    """The nearest orthonormal columns: X ← X (3 − XᵀX) / 2 takes singular values to 1, again and again."""
-    x = [[entry / math.sqrt(tasks_merged) for entry in row] for row in turned(columns)]
-    for _ in range(80):
-        gram = times(turned(x), x)
-        x = times(x, [[1.5 * (i == j) - g / 2 for j, g in enumerate(row)] for i, row in enumerate(gram)])
-    return x
-
-
-def slow_tsv(weights):
-    wide = len(weights[0]) < len(weights[0][0])
-    tall = [turned(w) for w in weights] if wide else weights
-    rank = len(tall[0][0]) // len(weights)
-    triples = [triple for w in tall for triple in slow_directions(w, rank)]
-    sizes, lefts, rights = zip(*triples, strict=True)
-    scaled = [
-        [x * s for x, s in zip(row, sizes, strict=True)] for row in slow_orthonormal(lefts, len(weights))
-    ]
-    merged = times(scaled, turned(slow_orthonormal(rights, len(weights))))
-    return turned(merged) if wide else merged
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (5, 4), (4, 4), (3, 3), (6, 3)])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_tsv_as_loops_do_it(shape, count):
-    for seed in range(3):
-        weights = noise(count, *shape, seed=seed)
-        if count > min(shape):
-            expected = weights.mean(0)
-        else:
-            expected = torch.tensor(slow_tsv(weights.tolist()), dtype=torch.float64)
-        torch.testing.assert_close(
-            as_matrix(merging.tsv(matrices(*weights)), shape), expected, rtol=0, atol=1e-9
-        )
-
-
 # --- laws of every rule ----------------------------------------------------------------------------------
 
 
@@ -491,6 +373,17 @@ def test_carried_buffers_are_still_carried(rule):
     assert rule(vectors).carried == ("count",)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_threshold_is_that_of_a_sort(dtype):
+    """With few values among many entries, so that ranks fall inside runs of equal entries as well."""
+    values = (noise(500).abs() * 8).round().to(dtype) / 8
+    ordered = values.sort(descending=True).values.tolist()
+    for count in (1, 2, 77, 250, 499, 500):
+        assert merging._smallest_kept(values, count) == ordered[count - 1]
+        mask = merging._largest(values, count)
+        assert sorted(values[mask].tolist(), reverse=True) == ordered[:count]
+
+
 # --- laws of one rule ------------------------------------------------------------------------------------
 
 
@@ -566,85 +459,6 @@ def test_dare_follows_its_generator_and_no_other():
     assert not torch.equal(first, second)
     assert torch.equal(first, merging.dare(generic(), generator=source(7)).flat)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (2, 6), (7, 4)])
-def test_tsv_of_one_task_is_that_task(shape):
-    matrix = noise(*shape)
-    merged = as_matrix(merging.tsv(matrices(matrix)), shape)
-    torch.testing.assert_close(merged, matrix, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("shape", [(9, 7), (6, 11)])
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_tsv_keeps_the_singular_values_so_both_whitened_bases_are_orthonormal(shape, count):
-    weights = noise(count, *shape)
-    rank = min(shape) // count
-    kept = torch.cat([torch.linalg.svdvals(w)[:rank] for w in weights]).sort(descending=True).values
-    merged = torch.linalg.svdvals(as_matrix(merging.tsv(matrices(*weights)), shape))
-    torch.testing.assert_close(merged[: len(kept)], kept)
-    assert merged[len(kept) :].sum() < 1e-12
-
-
-def test_whitening_gives_orthonormal_columns_and_none_are_nearer():
-    basis = torch.cat([rotation(8, 1)[:, :3], rotation(8, 2)[:, :3]], 1)
-    white = merging._orthonormal(basis)
-    torch.testing.assert_close(white.T @ white, torch.eye(6, dtype=torch.float64))
-    for seed in range(50):  # others: far away, or only a small turn away
-        turn = noise(8, 8, seed=seed) * 10.0 ** -(seed % 5)
-        other = torch.linalg.matrix_exp(turn - turn.T) @ white
-        assert (other - basis).norm() > (white - basis).norm()
-
-
-def test_tsv_turns_with_its_matrices():
-    weights, left, right = noise(3, 7, 6), rotation(7, 1), rotation(6, 2)
-    merged = as_matrix(merging.tsv(matrices(*weights)), (7, 6))
-    turned_first = as_matrix(merging.tsv(matrices(*(left @ w @ right for w in weights))), (7, 6))
-    torch.testing.assert_close(turned_first, left @ merged @ right)
-    transposed = as_matrix(merging.tsv(matrices(*(w.T for w in weights))), (6, 7))
-    torch.testing.assert_close(transposed, merged.T)
-
-
-def test_tsv_of_tasks_that_do_not_meet_is_the_sum_of_what_is_kept():
-    left, right = rotation(6, 1), rotation(5, 2)
-    first = left[:, :2] * torch.tensor([4.0, 3.0]) @ right[:2]
-    second = left[:, 2:4] * torch.tensor([2.0, 1.0]) @ right[2:4]
-    merged = as_matrix(merging.tsv(matrices(first, second)), (6, 5))
-    torch.testing.assert_close(merged, first + second)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("count", [2, 3])
-def test_tsv_of_equal_matrices_is_that_matrix_cut(dtype, count):
-    """The shared directions are no longer independent: what is rounding must not fill the gap."""
-    matrix = noise(8, 7).to(dtype)
-    merged = as_matrix(merging.tsv(matrices(*[matrix] * count)), (8, 7))
-    torch.testing.assert_close(merged, cut(matrix, 7 // count))
-
-
-def test_tsv_gives_a_zero_matrix_no_part():
-    matrix, nothing = noise(6, 6), torch.zeros(6, 6, dtype=torch.float64)
-    torch.testing.assert_close(as_matrix(merging.tsv(matrices(nothing, matrix)), (6, 6)), cut(matrix, 3))
-    assert merging.tsv(matrices(nothing, nothing)).norm() == 0
-
-
-def test_tsv_leaves_out_directions_that_are_mere_rounding():
-    """Of a matrix of rank 1 the second and third direction are arbitrary: other roundings, others still."""
-    thin, other = cut(noise(6, 6), 1), noise(6, 6, seed=1)
-    merged = [
-        merging.tsv(matrices(thin + 1e-16 * noise(6, 6, seed=seed), other)).flat for seed in range(2, 5)
-    ]
-    torch.testing.assert_close(merged[1], merged[0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(merged[2], merged[0], rtol=0, atol=1e-12)
-
-
-def test_tsv_has_room_for_as_many_tasks_as_rows():
-    """With 49 tasks int(49 * (1 / 49)) is 0, which would erase the matrix."""
-    weights = [torch.zeros(49, 49) for _ in range(49)]
-    for i, weight in enumerate(weights):
-        weight[i, i] = i + 1
-    merged = as_matrix(merging.tsv(matrices(*weights)), (49, 49))
-    torch.testing.assert_close(merged, torch.diag(torch.arange(1.0, 50.0)), rtol=0, atol=1e-4)
 
 
 # --- refusals --------------------------------------------------------------------------------------------
@@ -758,9 +572,22 @@ def test_unknown_choices_are_refused_with_a_suggestion():
         merging.ties([vector([1.0])], elect="masses")
     with pytest.raises(ValueError, match="unknown combination 'average': choose one of mean, sum"):
         merging.ties([vector([1.0])], combine="average")
+    with pytest.raises(ValueError, match="unknown treatment of kernels 'matrices': did you mean 'matrix'"):
+        merging.tsv([vector([1.0])], kernels="matrices")
 
 
-@pytest.mark.parametrize("rule", ["task_arithmetic", "mean", "ties", "dare", "breadcrumbs", "tsv"])
+@pytest.mark.parametrize(
+    ("ridge", "error", "words"), [(0, ValueError, "got 0"), (-1, ValueError, "above 0"), *BAD_NUMBERS]
+)
+def test_ridges_out_of_range_are_refused(ridge, error, words):
+    with pytest.raises(error, match=f"ridge must be .*{words}"):
+        merging.regmean_from_vectors([vector([1.0])], ridge=ridge)
+
+
+RULES = ["task_arithmetic", "mean", "ties", "dare", "breadcrumbs", "tsv", "regmean_from_vectors"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_every_rule_has_one_signature_style(rule):
     first, *others = inspect.signature(getattr(merging, rule)).parameters.values()
     assert first.name == "task_vectors"

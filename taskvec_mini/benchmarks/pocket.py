@@ -1,8 +1,8 @@
-"""`pocket`, a small image encoder without batch statistics: 32 x 32 pixels in, 256 numbers out, two million parameters.
+"""`pocket`, a small image encoder without batch statistics: 32 x 32 pixels in, 256 numbers out.
 
-A residual network with pre-activation (He et al. 2016, arXiv:1603.05027) and group normalisation (Wu & He 2018,
-arXiv:1803.08494). Nothing in it depends on the other images of a batch, so that a merged model needs no statistics
-computed anew. `scripts/pretrain_pocket.py` made its weights.
+A residual network of two million parameters with pre-activation (He et al. 2016, arXiv:1603.05027) and group
+normalisation (Wu & He 2018, arXiv:1803.08494). Nothing in it depends on the other images of a batch, so that
+a merged model needs no statistics computed anew. `scripts/pretrain_pocket.py` made its weights.
 """
 
 from __future__ import annotations

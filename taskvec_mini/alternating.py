@@ -1,0 +1,395 @@
+"""Alternate tuning and merging: finetune every task for a few epochs, merge, start again from the merge.
+
+A round from θ is θ ← θ + α · merge(τ_1, ..., τ_T), with task vectors τ_t of e epochs that all start at θ.
+Zhou et al. proposed it for model merging: *ATM: Improving Model Merging by Alternating Tuning and Merging*,
+arXiv:2411.03055. With the mean as the rule it is older than merging. It is local SGD, or federated averaging
+with every client in every round: McMahan et al., *Communication-Efficient Learning of Deep Networks from
+Decentralized Data*, AISTATS 2017, arXiv:1602.05629; Woodworth et al., *Is Local SGD Better than Minibatch
+SGD?*, ICML 2020, arXiv:2002.07839. `local_sgd` has that name for that reason.
+
+One round of one full-batch step *is* a step of gradient descent on the mean loss L̄ = Σ_t L_t / T. With e
+steps a round, `descent_bound` says by how much L̄ has to fall. Compare with joint training at equal cost:
+`rounds * epochs` steps of `theory.multitask_descent`, or of mini-batches on a `MeanLoss`.
+
+    >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum() / 2]
+    >>> history = alternate(bowls, torch.tensor([3.0]), rounds=2, epochs=1, learning_rate=0.5)
+    >>> [each.theta.item() for each in history]
+    [3.0, 2.0, 1.5]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.descent import BatchLoss, Loss, finetune, gradient_descent
+from taskvec_mini.rounds import Round, angles, losses_at
+from taskvec_mini.theory import potential
+from taskvec_mini.vectors import Layout, TaskVector
+
+Finetuning = Callable[[Sequence[Loss], Tensor], Tensor]
+Merging = Callable[[Tensor], Tensor]
+Rule = Callable[..., TaskVector]
+Measure = Callable[[Tensor], Mapping[str, float]]
+_Tuning = Callable[[Sequence[Any], Tensor, int], Tensor]
+
+
+def alternate(
+    losses: Sequence[Loss],
+    start: Tensor | Round,
+    *,
+    rounds: int,
+    epochs: int,
+    learning_rate: float | None = None,
+    finetune: Finetuning | None = None,
+    merge: Merging | None = None,
+    scaling_coef: float = 1.0,
+    measure: Measure | None = None,
+    progress: Callable[[Round], None] | None = None,
+) -> Iterator[Round]:
+    """Rounds of tuning and merging, one after the other: a `Round` as soon as it is done, the start first.
+
+    Args:
+        losses: T functions from theta (D,) to a scalar. They are evaluated at every merge.
+        start: theta before the first round (D,), or the `Round` to go on from; that one is not given again.
+        rounds: the number of the last round, counted from the pretrained start also when going on.
+        epochs: epochs of a task in a round: full-batch steps, or what your own `finetune` does.
+        learning_rate: of the full-batch steps; left out with a `finetune` of your own.
+        finetune: from (losses, theta) to finetuned parameters (T, D); `descent.gradient_descent` by default.
+        merge: from task vectors (T, D) to one vector (D,), the mean by default; see `matrix_rule`.
+        scaling_coef: what the merged vector is multiplied with; 1 and the mean make the weights' average.
+        measure: from theta to numbers by name, such as accuracies, kept with the round.
+        progress: called with each round.
+
+    Raises (at once):
+        ValueError: if a number is out of range, there are no losses, or `learning_rate` and `finetune` are
+            both given or both left out.
+        TypeError: if `start` is neither flat parameters nor a Round.
+
+    Raises (in a round):
+        DivergedError: as `descent.gradient_descent` does.
+        ValueError: if `finetune` or `merge` returns another shape, or values that are not finite.
+
+    Example:
+        >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum() / 2]
+        >>> run = {"epochs": 3, "learning_rate": 0.5}
+        >>> first, last = alternate(bowls, torch.tensor([3.0]), rounds=1, **run)
+        >>> last.theta.item(), last.gradient_evaluations, last.floats_communicated
+        (1.25, 6, 4)
+        >>> [later.number for later in alternate(bowls, last, rounds=3, **run)]
+        [2, 3]
+    """
+    if finetune is None and learning_rate is not None:
+        tune = _full_batch(learning_rate, epochs)
+    elif finetune is not None and learning_rate is None:
+        tune = _any_round(finetune)
+    else:
+        raise ValueError("give either learning_rate, for full-batch steps, or a finetune of your own")
+    return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, scaling_coef, measure, progress))
+
+
+def local_sgd(
+    losses: Sequence[BatchLoss],
+    start: Tensor | Round,
+    *,
+    rounds: int,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    measure: Measure | None = None,
+    progress: Callable[[Round], None] | None = None,
+    **options: Any,
+) -> Iterator[Round]:
+    """Federated averaging with all clients (FedAvg, local SGD): `alternate` with mini-batches and the mean.
+
+    The order of the examples in a round depends on the seed and the number of the round alone, so a run that
+    goes on from a `Round` ends at the same bits. The optimiser starts afresh in every round.
+
+    Args:
+        losses: T functions of theta and an index tensor with a length, such as `networks.flat_loss` makes.
+        start, rounds, epochs, measure, progress: as for `alternate`.
+        learning_rate, batch_size, options: as for `descent.finetune`.
+        seed: decides the orders, at least 0.
+        weights: how much each task counts; equal if None. McMahan et al. give each client the number of its
+            examples: `[len(loss) for loss in losses]`.
+
+    Raises:
+        ValueError, TypeError, DivergedError: as `alternate` and `descent.finetune` do.
+
+    Example:
+        >>> pull = lambda theta, index=None: (theta - 2).square().sum() / 2
+        >>> run = {"learning_rate": 0.5, "batch_size": 1, "examples": 2, "seed": 0}
+        >>> *_, last = local_sgd([pull], torch.zeros(1), rounds=1, epochs=1, **run)
+        >>> last.theta.item()
+        1.5
+    """
+    seed = _checks.whole_number("seed", seed, minimum=0)
+    recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, **options}
+
+    def tune(tasks: Sequence[Any], theta: Tensor, number: int) -> Tensor:
+        words = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(words[0]))
+        return finetune(list(tasks), theta, generator=generator, **recipe)[:, -1]
+
+    merge = None if weights is None else weighted_mean(weights)
+    return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, 1.0, measure, progress))
+
+
+# merging rules on the matrix of task vectors
+
+
+def weighted_mean(weights: Sequence[float]) -> Merging:
+    """The rule Σ_t w_t τ_t / Σ_t w_t on task vectors (T, D), for `alternate`.
+
+    Raises:
+        ValueError: if a weight is below 0 or all are 0; when called, if there is not one for each task.
+
+    Example:
+        >>> weighted_mean([3, 1])(torch.tensor([[4.0], [8.0]]))
+        tensor([5.])
+    """
+    numbers = [_checks.finite_number("a weight", weight) for weight in _checks.not_empty("weights", weights)]
+    if min(numbers) < 0 or sum(numbers) == 0:
+        raise ValueError(f"weights must be 0 or above, with at least one above 0; got {numbers}")
+
+    def merge(vectors: Tensor) -> Tensor:
+        if len(numbers) != len(vectors):
+            raise ValueError(f"got {len(numbers)} weights for {len(vectors)} tasks; give one for each")
+        shares = torch.tensor(numbers, dtype=vectors.dtype, device=vectors.device) / sum(numbers)
+        return shares @ vectors
+
+    return merge
+
+
+def matrix_rule(rule: Rule, *, layout: Layout | None = None, **settings: Any) -> Merging:
+    """A rule of `merging` as a function of task vectors in rows (T, D), for `alternate`.
+
+    Args:
+        rule: a function from task vectors to a task vector, such as `merging.ties`.
+        layout: name and shape of each tensor in a row; rules that look at each tensor need it. None takes a
+            row as one tensor. `[(name, p.shape) for name, p in model.named_parameters()]` makes one.
+        settings: further arguments of the rule.
+
+    Raises (when called):
+        ValueError, TypeError: as `rule` does, or if the layout does not add up to D.
+
+    Example:
+        >>> from taskvec_mini import merging
+        >>> matrix_rule(merging.ties, density=0.5)(torch.tensor([[4.0, 1.0], [2.0, -1.0]]))
+        tensor([3., 0.])
+    """
+
+    def merge(vectors: Tensor) -> Tensor:
+        places = layout or [("theta", (vectors.shape[1],))]
+        return rule([TaskVector(row, places) for row in vectors], **settings).flat
+
+    return merge
+
+
+# joint training, for comparison
+
+
+class MeanLoss:
+    """The mean L̄ of T losses as one loss, for joint training with `descent.finetune`.
+
+    With an index of n examples it takes n from every task, so that a step costs T gradients of batches. Task
+    t takes them t/T of the way further on: where the tasks share one set of images, a batch does not show
+    the same image in all disguises.
+
+    Raises:
+        ValueError: if there are no losses; when asked for its length or a batch, if the numbers of examples
+            differ.
+
+    Example:
+        >>> pair = MeanLoss([lambda theta: theta.sum(), lambda theta: 3 * theta.sum()])
+        >>> pair(torch.ones(2)).item()
+        4.0
+    """
+
+    def __init__(self, losses: Sequence[BatchLoss] | Sequence[Loss]):
+        self.losses: list[Any] = _checks.not_empty("the list of losses", list(losses))
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        if index is None:
+            return torch.stack([loss(theta) for loss in self.losses]).mean()
+        size, tasks = len(self), len(self.losses)
+        places = [(index + t * size // tasks) % size for t in range(tasks)]
+        return torch.stack([loss(theta, at) for loss, at in zip(self.losses, places, strict=True)]).mean()
+
+    def __len__(self) -> int:
+        sizes = {len(loss) for loss in self.losses}
+        if len(sizes) > 1:
+            raise ValueError(f"the tasks have {sorted(sizes)} examples; cut them to one number for batches")
+        return sizes.pop()
+
+
+# what is known about a round
+
+
+def experts_edge(losses: Sequence[Loss], theta: Tensor, *, learning_rate: float, epochs: int = 1) -> float:
+    """The leading term of (1/T) Σ_t L_t(θ_t) − L̄(θ⁺): −ηe (1/T) Σ_t ‖g_t − ḡ‖², never above 0.
+
+    θ_t is task t after e full-batch steps from theta and θ⁺ the average of them all. What is left is of
+    second order in η. So for small steps the merge does *worse* on L̄ than the experts do on their own tasks,
+    and the experts' own losses bound nothing.
+
+    Raises:
+        ValueError, TypeError: as `theory.potential` does, or if `learning_rate` or `epochs` is out of range.
+
+    Example:
+        >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum() / 2]
+        >>> experts_edge(bowls, torch.tensor([5.0]), learning_rate=0.1)
+        -0.1
+    """
+    time = _checks.positive_number("learning_rate", learning_rate) * _checks.whole_number("epochs", epochs)
+    tasks = len(_checks.not_empty("the list of losses", losses))
+    return -2 * time / tasks * float(potential(losses, theta, scaling_coef=1 / tasks))
+
+
+def descent_bound(
+    loss: float, gradient: float, *, learning_rate: float, epochs: int, curvature: float, slope: float
+) -> float:
+    """The most that L̄ can be after a round: L̄ − (s/2)‖∇L̄‖² + (s/2)(βηG(e−1)/2)², with s = ηe ≤ 1/β.
+
+    Proof: θ⁺ = θ − s v, where v is the mean of all e·T gradients met. Smoothness gives L̄(θ⁺) ≤ L̄ − s⟨∇L̄, v⟩
+    + βs²‖v‖²/2, and with βs ≤ 1 that is at most L̄ − (s/2)‖∇L̄‖² + (s/2)‖v − ∇L̄‖². After j steps a task is
+    at most jηG from θ, so its gradient has changed by at most βjηG; the mean over j is βηG(e−1)/2. ∎
+
+    It holds for rounds of full-batch steps merged by the mean, where every L_t has curvature of at most β
+    and L̄ too on the segment from θ to θ⁺, and gradients of at most G, on the paths of the tasks and the
+    segments from θ to them.
+
+    Args:
+        loss: L̄ before the round.
+        gradient: the norm ‖∇L̄‖ there.
+        learning_rate: η of the local steps.
+        epochs: e, the local steps of a round.
+        curvature: β, a bound on ‖∇²L_t‖₂ for every task.
+        slope: G, a bound on ‖∇L_t‖ for every task.
+
+    Raises:
+        ValueError: if a number is out of range, or ηe is above 1/β, where the inequality says nothing.
+
+    Example:
+        >>> descent_bound(2.0, 1.0, learning_rate=0.5, epochs=1, curvature=2.0, slope=3.0)
+        1.75
+        >>> descent_bound(2.0, 1.0, learning_rate=0.25, epochs=2, curvature=2.0, slope=3.0)
+        1.890625
+    """
+    rate, steps = (
+        _checks.positive_number("learning_rate", learning_rate),
+        _checks.whole_number("epochs", epochs),
+    )
+    beta = _checks.positive_number("curvature", curvature)
+    time = rate * steps
+    if time * beta > 1 + 1e-12:
+        raise ValueError(
+            f"learning_rate times epochs is {time:g}, above 1 / curvature = {1 / beta:g}, where the "
+            f"inequality says nothing; for {steps} epochs lower learning_rate to {1 / beta / steps:g}"
+        )
+    drift = beta * rate * _checks.finite_number("slope", slope) * (steps - 1) / 2
+    return loss - time / 2 * gradient**2 + time / 2 * drift**2
+
+
+# the loop
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What happens in every round."""
+
+    tune: _Tuning
+    epochs: int
+    merge: Merging | None
+    scaling_coef: float
+    measure: Measure | None
+    progress: Callable[[Round], None] | None
+
+    def __post_init__(self) -> None:
+        _checks.whole_number("epochs", self.epochs)
+        _checks.finite_number("scaling_coef", self.scaling_coef)
+
+    def merged(self, vectors: Tensor) -> Tensor:
+        merged = self.merge(vectors) if self.merge else vectors.mean(0)
+        return self.scaling_coef * _expected("merge", merged, tuple(vectors.shape[1:]))
+
+
+def _full_batch(learning_rate: float, epochs: int) -> _Tuning:
+    rate = _checks.positive_number("learning_rate", learning_rate)
+    return lambda losses, theta, _: gradient_descent(losses, theta, learning_rate=rate, epochs=epochs)[:, -1]
+
+
+def _any_round(finetune: Finetuning) -> _Tuning:
+    return lambda losses, theta, _: finetune(losses, theta)
+
+
+def _rounds(losses: Sequence[Any], start: Tensor | Round, rounds: int, plan: _Plan) -> Iterator[Round]:
+    tasks = _checks.not_empty("the list of losses", losses)
+    rounds = _checks.whole_number("rounds", rounds)
+    here = start if isinstance(start, Round) else _first(tasks, start, plan)
+    if len(here.losses) != len(tasks):
+        raise ValueError(
+            f"start knows {len(here.losses)} tasks, got {len(tasks)}; go on with the same losses"
+        )
+    return _run(tasks, here, rounds, plan, fresh=here is not start)
+
+
+def _run(tasks: list[Any], here: Round, rounds: int, plan: _Plan, *, fresh: bool) -> Iterator[Round]:
+    """Checks were made before: a generator would make them only when its first round is asked for."""
+    if fresh:
+        yield _announced(here, plan)
+    while here.number < rounds:
+        shape = (len(tasks), len(here.theta))
+        tuned = _expected("finetune", plan.tune(tasks, here.theta, here.number + 1), shape)
+        here = _after(here, tasks, tuned - here.theta, plan)
+        yield _announced(here, plan)
+
+
+def _first(tasks: list[Any], start: Tensor, plan: _Plan) -> Round:
+    theta = _checks.flat_parameters("start", start).detach().clone()
+    norms, cosines = angles(torch.zeros(len(tasks), 1))
+    values, measured = _looked_at(tasks, theta, plan)
+    return Round(0, theta, theta, values, norms, cosines, norms, cosines, measured=measured)
+
+
+def _after(before: Round, tasks: list[Any], vectors: Tensor, plan: _Plan) -> Round:
+    theta = before.theta + plan.merged(vectors)
+    values, measured = _looked_at(tasks, theta, plan)
+    return Round(
+        before.number + 1,
+        theta,
+        before.pretrained,
+        values,
+        *angles(vectors),
+        *angles(vectors, before.theta - before.pretrained),
+        gradient_evaluations=before.gradient_evaluations + len(tasks) * plan.epochs,
+        floats_communicated=before.floats_communicated + 2 * vectors.numel(),
+        measured=measured,
+    )
+
+
+def _looked_at(tasks: list[Any], theta: Tensor, plan: _Plan) -> tuple[tuple[float, ...], dict[str, float]]:
+    measured = dict(plan.measure(theta)) if plan.measure else {}
+    return tuple(losses_at(tasks, theta[None])[0].tolist()), measured
+
+
+def _announced(here: Round, plan: _Plan) -> Round:
+    if plan.progress:
+        plan.progress(here)
+    return here
+
+
+def _expected(who: str, result: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(result, Tensor) or tuple(result.shape) != shape:
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"{who} must return a tensor of shape {shape}, got {got}; look at what it stacks")
+    _checks.check_finite(f"what {who} returned", result)
+    return result.detach()

@@ -1,0 +1,182 @@
+"""`finetune`, `merge` and `evaluate`: from images to runs, to a merged task vector, to a table."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks, scores
+from taskvec_mini.benchmarks import datasets, evaluation
+from taskvec_mini.benchmarks._cli_list import rules
+from taskvec_mini.benchmarks._cli_parser import SCALING_COEFS, SETTINGS
+from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
+from taskvec_mini.benchmarks.finetuning import Run, Settings
+from taskvec_mini.benchmarks.finetuning import finetune as finetune_one
+from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.vectors import TaskVector
+
+# --- finetune --------------------------------------------------------------------------------------------
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Finetune the encoder on each task, each into a folder of its own, and print what was trained."""
+    settings = settings_of(options)
+    what = {name: getattr(options, name) for name in ("suite", "backbone", "limit", "seed")}
+    shelf = Shelf.for_runs(options.out, what)
+    backbone = encoder(options.backbone, options)
+    tasks = datasets.load_tasks(
+        options.tasks, suite=options.suite, folder=options.data, limit=options.limit, seed=options.seed
+    )
+    shelf.make()  # not before, so that a word mistyped leaves no folder behind
+    rows = []
+    for name, task in tasks.items():
+        before = sum(epoch <= settings.epochs for epoch in shelf.epochs(name))
+        head = shelf.head(backbone, task)
+        run = finetune_one(backbone, head, task, settings=settings, folder=shelf.folder / name)
+        rows.append(_summary(name, run, settings.epochs - before))
+    print(scores.table(rows))
+    print(f"checkpoints are in {shelf.folder}")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that the words of `finetune` give; those not given keep their defaults."""
+    names = ("optimizer", "schedule", *(name.replace("-", "_") for name, *_ in SETTINGS))
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return Settings(epochs=options.epochs, seed=options.seed, **given)
+
+
+def _summary(name: str, run: Run, trained: int) -> dict[str, object]:
+    return {
+        "task": name,
+        "epochs": len(run.records),
+        "trained now": trained,
+        "training loss": run.losses[-1],
+        "training accuracy": run.accuracies[-1],
+        "images/s": round(run.images_per_second),
+    }
+
+
+# --- merge -----------------------------------------------------------------------------------------------
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Merge task vectors under a rule and write the result as a task vector."""
+    rule = _checks.named_choice("merging rule", options.rule, rules())
+    chosen = rule_options(options.rule, rule, options.option)
+    if "generator" in inspect.signature(rule).parameters:
+        chosen["generator"] = torch.Generator().manual_seed(options.seed)
+    shelf = Shelf.open(options.runs)
+    names, backbone = shelf.chosen(options.tasks), encoder(shelf.what["backbone"], options)
+    epoch, pretrained = shelf.epoch(names, options.epoch), state_of(backbone.model)
+    vectors = [TaskVector.between(pretrained, shelf.state(name, epoch, pretrained)) for name in names]
+    merged = rule(vectors, **chosen)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    merged.save(options.out)
+    print(f"{options.rule} of {', '.join(names)} after epoch {epoch}: {options.out} holds {merged!r}")
+
+
+def rule_options(name: str, rule: Any, words: list[str]) -> dict[str, Any]:
+    """Options such as `density=0.3` as keyword arguments of a rule.
+
+    Raises:
+        ValueError: if a word is not NAME=VALUE, or the rule has no such option; near names are suggested.
+    """
+    known = {
+        n: p.default for n, p in list(inspect.signature(rule).parameters.items())[1:] if n != "generator"
+    }
+    chosen = {}
+    for word in words:
+        option, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"--option {word!r} must be NAME=VALUE, for instance density=0.3")
+        if not known:
+            raise ValueError(f"{name} has no options, got {word!r}; leave --option out")
+        _checks.named_choice(f"option of {name}", option, known)
+        chosen[option] = _value(text, known[option], word)
+    return chosen
+
+
+def _value(text: str, default: object, word: str) -> Any:
+    """A word as a value of the default's kind."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
+        wanted = "true or false" if isinstance(default, bool) else "a number"
+        raise ValueError(f"--option {word}: the value must be {wanted}, such as {str(default).lower()}")
+    return value
+
+
+# --- evaluate --------------------------------------------------------------------------------------------
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print a table: each task under the pretrained, the individually finetuned and the merged encoder."""
+    shelf = Shelf.open(options.runs)
+    merged = TaskVector.load(options.vector)
+    names, backbone = shelf.chosen(options.tasks), encoder(shelf.what["backbone"], options)
+    epoch, pretrained = shelf.epoch(names, options.epoch), state_of(backbone.model)
+    states = {name: shelf.state(name, epoch, pretrained) for name in names}
+    tasks = shelf.tasks(names, options.data)
+    heads = {name: Head.load(shelf.head_file(name)) for name in names}
+    coef, how = options.scaling_coef, "as given"
+    if coef is None:
+        tried = options.tune or list(SCALING_COEFS)
+        coef = evaluation.tune(
+            backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=tried
+        )
+        how = f"the best mean validation accuracy of {len(tried)} tried, {min(tried):g} to {max(tried):g}"
+    where = {"heads": heads, "split": options.split}
+    found = {
+        "zero-shot": evaluation.accuracies(backbone, tasks=tasks, **where),
+        "individual": _individual(backbone, states, tasks, where),
+        "merged": evaluation.accuracies(
+            backbone, tasks=tasks, parameters=merged.apply_to(pretrained, coef), **where
+        ),
+    }
+    print(table(found))
+    part = {"test": "test", "val": "validation"}[options.split]
+    print(
+        f"accuracies on {part} images; individual: after epoch {epoch}; scaling coefficient {coef:g} ({how})"
+    )
+
+
+def _individual(
+    backbone: Any, states: Mapping[str, Mapping[str, Tensor]], tasks: Mapping[str, Any], where: dict[str, Any]
+) -> dict[str, float]:
+    """The accuracy of each finetuned encoder on its own task."""
+    own: dict[str, float] = {}
+    for name, task in tasks.items():
+        own |= evaluation.accuracies(backbone, tasks={name: task}, parameters=states[name], **where)
+    return own
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """A row for each task and one for their means, with merged / individual in the last column.
+
+    Example:
+        >>> print(table({"individual": {"mnist": 0.8, "cars": 0.4}, "merged": {"mnist": 0.6, "cars": 0.4}}))
+        task   individual  merged  normalised
+        mnist       0.800   0.600       0.750
+        cars        0.400   0.400       1.000
+        mean        0.600   0.500       0.875
+    """
+    names = list(found["merged"])
+    rows: dict[str, dict[str, float]] = {
+        name: {kind: each[name] for kind, each in found.items()} for name in names
+    }
+    for row in rows.values():
+        row["normalised"] = row["merged"] / row["individual"] if row["individual"] else float("nan")
+    columns = list(rows[names[0]])
+    means = {kind: sum(row[kind] for row in rows.values()) / len(rows) for kind in columns}
+    return scores.table({**rows, "mean": means}, index="task")

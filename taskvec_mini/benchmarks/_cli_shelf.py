@@ -1,0 +1,146 @@
+"""The folder that `finetune` fills: a run for each task, and what they have in common."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks import backbones, checkpoints, datasets
+from taskvec_mini.benchmarks.heads import Head, prototype_head
+from taskvec_mini.benchmarks.parameters import checksum
+
+_NAME = "runs.json"
+
+
+def encoder(name: str, options: argparse.Namespace) -> backbones.Backbone:
+    """The backbone on the device that the user wants; its weights may lie in the folder --data."""
+    data = getattr(options, "data", None)
+    weights = data / "weights" / backbones.MOBILENET_WEIGHTS if name == "mobilenet" and data else None
+    backbone = backbones.load_backbone(name, weights=weights)
+    wanted = getattr(options, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    backbone.model.to(wanted)
+    return backbone
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of runs.
+
+    Attributes:
+        folder: where it is; each task has a folder in it, by its name.
+        what: suite, backbone, limit and seed, which all runs share.
+    """
+
+    folder: Path
+    what: dict[str, Any]
+
+    @classmethod
+    def for_runs(cls, folder: Path, what: dict[str, Any]) -> Shelf:
+        """The shelf for runs of some kind; nothing is written yet.
+
+        Raises:
+            ValueError: if the folder holds runs of another kind; the message names what differs.
+        """
+        there = cls.open(folder).what if (folder / _NAME).is_file() else what
+        for name, value in what.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds runs with {name} = {there.get(name)!r}, not {value!r}; "
+                    "choose another folder with --out"
+                )
+        return cls(folder, what)
+
+    def make(self) -> None:
+        """Make the folder where there is none, and note what its runs share."""
+        if not (self.folder / _NAME).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.write_json(self.folder / _NAME, self.what)
+
+    @classmethod
+    def open(cls, folder: Path) -> Shelf:
+        """The shelf in a folder that `finetune` wrote.
+
+        Raises:
+            FileNotFoundError: if it is none.
+        """
+        if not (folder / _NAME).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no runs; make some with `finetune`, or name another folder"
+            )
+        return cls(folder, checkpoints.read_json(folder / _NAME))
+
+    def chosen(self, names: Sequence[str] | None) -> list[str]:
+        """The tasks asked for, by default all that have a finished epoch, in the order of their names.
+
+        Raises:
+            ValueError: if there is no run of a task; near names are suggested.
+        """
+        there = sorted(path.name for path in self.folder.iterdir() if self.epochs(path.name))
+        _checks.not_empty(f"the list of finished runs in {self.folder}", there)
+        for name in names or ():
+            _checks.named_choice(f"run in {self.folder}:", name, dict.fromkeys(there))
+        return list(names or there)
+
+    def epochs(self, task: str) -> list[int]:
+        """The epochs of a task whose weights are there."""
+        found = (
+            re.fullmatch(r"epoch_(\d+)\.safetensors", path.name) for path in (self.folder / task).glob("*")
+        )
+        return sorted(int(match[1]) for match in found if match)
+
+    def epoch(self, tasks: Sequence[str], wanted: int | None) -> int:
+        """The epoch asked for, by default the last that all tasks have.
+
+        Raises:
+            ValueError: if a task lacks it; the message says what all of them have.
+        """
+        common = sorted(set.intersection(*(set(self.epochs(name)) for name in tasks)))
+        if not common or (wanted is not None and wanted not in common):
+            what = "no epoch" if wanted is None else f"not epoch {wanted}"
+            raise ValueError(
+                f"the runs of {', '.join(tasks)} in {self.folder} have {what} in common; "
+                f"there is {', '.join(map(str, common)) or 'none'}: finetune longer, or ask for another one"
+            )
+        return common[-1] if wanted is None else wanted
+
+    def state(self, task: str, epoch: int, pretrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters of a run after an epoch, in the order of those it began with.
+
+        Raises:
+            ValueError: if the run began with other parameters than `pretrained`, or its file is damaged.
+        """
+        begun = checkpoints.read_json(self.folder / task / "settings.json")["backbone"]
+        if begun["parameters"] != checksum(pretrained):
+            raise ValueError(
+                f"the run of {task} in {self.folder} began with other weights of {begun['name']} than are "
+                "here now; finetune again into another folder"
+            )
+        path = self.folder / task / f"epoch_{epoch:03}.safetensors"
+        found = checkpoints.read_tensors(path)[0]
+        return {name: found[name] for name in pretrained}
+
+    def tasks(self, names: Sequence[str], data: Path | None) -> dict[str, datasets.ImageTask]:
+        """The tasks with the split that the runs were trained on."""
+        return datasets.load_tasks(
+            names, suite=self.what["suite"], folder=data, limit=self.what["limit"], seed=self.what["seed"]
+        )
+
+    def head_file(self, task: str) -> Path:
+        """Where the frozen head of a task is."""
+        return self.folder / task / "head.safetensors"
+
+    def head(self, backbone: backbones.Backbone, task: datasets.ImageTask) -> Head:
+        """The frozen head of a task, made and kept at the first call."""
+        path = self.head_file(task.name)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            prototype_head(backbone, task).save(path)
+        return Head.load(path)

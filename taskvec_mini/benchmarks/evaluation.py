@@ -1,0 +1,155 @@
+"""Accuracy of many merged models: one model written in place, and images prepared once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.parameters import FrozenHead, Parameters, holding, on_device, write_parameters
+from taskvec_mini.vectors import TaskVector
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.backbones import Backbone
+    from taskvec_mini.benchmarks.datasets import ImageTask
+
+Split = Literal["train", "val", "test"]
+_BATCH = 500  # images in a forward pass
+_LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
+_prepared: WeakKeyDictionary[ImageTask, dict[object, list[Tensor]]] = WeakKeyDictionary()
+
+
+def accuracies(
+    backbone: Backbone,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, ImageTask],
+    *,
+    parameters: Parameters | None = None,
+    split: Split = "test",
+    limit: int | None = None,
+) -> dict[str, float]:
+    """The share of images that are classified rightly, by task.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        heads: the frozen head of each task, by name; others may be there.
+        tasks: the tasks to evaluate, by name.
+        parameters: named parameters or one flat vector; None for the backbone's own.
+        split: "test", "val" (validation) or "train".
+        limit: only the first so many images of each task; all by default.
+
+    Raises:
+        ValueError: if a task has no head, there is no such split, or names or sizes of parameters differ.
+    """
+    _check_heads(heads, tasks)
+    with holding(backbone.model, parameters):
+        return {name: _accuracy(backbone, heads[name], task, split, limit) for name, task in tasks.items()}
+
+
+def sweep(
+    backbone: Backbone,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, ImageTask],
+    *,
+    pretrained: Mapping[str, Tensor],
+    merged: TaskVector,
+    scaling_coefs: Sequence[float],
+    split: Split = "val",
+    limit: int | None = None,
+) -> Tensor:
+    """Accuracies (len(scaling_coefs), T) of `pretrained + scaling_coef * merged`, tasks in their order.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        heads: the frozen head of each task, by name; others may be there.
+        tasks: the tasks to evaluate, by name.
+        pretrained: the named parameters of the start.
+        merged: the merged task vector.
+        scaling_coefs: the scaling coefficients to try.
+        split: "val" by default: what is chosen by these numbers must not have seen the test images.
+        limit: only the first so many images of each task; all by default.
+
+    Raises:
+        ValueError: if there is nothing to evaluate, or names, shapes or sizes differ.
+    """
+    coefs = [_checks.finite_number("a scaling coefficient", each) for each in scaling_coefs]
+    _checks.not_empty("scaling_coefs", coefs)
+    _checks.not_empty("tasks", tasks)
+    start = merged.apply_to(pretrained, 0.0)  # checks names and shapes, once
+    buffers, vectors, rows = {n: torch.empty_like(v) for n, v in start.items()}, dict(merged.items()), []
+    with holding(backbone.model, None):
+        for coef in coefs:
+            for name, vector in vectors.items():
+                torch.mul(vector, coef, out=buffers[name]).add_(start[name])
+            write_parameters(backbone.model, buffers)
+            found = accuracies(backbone, heads, tasks, split=split, limit=limit)
+            rows.append(list(found.values()))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def tune(
+    backbone: Backbone,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, ImageTask],
+    *,
+    pretrained: Mapping[str, Tensor],
+    merged: TaskVector,
+    scaling_coefs: Sequence[float],
+    limit: int | None = None,
+) -> float:
+    """The scaling coefficient with the best mean accuracy over tasks on the validation images.
+
+    Among equally good ones it is the first. Arguments and errors are those of `sweep`.
+    """
+    coefs = list(scaling_coefs)
+    table = sweep(
+        backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=coefs, limit=limit
+    )
+    return float(coefs[int(table.mean(1).argmax())])
+
+
+@torch.inference_mode()
+def _accuracy(
+    backbone: Backbone, head: FrozenHead, task: ImageTask, split: Split, limit: int | None
+) -> float:
+    labels = _labels(task, split, limit)
+    head = on_device(head, backbone.device)
+    batches = _prepare_once(backbone, task, split, limit)
+    guesses = torch.cat([head(backbone.model(batch)).argmax(1) for batch in batches])
+    return float((guesses.cpu() == labels.cpu()).double().mean())
+
+
+def _labels(task: ImageTask, split: Split, limit: int | None) -> Tensor:
+    if limit is not None:
+        _checks.whole_number("limit", limit)
+    return task.part(split)[1][:limit]
+
+
+def _prepare_once(backbone: Backbone, task: ImageTask, split: Split, limit: int | None) -> Iterable[Tensor]:
+    """The prepared images in batches; they are kept as long as the task is, on the device of the model."""
+    images = task.part(split)[0][:limit]
+    if 12 * len(images) * backbone.image_size**2 > _LARGEST:
+        return (backbone.prepare(batch) for batch in torch.split(images, _BATCH))
+    preparation = (backbone.name, backbone.image_size, backbone.mean, backbone.std, backbone.device)
+    kept = _prepared.setdefault(task, {})
+    key = (split, limit, *preparation)
+    if key not in kept:
+        kept[key] = [backbone.prepare(batch) for batch in torch.split(images, _BATCH)]
+    return kept[key]
+
+
+def forget_prepared_images() -> None:
+    """Free the memory of all prepared images; they are prepared again when they are needed."""
+    _prepared.clear()
+
+
+def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, ImageTask]) -> None:
+    for name in tasks:
+        if name not in heads:
+            raise ValueError(
+                f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}"
+            )

@@ -1,0 +1,55 @@
+"""The exact gradient of a task's mean loss over all its training images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.parameters import FrozenHead, Parameters, holding, on_device, trained_parameters
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.backbones import Backbone
+    from taskvec_mini.benchmarks.datasets import ImageTask
+
+
+def full_batch_gradient(
+    backbone: Backbone,
+    head: FrozenHead,
+    task: ImageTask,
+    *,
+    state: Parameters | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """The gradient (D,) of the mean training loss at the given parameters, float64, on the CPU.
+
+    Batches only bound the memory: each is weighted with its number of images, a partial last one too, and the
+    sum is taken in float64. Each batch is computed in the model's own dtype.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        head: the frozen head of the task.
+        task: its training images are used.
+        state: named parameters or one flat vector; None for the backbone's own.
+        batch_size: images in memory at a time.
+
+    Returns:
+        The entries in the order of `TaskVector`: that of the trained parameters.
+
+    Raises:
+        ValueError: if names or sizes of the parameters differ.
+    """
+    size, images = _checks.whole_number("batch_size", batch_size), task.train_images
+    own, head = trained_parameters(backbone.model), on_device(head, backbone.device)
+    total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64)
+    with holding(backbone.model, state):
+        for rows, labels in zip(torch.split(images, size), torch.split(task.train_labels, size), strict=True):
+            logits = head(backbone.model(backbone.prepare(rows)))
+            loss = F.cross_entropy(logits, labels.to(logits.device))
+            slopes = torch.autograd.grad(loss, list(own.values()))
+            flat = torch.cat([slope.reshape(-1) for slope in slopes]).cpu().double()
+            total += flat * (len(rows) / len(images))
+    return total

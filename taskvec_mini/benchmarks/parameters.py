@@ -1,0 +1,157 @@
+"""The parameters of an encoder that finetuning moves: read, written in place, put back. And frozen heads."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskvec_mini import _checks
+
+Parameters = Mapping[str, Tensor] | Tensor
+FrozenHead = Callable[[Tensor], Tensor]  # embeddings to logits: a dataclass of `heads`
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The named parameters that require a gradient, in the order of `named_parameters()`.
+
+    Buffers and frozen parameters are left out: no task vector should carry entries that never move.
+
+    Raises:
+        ValueError: if the model has none.
+
+    Example:
+        >>> list(trained_parameters(nn.Linear(2, 1)))
+        ['weight', 'bias']
+    """
+    named = {name: part for name, part in model.named_parameters() if part.requires_grad}
+    if not named:
+        raise ValueError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+    return named
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the trained parameters on the CPU, by name: what a checkpoint holds.
+
+    Example:
+        >>> {name: tuple(part.shape) for name, part in state_of(nn.Linear(2, 1)).items()}
+        {'weight': (1, 2), 'bias': (1,)}
+    """
+    return {
+        name: part.detach().to("cpu", copy=True).contiguous()
+        for name, part in trained_parameters(model).items()
+    }
+
+
+def write_parameters(model: nn.Module, parameters: Parameters) -> None:
+    """Write values into the trained parameters of `model`, in place.
+
+    Args:
+        model: the module that is written into.
+        parameters: a mapping with just the names of the trained parameters, or one flat vector (D,) in their
+            order.
+
+    Raises:
+        ValueError: if names or sizes differ.
+        TypeError: if `parameters` is neither of the two.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> write_parameters(layer, torch.tensor([1.0, 2.0, 3.0]))
+        >>> layer.weight.tolist(), layer.bias.tolist()
+        ([[1.0, 2.0]], [3.0])
+    """
+    own = trained_parameters(model)
+    parts = _cut(own, parameters) if isinstance(parameters, Tensor) else _named(own, parameters)
+    with torch.no_grad():
+        for name, part in own.items():
+            part.copy_(parts[name])
+
+
+@contextlib.contextmanager
+def holding(model: nn.Module, parameters: Parameters | None) -> Iterator[None]:
+    """Inside the `with` block the model has these parameters, in evaluation mode; then all is as before.
+
+    None leaves the parameters as they are. What the block itself writes is put back too.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> with holding(layer, torch.tensor([2.0, 0.5])):
+        ...     layer(torch.ones(1)).item()
+        2.5
+    """
+    own = [(part, part.detach().clone()) for part in model.parameters() if part.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        if parameters is not None:
+            write_parameters(model, parameters)
+        yield
+    finally:
+        with torch.no_grad():
+            for part, value in own:
+                part.copy_(value)
+        for module, mode in modes:
+            module.training = mode
+
+
+def checksum(tensors: Mapping[str, Tensor], words: str = "") -> str:
+    """A CRC-32 of names, dtypes, shapes and entries, as eight hexadecimal digits; `words` go in as well.
+
+    Example:
+        >>> checksum({"a": torch.ones(1)}) == checksum({"a": torch.ones(1)}) != checksum({"b": torch.ones(1)})
+        True
+    """
+    total = zlib.crc32(words.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def on_device(head: FrozenHead, device: torch.device) -> FrozenHead:
+    """The head with all its tensors on a device.
+
+    Raises:
+        TypeError: if the head is no dataclass: its tensors could not be found.
+    """
+    parts = head_parts(head)
+    moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+    same: FrozenHead = replace(head, **moved)  # type: ignore[type-var]
+    return same
+
+
+def head_parts(head: object) -> dict[str, Any]:
+    """The fields of a head by name.
+
+    Raises:
+        TypeError: if the head is no dataclass.
+    """
+    if not is_dataclass(head) or isinstance(head, type):
+        raise TypeError(f"a head must be a dataclass of tensors and numbers, got {type(head).__name__}")
+    return {each.name: getattr(head, each.name) for each in fields(head)}
+
+
+def _cut(own: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
+    sizes = [part.numel() for part in own.values()]
+    if flat.ndim != 1 or len(flat) != sum(sizes):
+        raise ValueError(
+            f"the flat vector has shape {tuple(flat.shape)} but the model trains {sum(sizes)} parameters; "
+            "use a vector made from this architecture"
+        )
+    parts = torch.split(flat, sizes)
+    return {name: part.view(old.shape) for (name, old), part in zip(own.items(), parts, strict=True)}
+
+
+def _named(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    _checks.named_tensors("the state", state)
+    _checks.check_keys(own, state, "the model", "the state")
+    for name, part in own.items():
+        _checks.check_shapes(name, tuple(part.shape), tuple(state[name].shape))
+    return state

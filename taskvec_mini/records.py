@@ -1,0 +1,340 @@
+"""Recorded results: what a long run found, with all that is needed to run it again, in one JSON file.
+
+A record has ten fields, and `read` refuses a file that lacks one:
+
+| field | what it holds |
+| --- | --- |
+| command | the line that makes the record anew |
+| commit | of this repository; `+changes` behind it where the source differed from that commit |
+| date, device, versions | the day (UTC), what it ran on, the versions of Python and of the libraries |
+| seeds, seconds | every seed that was used, and how long the run took |
+| data | the SHA-256 of each data file, by the file's name |
+| settings, results | what was chosen, and what came out |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import taskvec_mini
+
+FIELDS = (
+    "command", "commit", "date", "device", "versions", "seeds", "seconds", "data", "settings", "results",
+)  # fmt: skip
+_PACKAGE = Path(__file__).resolve().parent
+_MACHINE_PATH = re.compile(r"(?<![\w.:/~])(?:~?(?:/[\w.+-]+){2,}|[A-Za-z]:\\)")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record in a file: a dictionary with the ten fields, all there and each of its kind.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, a field is missing or of the wrong kind, a number is NaN or infinite, or
+            a text names a path of one machine.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sums.json"
+        >>> found = write(path, {"sum": 3}, command="python sums.py", seeds=[], seconds=0.1)
+        >>> read(path)["results"]
+        {'sum': 3}
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no record {path}; run the command that makes it, or load_or_run with rerun=True"
+        ) from None
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); restore the file, or record it anew") from None
+    try:
+        return _complete(record)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write(
+    path: str | os.PathLike[str],
+    results: Any,
+    *,
+    command: str,
+    seeds: Sequence[int],
+    seconds: float,
+    settings: Mapping[str, Any] | None = None,
+    data: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a complete record, whole or not at all: an older file stays until then.
+
+    Args:
+        path: the JSON file; its folder has to exist.
+        results: numbers, texts, lists and dictionaries with texts as keys; every float finite.
+        command: the line that makes this record anew, without a path of this machine.
+        seeds: every seed that was used; none for a run that draws nothing.
+        seconds: how long the run took.
+        settings: what was chosen.
+        data: the SHA-256 of each data file, by the file's name (`checksum` gives it).
+        origin: what `provenance` said before the run began; by default what it says now.
+
+    Returns:
+        The record as `read` gives it back.
+
+    Raises:
+        TypeError: if something is no JSON; the message names its place, as in results['mnist'][2].
+        ValueError: if a float is NaN or infinite, a field is wrong, or a text names a path of this machine.
+        OSError: if the folder does not exist, may not be written to, or is full.
+    """
+    given = {"command": command, "seeds": seeds, "seconds": seconds}
+    found = {"settings": settings or {}, "data": data or {}, "results": results}
+    record = _complete({**given, **(provenance() if origin is None else origin), **found})
+    _write_whole(Path(path), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return record
+
+
+def load_or_run(
+    path: str | os.PathLike[str],
+    compute: Callable[[], Any],
+    *,
+    rerun: bool = False,
+    command: str | None = None,
+    seeds: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    data: Mapping[str, str] | None = None,
+) -> Any:
+    """The results in a record; with `rerun`, or without a record, those of `compute()`, which are recorded.
+
+    What describes the run is taken from the older record where it is not given. What is given and differs
+    from the record that is read is an error: the results would be those of something else.
+
+    Args:
+        path: the record.
+        compute: a function without arguments that returns the results.
+        rerun: compute even where a record exists, and replace it.
+        command, seeds, settings, data: as in `write`.
+
+    Raises:
+        ValueError: if the record is not complete or tells of another run, or `command` or `seeds` is needed.
+        TypeError: if the results are no JSON.
+        OSError: if the record cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sums.json"
+        >>> load_or_run(path, lambda: [1 + 1], command="python sums.py", seeds=[])
+        [2]
+        >>> load_or_run(path, lambda: 1 / 0)  # the record is there, so nothing is computed
+        [2]
+    """
+    given = {"command": command, "seeds": seeds, "settings": settings, "data": data}
+    given = {name: value for name, value in given.items() if value is not None}
+    older = read(path) if Path(path).exists() else {}
+    if older and not rerun:
+        _check_same(path, older, given)
+        return older["results"]
+    about: dict[str, Any] = {
+        name: given.get(name, older.get(name)) for name in ("command", "seeds", "settings", "data")
+    }
+    for name in ("command", "seeds"):
+        if about[name] is None:
+            raise ValueError(f"there is no record {path} yet, and {name} is missing; give {name}=...")
+    origin, begun = provenance(), time.perf_counter()
+    results = compute()
+    return write(path, results, **about, seconds=time.perf_counter() - begun, origin=origin)["results"]
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Where results come from: commit, date (UTC), device and versions, as in a record.
+
+    Args:
+        device: what the run computes on.
+
+    Example:
+        >>> sorted(provenance())
+        ['commit', 'date', 'device', 'versions']
+    """
+    versions = {
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "taskvec_mini": taskvec_mini.__version__,
+    }  # fmt: skip
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"commit": _commit(), "date": date, "device": _device(torch.device(device)), "versions": versions}
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits.
+
+    Example:
+        >>> checksum(os.devnull)[:12]  # of nothing
+        'e3b0c44298fc'
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# what a complete record is
+
+
+def _complete(record: Any) -> dict[str, Any]:
+    """`record` as plain JSON in the order of the fields; an error that names the first field in want."""
+    if not isinstance(record, Mapping):
+        raise TypeError(f"a record is a dictionary of {len(FIELDS)} fields, got {type(record).__name__}")
+    for name in FIELDS:
+        if name not in record:
+            raise ValueError(f"the field {name!r} is missing; record it anew, or add it from the run's notes")
+    for name in record:
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name!r}; put it into 'settings' or 'results'")
+    plain = {name: _plain(record[name], name) for name in FIELDS}
+    for name, (fits, wanted) in _KINDS.items():
+        if not fits(plain[name]):
+            raise ValueError(f"the field {name!r} must be {wanted}, got {_short(plain[name])}")
+    return plain
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_text(item) for item in value.values())
+
+
+def _checksums(value: Any) -> bool:
+    return _texts(value) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in value.values())
+
+
+def _seeds(value: Any) -> bool:
+    return isinstance(value, list) and all(type(seed) is int for seed in value)
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "command": (_text, "the line that makes the record anew"),
+    "commit": (_text, "the commit of the repository"),
+    "date": (lambda v: _text(v) and bool(re.fullmatch(r"\d{4}-\d\d-\d\d", v)), "a day such as 2026-01-31"),
+    "device": (_text, "what the run computed on"),
+    "versions": (lambda v: _texts(v) and bool(v), "the version of each library, by its name"),
+    "seeds": (_seeds, "a list of whole numbers"),
+    "seconds": (_seconds, "a number of at least 0"),
+    "data": (_checksums, "64 hexadecimal digits (SHA-256) for each file, by its name"),
+    "settings": (lambda v: isinstance(v, dict), "a dictionary"),
+    "results": (lambda v: v not in (None, {}, [], ""), "what came out"),
+}
+
+
+def _plain(value: Any, place: str) -> Any:
+    """`value` as JSON would give it back; an error that names the place of what JSON cannot hold."""
+    if isinstance(value, str):
+        return _portable(value, place)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{place} is {value}, which no record may hold; leave it out or find what diverged"
+            )
+        return float(value)
+    if isinstance(value, Mapping):
+        return {_key(key, place): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(_refusal(value, place))
+
+
+def _key(key: Any, place: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"{place} has the key {key!r}, but keys must be texts; use str(...)")
+    return _portable(key, f"a key of {place}")
+
+
+def _portable(text: str, place: str) -> str:
+    """`text` itself; an error where it names a path that only one machine has."""
+    if found := _MACHINE_PATH.search(text):
+        raise ValueError(
+            f"{place} names a path of this machine ({text[found.start() :].split()[0]}); "
+            "use a path relative to the repository, or the file's name"
+        )
+    return text
+
+
+def _refusal(value: Any, place: str) -> str:
+    remedy = "use .tolist()" if hasattr(value, "tolist") else "use numbers, texts, lists and dictionaries"
+    return f"{place} is of type {type(value).__name__}, which JSON cannot hold; {remedy}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_same(path: str | os.PathLike[str], record: dict[str, Any], given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if record[name] != _plain(value, name):
+            raise ValueError(
+                f"{path} tells of another run: its {name!r} is {_short(record[name])}, asked for is "
+                f"{_short(_plain(value, name))}; use rerun=True to record anew"
+            )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# where results come from
+
+
+def _commit() -> str:
+    """The commit of the repository, "+changes" behind it where the library or a script differs from it."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return f"no repository, taskvec_mini {taskvec_mini.__version__}"
+    return commit + ("+changes" if _git("status", "--porcelain", "--", "taskvec_mini", "scripts") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the repository of this package; None where the package lies in none."""
+    root = _PACKAGE.parent
+    if not (root / ".git").exists():  # else git would look further up, and find somebody else's
+        return None
+    try:
+        words = ["git", "--no-optional-locks", *arguments]
+        done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    threads = torch.get_num_threads()
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} CPU ({kind}), {threads} thread{'s' if threads > 1 else ''}"

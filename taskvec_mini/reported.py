@@ -1,0 +1,115 @@
+"""Tables of results that others published: read with a checksum, each with its source.
+
+The tables lie beside the book, in book/reported. Its README.md says what each column means and which faults
+are known; sources.json names the repository, the commit and the files behind each table, and its SHA-256.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from taskvec_mini import _checks
+
+__all__ = ["names", "source", "table"]
+
+FOLDER = Path(__file__).resolve().parents[1] / "book" / "reported"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def names() -> list[str]:
+    """The names of all tables, in alphabetical order.
+
+    Example:
+        >>> "gradient_norms" in names()
+        True
+    """
+    return sorted(_sources()["tables"])
+
+
+def table(name: str, **where: int | float | str | None) -> list[dict[str, Any]]:
+    """The rows of one table, each a dictionary from columns to values; you may change them, they are yours.
+
+    A whole number is an int, another number a float, an empty cell None, anything else a str.
+
+    Args:
+        name: the table's name, without ".csv"; see `names`.
+        where: column=value; only rows with exactly these values are returned.
+
+    Raises:
+        ValueError: if the name or a column is unknown, no row has these values, or the file is not the one
+            whose checksum was recorded.
+        FileNotFoundError: if the library was installed without the book's files.
+
+    Example:
+        >>> table("gradient_norms", dataset="DTD", epoch=1)
+        [{'dataset': 'DTD', 'epoch': 1, 'mean_minibatch_gradient_norm': 123.46044, 'share': 0.124217}]
+    """
+    recorded = _checks.named_choice("table", name, _sources()["tables"])
+    lines = _checked_text(FOLDER / f"{name}.csv", recorded["sha256"]).splitlines()
+    rows = [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(lines)]
+    for column, wanted in where.items():
+        present = {row[_checks.named_choice("column", column, dict.fromkeys(row, column))] for row in rows}
+        rows = [row for row in rows if row[column] == wanted]
+        if not rows:
+            seen = ", ".join(sorted(map(repr, present))[:12])
+            raise ValueError(f"table {name!r} has no row with {column} = {wanted!r}; values there: {seen}")
+    return rows
+
+
+def source(name: str) -> str:
+    """Where a table comes from, in one line: repository, commit, date, files, licence.
+
+    Raises:
+        ValueError: if there is no table of this name.
+
+    Example:
+        >>> print(source("gradient_norms").split(", notebooks")[0])
+        crisostomi/task-vectors-playground at commit 57068573 (2025-01-29)
+    """
+    sources = _sources()
+    recorded = _checks.named_choice("table", name, sources["tables"])
+    places = []
+    for key, files in recorded["from"].items():
+        place = sources["repositories"][key]
+        places.append(f"{place['repository']} at commit {place['commit'][:8]} ({place['date']}), {files}")
+    return f"{'; '.join(places)}. {sources['licence']}"
+
+
+def _sources() -> Any:
+    return json.loads(_text(FOLDER / "sources.json"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path.name} is not at {path.parent}; the tables come with the book's repository: "
+            "clone it and install the library from there with `pip install -e .`"
+        ) from error
+
+
+def _checked_text(path: Path, sha256: str) -> str:
+    """A file's text; an error unless it is the one whose checksum was recorded."""
+    text = _text(path)
+    found = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path.name} has the SHA-256 {found[:12]}… where {sha256[:12]}… was recorded; "
+            "it was edited or cut short: restore it with `git checkout -- book/reported`"
+        )
+    return text
+
+
+def _value(text: str) -> int | float | str | None:
+    """One cell: None where it is empty, a number where it reads as one, else the text."""
+    if not text:
+        return None
+    if not _NUMBER.fullmatch(text):
+        return text
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)

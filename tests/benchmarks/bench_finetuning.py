@@ -1,0 +1,190 @@
+"""How fast encoders are finetuned, and merged ones evaluated, beside the plain way. Prints; asserts nothing.
+
+The plain way of finetuning is a loop over a DataLoader whose data set opens every image by itself, as
+tutorials do: Pillow, a resize, a tensor, a normalisation. The plain way of evaluating a merge builds the
+model, loads the checkpoints and the data, and uses a DataLoader, for every scaling coefficient again.
+
+usage: OMP_NUM_THREADS=1 python tests/benchmarks/bench_finetuning.py [--data FOLDER] [--images N]
+Without a folder of data (--data, or the environment variable TASKVEC_MINI_DATA) it makes images of noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from taskvec_mini.benchmarks import datasets
+from taskvec_mini.benchmarks.backbones import Backbone, load_backbone
+from taskvec_mini.benchmarks.evaluation import forget_prepared_images, sweep
+from taskvec_mini.benchmarks.finetuning import Settings, finetune
+from taskvec_mini.benchmarks.heads import Head, prototype_head
+from taskvec_mini.vectors import TaskVector
+
+COEFS = [i / 20 for i in range(1, 21)]
+RUNS = 3
+
+
+class ImageByImage(Dataset[tuple[Tensor, int]]):
+    """The usual data set: one image at a time through Pillow and torchvision's transforms."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, backbone: Backbone):
+        from torchvision import transforms
+
+        side = backbone.image_size
+        steps = [
+            transforms.Resize((side, side), antialias=True),
+            transforms.ToTensor(),
+            transforms.Normalize(backbone.mean, backbone.std),
+        ]
+        self.images, self.labels, self.transform = images, labels, transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(self.images[index]).convert("RGB")
+        return self.transform(image), int(self.labels[index])
+
+
+def plain_epoch(backbone: Backbone, head: Head, task: datasets.ImageTask, settings: Settings) -> None:
+    """What most people write."""
+    data = ImageByImage(task.train_images.numpy(), task.train_labels.numpy(), backbone)
+    model = backbone.model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
+    for images, labels in DataLoader(data, batch_size=settings.batch_size, shuffle=True):
+        optimizer.zero_grad()
+        F.cross_entropy(head(model(images)), labels).backward()
+        optimizer.step()
+
+
+def plain_sweep(folder: Path, name: str, heads: dict[str, Head]) -> list[list[float]]:
+    """Everything anew for each scaling coefficient: model, checkpoints, data."""
+    rows = []
+    for coef in COEFS:
+        backbone, row = load_backbone(name), []
+        state = torch.load(folder / "pretrained.pt", weights_only=True)
+        merged = TaskVector.load(folder / "merged.safetensors")
+        backbone.model.load_state_dict(merged.apply_to(state, coef))
+        for task, head in heads.items():
+            stored = np.load(folder / f"{task}.npz")
+            data = ImageByImage(stored["images"], stored["labels"], backbone)
+            row.append(plain_accuracy(backbone, head, data))
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def plain_accuracy(backbone: Backbone, head: Head, data: ImageByImage) -> float:
+    right = 0
+    for images, labels in DataLoader(data, batch_size=128):
+        right += int((head(backbone.model(images)).argmax(1) == labels).sum())
+    return right / len(data)
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds on the clock and seconds of this process's CPU: the second does not count other programs."""
+    begin = time.perf_counter(), time.process_time()
+    result = call()
+    return time.perf_counter() - begin[0], time.process_time() - begin[1], result
+
+
+def show_finetuning(backbone: Backbone, task: datasets.ImageTask) -> None:
+    """Images a second, the two ways in turn; the best of a few runs each."""
+    settings, head = Settings(learning_rate=1e-4, epochs=1), prototype_head(backbone, task)
+    ours, plain = [], []
+    for _ in range(RUNS):
+        ours.append(timed(lambda: finetune(backbone, head, task, settings=settings, progress=False))[:2])
+        fresh = load_backbone(backbone.name)
+        plain.append(timed(lambda fresh=fresh: plain_epoch(fresh, head, task, settings))[:2])
+    count = len(task.train_labels)
+    for which, clock in enumerate(("clock", "CPU time")):
+        fast, slow = min(pair[which] for pair in ours), min(pair[which] for pair in plain)
+        print(
+            f"finetuning, {count:,} images of {task.name}, by {clock}: {count / fast:,.0f} images/s, "
+            f"plain loop {count / slow:,.0f} images/s, {slow / fast:.2f}x"
+        )
+
+
+def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask]) -> None:
+    """All scaling coefficients on all tasks, the first preparation of the images included."""
+    heads = {name: prototype_head(backbone, task) for name, task in tasks.items()}
+    pretrained = {name: part.detach() for name, part in backbone.model.named_parameters()}
+    moved = {name: part * 1.01 for name, part in pretrained.items()}
+    merged = TaskVector.between(pretrained, moved)
+    forget_prepared_images()
+    fast = timed(
+        lambda: sweep(
+            backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=COEFS, split="test"
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, task in tasks.items():
+            images, labels = task.test_images.numpy(), task.test_labels.numpy()
+            np.savez_compressed(Path(folder) / f"{name}.npz", images=images, labels=labels)
+        torch.save(pretrained, Path(folder) / "pretrained.pt")
+        merged.save(Path(folder) / "merged.safetensors")
+        slow = timed(lambda: plain_sweep(Path(folder), backbone.name, heads))
+    apart = float((torch.tensor(slow[2]) - fast[2]).abs().max())
+    count = sum(len(task.test_labels) for task in tasks.values())
+    for which, clock in enumerate(("clock", "CPU time")):
+        print(
+            f"{len(COEFS)} scaling coefficients x {len(tasks)} tasks, {count:,} test images, by {clock}: "
+            f"{fast[which]:.1f} s, plain way {slow[which]:.1f} s, {slow[which] / fast[which]:.2f}x"
+        )
+    print(f"largest difference of an accuracy between the two ways: {apart:.4f}")
+
+
+def noise_tasks(count: int) -> dict[str, datasets.ImageTask]:
+    """Eight tasks of noise, 32 x 32 pixels in colour."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = {}
+    for number in range(8):
+        parts: dict[str, Tensor] = {}
+        for part in ("train", "val", "test"):
+            pixels = torch.randint(0, 256, (count, 32, 32, 3), generator=generator)
+            parts |= {f"{part}_images": pixels.to(torch.uint8), f"{part}_labels": torch.arange(count) % 10}
+        names = tuple(f"class {label}" for label in range(10))
+        name = f"noise {number}"
+        tasks[name] = datasets.ImageTask(name=name, class_names=names, sha256="0" * 64, **parts)
+    return tasks
+
+
+def shortened(task: datasets.ImageTask, count: int) -> datasets.ImageTask:
+    """The first test images alone."""
+    return dataclasses.replace(
+        task, test_images=task.test_images[:count], test_labels=task.test_labels[:count]
+    )
+
+
+def main() -> None:
+    """Print the two comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("TASKVEC_MINI_DATA"), help="the folder of the data")
+    parser.add_argument("--images", type=int, default=1000, help="training images, and test images a task")
+    parser.add_argument("--backbone", default="random-pocket", help='"pocket", "random-pocket", "mobilenet"')
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.backbone}")
+    if options.data is None:
+        tasks = noise_tasks(options.images)
+    else:
+        tasks = datasets.load_tasks(folder=options.data, limit=options.images)
+    backbone = load_backbone(options.backbone)
+    show_finetuning(backbone, next(iter(tasks.values())))
+    show_evaluation(backbone, {name: shortened(task, options.images) for name, task in tasks.items()})
+
+
+if __name__ == "__main__":
+    main()

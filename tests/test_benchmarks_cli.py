@@ -1,0 +1,507 @@
+"""The command line of the benchmarks: what it promises in its help, what it computes, how it refuses."""
+
+import copy
+import dataclasses
+import inspect
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from taskvec_mini import TaskVector, merging, records
+from taskvec_mini.benchmarks import __main__ as command_line
+from taskvec_mini.benchmarks import _cli_list, _cli_parser, _cli_record, _cli_runs, datasets, studies
+from taskvec_mini.benchmarks.backbones import load_backbone
+from taskvec_mini.benchmarks.heads import prototype_head
+from taskvec_mini.benchmarks.settings import Settings
+
+TASKS = ["digits", "odd or even"]
+ENCODER = ["--suite", "digits", "--backbone", "random-pocket"]
+TRAINING = [*ENCODER, "--limit", "60", "--batch-size", "20", "--learning-rate", "1e-3", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_of_data(monkeypatch):
+    monkeypatch.delenv(datasets.FOLDER_VARIABLE, raising=False)
+
+
+def call(*words):
+    """The exit status of one command line."""
+    return command_line.main([str(word) for word in words])
+
+
+def finetune(folder, *more):
+    return call("finetune", *TRAINING, "--tasks", *TASKS, "--epochs", 2, "--out", folder, *more)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two tiny runs of two epochs."""
+    folder = tmp_path_factory.mktemp("shelf") / "deeper" / "runs"
+    assert finetune(folder) == 0
+    return folder
+
+
+# --- help ------------------------------------------------------------------------------------------------
+
+
+def commands():
+    main = command_line.parser()
+    return next(action.choices for action in main._actions if isinstance(action.choices, dict))
+
+
+@pytest.mark.parametrize("name", [None, "list", "finetune", "merge", "evaluate", "record"])
+def test_the_examples_in_the_help_are_lines_that_parse(name):
+    text = (command_line.parser() if name is None else commands()[name]).format_help()
+    examples = re.findall(rf"^  {_cli_parser.PROGRAM} (.*)$", text, re.MULTILINE)
+    assert name == "list" or len(examples) >= 2
+    for example in examples:
+        assert command_line.parser().parse_args(shlex.split(example)).command
+
+
+def test_help_explains_every_option_of_every_command():
+    for name, command in commands().items():
+        assert command.description
+        for action in command._actions:
+            assert action.help, (name, action.dest)
+            default = action.default
+            told = (
+                action.required or default in (None, False, [], "==SUPPRESS==") or "default:" in action.help
+            )
+            assert told, (name, action.dest)
+
+
+def test_finetune_has_a_word_for_every_setting_with_the_default_that_it_names():
+    command = commands()["finetune"]
+    actions = {action.dest: action for action in command._actions}
+    options = command_line.parser().parse_args(["finetune"])
+    for setting in dataclasses.fields(Settings):
+        assert setting.name in actions
+        told = re.search(r"\(default: (.*)\)", actions[setting.name].help)[1]
+        value = getattr(_cli_runs.settings_of(options), setting.name)
+        assert told == str(value).lower() or float(told) == value, setting.name
+        if setting.name not in ("learning_rate", "epochs"):
+            assert value == setting.default
+
+
+def test_the_words_of_finetune_become_its_settings():
+    words = (
+        "finetune --epochs 7 --seed 5 --optimizer sgd --learning-rate 0.5 --batch-size 9 --weight-decay 0.1 "
+        "--momentum 0.9 --warmup-steps 3 --clip-norm 2 --schedule cosine"
+    )
+    found = _cli_runs.settings_of(command_line.parser().parse_args(words.split()))
+    assert found == Settings(
+        learning_rate=0.5, epochs=7, optimizer="sgd", batch_size=9, weight_decay=0.1, momentum=0.9,
+        schedule="cosine", warmup_steps=3, clip_norm=2.0, seed=5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train"],
+        ["finetune", "--epoch", "2"],
+        ["evaluate"],
+        ["evaluate", "--tune", "--scaling-coef", "1"],
+    ],
+)
+def test_words_that_are_not_understood_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(words)
+    assert stopped.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+# --- list ------------------------------------------------------------------------------------------------
+
+
+def line_of(text, word):
+    return next(line for line in text.splitlines() if line.split()[:1] == [word])
+
+
+def test_list_shows_what_there_is_and_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(
+        studies, "STUDIES", {"first_epoch": SimpleNamespace(description="norms, epoch by epoch")}
+    )
+    assert call("list") == 0
+    text = capsys.readouterr().out
+    assert "TASKVEC_MINI_DATA names (not set)" in text
+    assert line_of(text, "sign_digits").split() == ["sign_digits", "extra/sign_digits.npz"]
+    assert line_of(text, "inverted").split() == ["inverted", "10", "8x8", "grey", "1,213", "135", "449"]
+    assert "73,257" in line_of(text, "svhn")
+    assert "NOT AVAILABLE" in line_of(text, "mobilenet")
+    assert f"{sum(p.numel() for p in load_backbone('random-pocket').model.parameters()):,}" in text
+    assert "density=0.2" in line_of(text, "ties")
+    assert "--seed" in line_of(text, "dare")
+    assert line_of(text, "first_epoch").split(maxsplit=1)[1] == "norms, epoch by epoch"
+
+
+def test_list_says_which_file_is_damaged_and_goes_on(tmp_path, capsys):
+    (tmp_path / "mnist.npz").write_bytes(b"PK and no more")
+    assert call("list", "--data", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  mnist .* is truncated or corrupted", text, re.MULTILINE)
+    assert re.search(r"^  cars .* is missing; copy it there", text, re.MULTILINE)
+    assert line_of(text, "inverted")
+
+
+def test_the_rules_are_the_public_functions_of_merging():
+    found = _cli_list.rules()
+    assert {"task_arithmetic", "mean", "ties", "dare", "breadcrumbs", "tsv"} <= set(found)
+    for name, rule in found.items():
+        assert rule is getattr(merging, name)
+        assert not name.startswith("_")
+
+
+# --- finetune --------------------------------------------------------------------------------------------
+
+
+def test_finetune_writes_a_run_a_task_and_what_they_share(runs):
+    for name in TASKS:
+        assert {"head.safetensors", "epoch_001.safetensors", "epoch_002.safetensors", "epoch_001.json"} <= {
+            path.name for path in (runs / name).iterdir()
+        }
+    shared = json.loads((runs / "runs.json").read_text(encoding="utf-8"))
+    assert shared == {"suite": "digits", "backbone": "random-pocket", "limit": 60, "seed": 0}
+
+
+def contents(folder):
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_second_call_trains_nothing_and_changes_no_file(runs, capsys):
+    before = contents(runs)
+    assert finetune(runs) == 0
+    assert contents(runs) == before
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert [row[-5:-3] for row in rows] == [["2", "0"], ["2", "0"]], "two epochs each, none of them now"
+
+
+def test_more_epochs_go_on_from_those_that_are_there(runs, tmp_path, capsys):
+    assert finetune(tmp_path, "--epochs", 1) == 0
+    first = (tmp_path / "digits" / "epoch_001.safetensors").read_bytes()
+    capsys.readouterr()
+    assert finetune(tmp_path, "--epochs", 2) == 0
+    assert (tmp_path / "digits" / "epoch_001.safetensors").read_bytes() == first
+    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["2", "1"], "one of two epochs now"
+    ends = [load_file(folder / "digits" / "epoch_002.safetensors") for folder in (runs, tmp_path)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--limit", "61"], "holds runs with limit = 60, not 61; choose another folder with --out"),
+        (["--seed", "1"], "holds runs with seed = 0, not 1"),
+        (["--suite", "torchvision"], "holds runs with suite = 'digits', not 'torchvision'"),
+        (["--batch-size", "30"], "settings.batch_size = 20, but this run has 30; use another folder"),
+    ],
+)
+def test_runs_of_another_kind_need_another_folder(runs, capsys, words, message):
+    before = contents(runs)
+    assert finetune(runs, *words) == 2
+    assert message in capsys.readouterr().err
+    assert contents(runs) == before
+
+
+def test_a_word_mistyped_leaves_no_folder_behind(tmp_path):
+    assert finetune(tmp_path / "runs", "--tasks", "digts") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- merge -----------------------------------------------------------------------------------------------
+
+
+def own_vectors(runs, epoch):
+    """The task vectors, made by hand from the files."""
+    start = load_backbone("random-pocket").model.state_dict()
+    for name in TASKS:
+        state = load_file(runs / name / f"epoch_{epoch:03}.safetensors")
+        yield TaskVector.between(start, {key: state[key] for key in start})
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "options", "epoch"),
+    [
+        ("", "task_arithmetic", {}, 2),
+        ("--rule mean --epoch 1", "mean", {}, 1),
+        (
+            "--rule ties --option density=0.5 --option per_tensor=TRUE",
+            "ties",
+            {"density": 0.5, "per_tensor": True},
+            2,
+        ),
+        ("--rule ties --option elect=count", "ties", {"elect": "count"}, 2),
+        (
+            "--rule breadcrumbs --option smallest=0 --option largest=.1",
+            "breadcrumbs",
+            {"smallest": 0, "largest": 0.1},
+            2,
+        ),
+        ("--rule dare --seed 3", "dare", {"generator": 3}, 2),
+    ],
+)
+def test_merge_applies_the_rule_to_the_task_vectors_of_an_epoch(
+    runs, tmp_path, capsys, words, rule, options, epoch
+):
+    path = tmp_path / "new" / "merged.safetensors"
+    assert call("merge", "--runs", runs, *words.split(), "--out", path) == 0
+    if "generator" in options:
+        options = {"generator": torch.Generator().manual_seed(options["generator"])}
+    expected = getattr(merging, rule)(own_vectors(runs, epoch), **options)
+    found = TaskVector.load(path)
+    assert found.layout == expected.layout
+    assert torch.equal(found.flat, expected.flat)
+    said = capsys.readouterr().out
+    assert f"{rule} of digits, odd or even after epoch {epoch}" in said
+    assert f"{expected.norm():.4g}" in said
+
+
+def test_merge_takes_the_tasks_in_the_order_asked(runs, tmp_path, capsys):
+    assert call("merge", "--runs", runs, "--tasks", "odd or even", "--out", tmp_path / "m.safetensors") == 0
+    assert torch.equal(TaskVector.load(tmp_path / "m.safetensors").flat, list(own_vectors(runs, 2))[1].flat)
+
+
+def test_a_run_that_is_one_epoch_behind_decides_the_common_epoch(runs, tmp_path, capsys):
+    assert finetune(tmp_path, "--epochs", 1, "--tasks", "digits") == 0
+    assert finetune(tmp_path, "--epochs", 2, "--tasks", "odd or even") == 0
+    assert call("merge", "--runs", tmp_path, "--out", tmp_path / "m.safetensors") == 0
+    assert torch.equal(TaskVector.load(tmp_path / "m.safetensors").flat, sum(own_vectors(runs, 1)).flat)
+    assert call("merge", "--runs", tmp_path, "--epoch", 2, "--out", tmp_path / "m.safetensors") == 2
+    assert "have not epoch 2 in common; there is 1: finetune longer" in capsys.readouterr().err
+
+
+def test_runs_that_began_with_other_weights_are_refused(runs, tmp_path, capsys, monkeypatch):
+    def other(*_, **__):
+        backbone = load_backbone("random-pocket")
+        backbone.model.project.bias.data += 1e-3
+        return backbone
+
+    monkeypatch.setattr("taskvec_mini.benchmarks.backbones.load_backbone", other)
+    assert call("merge", "--runs", runs, "--out", tmp_path / "m.safetensors") == 2
+    assert "began with other weights of random-pocket than are here now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rule", "word", "message"),
+    [
+        ("ties", "densty=0.3", "unknown option of ties 'densty': did you mean 'density'?"),
+        ("ties", "density", "--option 'density' must be NAME=VALUE, for instance density=0.3"),
+        ("ties", "density=high", "--option density=high: the value must be a number, such as 0.2"),
+        ("ties", "density=true", "--option density=true: the value must be a number"),
+        ("ties", "per_tensor=1", "--option per_tensor=1: the value must be true or false, such as false"),
+        ("mean", "density=0.3", "mean has no options, got 'density=0.3'; leave --option out"),
+        ("dare", "generator=3", "unknown option of dare 'generator'"),
+    ],
+)
+def test_options_that_a_rule_does_not_have_are_refused(rule, word, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _cli_runs.rule_options(rule, getattr(merging, rule), [word])
+
+
+# --- evaluate --------------------------------------------------------------------------------------------
+
+
+def by_hand(state, head, images, labels):
+    """Accuracy from a model of its own, all images at once."""
+    backbone = load_backbone("random-pocket")
+    model = copy.deepcopy(backbone.model)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        answers = head(model(backbone.prepare(images))).argmax(1).tolist()
+    return sum(a == b for a, b in zip(answers, labels.tolist(), strict=True)) / len(labels)
+
+
+def rows_of(text):
+    """The rows of a printed table: the last numbers of each line, by what stands before them."""
+    lines = itertools.takewhile(lambda line: not line.startswith("accuracies"), text.splitlines()[1:])
+    rows = [re.split(r"\s{2,}", line) for line in lines]
+    return {row[0]: [float(value) for value in row[1:]] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def expected(runs):
+    """Validation accuracies by hand: zero-shot, individual, merged at 0.5 and at 1.5."""
+    tasks = datasets.load_tasks(TASKS, suite="digits", limit=60)
+    backbone = load_backbone("random-pocket")
+    start, vector = backbone.model.state_dict(), sum(own_vectors(runs, 2))
+    found = {}
+    for name, task in tasks.items():
+        own = load_file(runs / name / "epoch_002.safetensors")
+        states = [start, own, vector.apply_to(start, 0.5), vector.apply_to(start, 1.5)]
+        head = prototype_head(backbone, task)
+        found[name] = [by_hand(state, head, task.val_images, task.val_labels) for state in states]
+    return found
+
+
+def evaluate(runs, folder, *words):
+    path = folder / "merged.safetensors"
+    assert call("merge", "--runs", runs, "--out", path) == 0
+    return call("evaluate", "--runs", runs, "--vector", path, "--split", "val", "--device", "cpu", *words)
+
+
+@pytest.mark.parametrize(("coef", "column"), [(0.5, 2), (1.5, 3)])
+def test_the_table_holds_the_accuracies_of_all_three_encoders(runs, expected, tmp_path, capsys, coef, column):
+    assert evaluate(runs, tmp_path, "--scaling-coef", coef) == 0
+    text = capsys.readouterr().out.partition("\n")[2]
+    assert text.splitlines()[0].split() == ["task", "zero-shot", "individual", "merged", "normalised"]
+    rows = rows_of(text)
+    assert list(rows) == [*TASKS, "mean"]
+    for name, (zero_shot, individual, *merged) in expected.items():
+        ratio = merged[column - 2] / individual
+        assert rows[name] == pytest.approx([zero_shot, individual, merged[column - 2], ratio], abs=6e-4)
+    assert rows["mean"] == pytest.approx(
+        [sum(row) / 2 for row in zip(*(rows[n] for n in TASKS), strict=True)], abs=1e-3
+    )
+    assert f"validation images; individual: after epoch 2; scaling coefficient {coef:g} (as given)" in text
+
+
+def test_tune_takes_the_coefficient_that_is_best_on_validation_images(runs, expected, tmp_path, capsys):
+    means = [sum(row[column] for row in expected.values()) for column in (2, 3)]
+    assert means[0] != means[1]
+    best = (0.5, 1.5)[means.index(max(means))]
+    assert evaluate(runs, tmp_path, "--tune", 0.5, 1.5) == 0
+    said = f"scaling coefficient {best:g} (the best mean validation accuracy of 2 tried, 0.5 to 1.5)"
+    assert said in capsys.readouterr().out
+
+
+def test_an_individual_accuracy_of_zero_leaves_the_ratio_open():
+    text = _cli_runs.table({"individual": {"a": 0.0, "b": 0.5}, "merged": {"a": 0.1, "b": 0.5}})
+    assert [line.split()[-1] for line in text.splitlines()] == ["normalised", "nan", "1.000", "nan"]
+
+
+# --- record ----------------------------------------------------------------------------------------------
+
+
+class Sums:
+    """A study that knows its checksums only after it has run."""
+
+    description = "sums"
+
+    def __init__(self, results):
+        self.results, self.seeds, self.settings = results, (0, 1), {"epochs": 3}
+
+    def run(self, options):
+        self.data = {"a.npz": "0" * 64}
+        return {"minutes": options.minutes, "found": self.results}
+
+
+def test_record_writes_a_complete_record_whose_command_parses(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "STUDIES", {"sums": Sums([0.5])})
+    path = tmp_path / "new" / "sums.json"
+    assert call("record", "sums", "--minutes", 2, "--data", tmp_path, "--out", path) == 0
+    found = records.read(path)
+    assert found["results"] == {"minutes": 2.0, "found": [0.5]}
+    assert (found["seeds"], found["settings"], found["data"]) == ([0, 1], {"epochs": 3}, {"a.npz": "0" * 64})
+    assert found["command"] == "python -m taskvec_mini.benchmarks record sums --minutes 2"
+    words = shlex.split(found["command"])[3:]
+    assert command_line.parser().parse_args(words).minutes == 2.0
+    assert str(path) in capsys.readouterr().out
+
+
+def test_a_study_without_numbers_leaves_the_older_record(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "sums.json"
+    for results, status in (([0.5], 0), ([float("nan")], 2)):
+        monkeypatch.setattr(studies, "STUDIES", {"sums": Sums(results)})
+        assert call("record", "sums", "--out", path) == status
+    assert records.read(path)["results"]["found"] == [0.5]
+    assert "results['found'][0] is nan" in capsys.readouterr().err
+
+
+def test_records_go_to_the_book_unless_told_otherwise():
+    path = _cli_record._default_path("first_epoch")
+    assert path.parts[-3:] == ("book", "recorded", "first_epoch.json")
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+DIGITS = "finetune --suite digits --out {}/r --backbone"
+BUNDLE = "finetune --tasks mnist --out {}/r --backbone random-pocket"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (BUNDLE, "set the environment variable TASKVEC_MINI_DATA"),
+        (f"{BUNDLE} --data {{}}/no", "is no folder; give the folder"),
+        (f"{DIGITS} pockt", "unknown backbone 'pockt': did you mean 'pocket'"),
+        (f"{DIGITS} random-pocket --tasks digts", "did you mean 'digits'"),
+        (f"{DIGITS} random-pocket --epochs 0", "epochs must be at least 1"),
+        (f"{DIGITS} random-pocket --learning-rate -1", "learning_rate must be above 0"),
+        ("merge --runs {}/none", "holds no runs; make some with `finetune`"),
+        ("merge --runs {runs} --rule tie", "unknown merging rule 'tie': did you mean 'ties'"),
+        ("merge --runs {runs} --tasks digit", "did you mean 'digits'"),
+        ("merge --runs {runs} --epoch 9", "have not epoch 9 in common; there is 1, 2: finetune longer"),
+        ("evaluate --runs {runs} --vector {}/none.safetensors --tune", "none.safetensors"),
+        ("evaluate --runs {runs} --vector {runs}/runs.json --tune", "runs.json is truncated or corrupted"),
+        ("record no_such_study", "no_such_study"),
+    ],
+)
+def test_an_error_is_one_clean_line_and_status_2(runs, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.setattr(studies, "STUDIES", {"sums": Sums(1)})
+    line = words.replace("{runs}", str(runs)).replace("{}", str(tmp_path)).split()
+    assert command_line.main(line) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert len(said.err.splitlines()) == 1
+    assert message in said.err
+    with pytest.raises((ValueError, OSError)):
+        command_line.main([*line, "--debug"])
+
+
+def test_without_any_study_record_says_where_they_belong(monkeypatch, capsys):
+    monkeypatch.setattr(studies, "STUDIES", {})
+    assert call("record", "sums") == 2
+    assert "there are no studies in taskvec_mini.benchmarks.studies" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_taken_for_a_user_s_error(monkeypatch):
+    def broken(_options):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(command_line, "_command", lambda _name: broken)
+    with pytest.raises(AssertionError, match="a bug"):
+        call("list")
+
+
+def test_stopping_by_hand_is_no_error_with_a_traceback(monkeypatch, capsys):
+    def stopped(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "_command", lambda _name: stopped)
+    assert call("list") == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
+TALKATIVE = """
+import sys
+from taskvec_mini.benchmarks import __main__ as line
+line._command = lambda _: lambda _: print("many words " * 100_000)
+sys.exit(line.main(["list"]))
+"""
+
+
+def test_a_reader_of_the_pipe_may_stop_early():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", TALKATIVE], **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_the_signature_of_every_rule_fits_the_command_line():
+    """A rule's options have defaults of a kind that a word on the command line can become."""
+    for rule in _cli_list.rules().values():
+        for name, parameter in list(inspect.signature(rule).parameters.items())[1:]:
+            assert name == "generator" or isinstance(parameter.default, bool | int | float | str)
