@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.parameters import FrozenHead, Parameters, holding, on_device, write_parameters
+from taskvec_mini.benchmarks.parameters import (
+    FrozenHead,
+    Parameters,
+    centre_of,
+    holding,
+    on_device,
+    write_parameters,
+)
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ def accuracies(
     parameters: Parameters | None = None,
     split: Split = "test",
     limit: int | None = None,
+    recentre: int = 0,
 ) -> dict[str, float]:
     """The share of images that are classified rightly, by task.
 
@@ -41,13 +49,19 @@ def accuracies(
         parameters: named parameters or one flat vector; None for the backbone's own.
         split: "test", "val" (validation) or "train".
         limit: only the first so many images of each task; all by default.
+        recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
+            that are evaluated, of the first so many training images; no label is used. Merging moves all
+            embeddings of a task together, and this takes such a shift away.
 
     Raises:
         ValueError: if a task has no head, there is no such split, or names or sizes of parameters differ.
     """
     _check_heads(heads, tasks)
     with holding(backbone.model, parameters):
-        return {name: _accuracy(backbone, heads[name], task, split, limit) for name, task in tasks.items()}
+        return {
+            name: _accuracy(backbone, heads[name], task, split=split, limit=limit, recentre=recentre)
+            for name, task in tasks.items()
+        }
 
 
 def sweep(
@@ -60,6 +74,7 @@ def sweep(
     scaling_coefs: Sequence[float],
     split: Split = "val",
     limit: int | None = None,
+    recentre: int = 0,
 ) -> Tensor:
     """Accuracies (len(scaling_coefs), T) of `pretrained + scaling_coef * merged`, tasks in their order.
 
@@ -72,6 +87,9 @@ def sweep(
         scaling_coefs: the scaling coefficients to try.
         split: "val" by default: what is chosen by these numbers must not have seen the test images.
         limit: only the first so many images of each task; all by default.
+        recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
+            that are evaluated, of the first so many training images; no label is used. Merging moves all
+            embeddings of a task together, and this takes such a shift away.
 
     Raises:
         ValueError: if there is nothing to evaluate, or names, shapes or sizes differ.
@@ -86,7 +104,7 @@ def sweep(
             for name, vector in vectors.items():
                 torch.mul(vector, coef, out=buffers[name]).add_(start[name])
             write_parameters(backbone.model, buffers)
-            found = accuracies(backbone, heads, tasks, split=split, limit=limit)
+            found = accuracies(backbone, heads, tasks, split=split, limit=limit, recentre=recentre)
             rows.append(list(found.values()))
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -100,6 +118,7 @@ def tune(
     merged: TaskVector,
     scaling_coefs: Sequence[float],
     limit: int | None = None,
+    recentre: int = 0,
 ) -> float:
     """The scaling coefficient with the best mean accuracy over tasks on the validation images.
 
@@ -107,20 +126,34 @@ def tune(
     """
     coefs = list(scaling_coefs)
     table = sweep(
-        backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=coefs, limit=limit
+        backbone,
+        heads,
+        tasks,
+        pretrained=pretrained,
+        merged=merged,
+        scaling_coefs=coefs,
+        limit=limit,
+        recentre=recentre,
     )
     return float(coefs[int(table.mean(1).argmax())])
 
 
 @torch.inference_mode()
 def _accuracy(
-    backbone: Backbone, head: FrozenHead, task: ImageTask, split: Split, limit: int | None
+    backbone: Backbone, head: FrozenHead, task: ImageTask, *, split: Split, limit: int | None, recentre: int
 ) -> float:
     labels = _labels(task, split, limit)
     head = on_device(head, backbone.device)
+    shift = _shift(backbone, head, task, recentre) if recentre else 0.0
     batches = _prepare_once(backbone, task, split, limit)
-    guesses = torch.cat([head(backbone.model(batch)).argmax(1) for batch in batches])
+    guesses = torch.cat([head(backbone.model(batch) + shift).argmax(1) for batch in batches])
     return float((guesses.cpu() == labels.cpu()).double().mean())
+
+
+def _shift(backbone: Backbone, head: FrozenHead, task: ImageTask, count: int) -> Tensor:
+    """What brings the mean embedding of the first training images to the head's centre."""
+    batches = _prepare_once(backbone, task, "train", _checks.whole_number("recentre", count))
+    return centre_of(head) - torch.cat([backbone.model(batch) for batch in batches]).mean(0)
 
 
 def _labels(task: ImageTask, split: Split, limit: int | None) -> Tensor:

@@ -140,6 +140,7 @@ def prototype_head(
     *,
     logit_scale: float = 16.0,
     centred: bool = True,
+    shots: int | None = None,
     batch_size: int = 256,
 ) -> Head:
     """The head whose class vectors are mean directions of the training images, under the backbone as it is.
@@ -149,10 +150,13 @@ def prototype_head(
         task: only its training images are used.
         logit_scale: factor of the cosines.
         centred: whether directions are seen from the mean embedding of the task, or from zero.
+        shots: class means of the first so many training images of each class, or of fewer where a class has
+            no more; of all by default. Few leave finetuning more to do. The centre is the mean of all, whose
+            labels it does not need.
         batch_size: images embedded at a time.
 
     Raises:
-        ValueError: if a class has no training image.
+        ValueError: if a class has no training image, or `shots` is below 1.
 
     Example:
         >>> from taskvec_mini.benchmarks.backbones import load_backbone
@@ -166,7 +170,8 @@ def prototype_head(
     labels = task.train_labels.to(embeddings.device)
     centre = _mean(embeddings) if centred else torch.zeros_like(embeddings[0])
     directions = _directions(embeddings, centre)
-    means = [_mean(directions[labels == label]) for label in range(len(task.class_names))]
+    count = None if shots is None else _checks.whole_number("shots", shots)
+    means = [_mean(directions[labels == label][:count]) for label in range(len(task.class_names))]
     return Head(F.normalize(torch.stack(means), dim=1), centre, logit_scale)
 
 

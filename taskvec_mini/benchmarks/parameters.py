@@ -127,6 +127,20 @@ def on_device(head: FrozenHead, device: torch.device) -> FrozenHead:
     return same
 
 
+def centre_of(head: FrozenHead) -> Tensor:
+    """The centre (F,) from which a head sees its directions.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    centre = getattr(head, "centre", None)
+    if not isinstance(centre, Tensor):
+        raise ValueError(
+            f"a {type(head).__name__} has no centre to move; use heads.prototype_head, or a frozen centre"
+        )
+    return centre
+
+
 def head_parts(head: object) -> dict[str, Any]:
     """The fields of a head by name.
 

@@ -12,6 +12,7 @@ from taskvec_mini import _checks
 
 OPTIMIZERS = ("adamw", "sgd", "gd")
 SCHEDULES = ("constant", "cosine")
+CENTRES = ("frozen", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Settings:
         schedule: "constant", or "cosine": after the warm-up down to zero at the last step of all epochs.
         warmup_steps: the rate rises linearly, step s of w at s/w of it.
         clip_norm: longer gradients are scaled down to this norm; None leaves them.
+        centre: "frozen", the head's own, or "batch": every batch of embeddings is moved so that its mean lies
+            at the head's centre, and a common shift of all embeddings is neither learnt nor punished. An
+            encoder trained so is judged with `recentre` in `evaluation`.
         seed: of the order of the images; the order of epoch e comes from (seed, e) alone.
 
     Raises:
@@ -49,6 +53,7 @@ class Settings:
     schedule: str = "constant"
     warmup_steps: int = 0
     clip_norm: float | None = None
+    centre: str = "frozen"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +63,11 @@ class Settings:
         )
         _checks.named_choice("optimizer", self.optimizer, dict.fromkeys(OPTIMIZERS))
         _checks.named_choice("schedule", self.schedule, dict.fromkeys(SCHEDULES))
+        _checks.named_choice("centre", self.centre, dict.fromkeys(CENTRES))
+        if self.optimizer == "gd" and self.centre != "frozen":
+            raise ValueError(
+                f'"gd" needs centre="frozen", got {self.centre!r}: its loss is a mean over single images'
+            )
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             object.__setattr__(self, name, _checks.whole_number(name, getattr(self, name), minimum=minimum))
         for name in ("weight_decay", "momentum"):
@@ -73,9 +83,9 @@ class Settings:
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of torch that these settings name."""
         rate, decay = self.learning_rate, self.weight_decay
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=self.momentum)
+        if self.optimizer == "adamw":  # fused: one pass over the memory, a third of the time on a CPU
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=self.momentum, fused=True)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of one step, counted from 1, of a run with so many steps in all.

@@ -11,5 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec_mini.benchmarks.study_first_epoch import FirstEpoch
+from taskvec_mini.benchmarks.study_merging import EarlyOrLate, WhatAMergeNeeds
 
-STUDIES: dict[str, Any] = {"05_first_epoch": FirstEpoch()}
+STUDIES: dict[str, Any] = {
+    "05_first_epoch": FirstEpoch(),
+    "06_early_or_late": EarlyOrLate(),
+    "06_what_a_merge_needs": WhatAMergeNeeds(),
+}

@@ -72,7 +72,9 @@ def _measure(
     gradients = [full_batch_gradient(backbone, head, task, state=theta).to(theta.dtype) for theta in thetas]
     plane = trajectories.projection([thetas])
     heads, tasks = {task.name: head}, {task.name: task}
-    scores = [accuracies(backbone, heads, tasks, parameters=theta, split="val")[task.name] for theta in thetas]
+    scores = [
+        accuracies(backbone, heads, tasks, parameters=theta, split="val")[task.name] for theta in thetas
+    ]
     losses = {"train_loss": [round(loss, 6) for loss in run.losses], "val_accuracy": scores}
     path = {"xy": study_data.rounded(plane.points[0]), "explained": study_data.rounded(plane.explained)}
     return {**_directions(thetas, gradients), **_minibatch_norms(run), **losses}, path

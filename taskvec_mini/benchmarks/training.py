@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskvec_mini import descent
-from taskvec_mini.benchmarks.parameters import FrozenHead, on_device, trained_parameters, write_parameters
+from taskvec_mini.benchmarks.parameters import (
+    FrozenHead,
+    centre_of,
+    on_device,
+    trained_parameters,
+    write_parameters,
+)
 from taskvec_mini.benchmarks.progress import ProgressLine
 from taskvec_mini.benchmarks.settings import Settings
 
@@ -151,7 +157,10 @@ class Trainer:
     def _backward(self, task: int, index: Tensor, weight: float, totals: _Totals) -> float:
         images, labels = self.data[task]
         rows = index.to(images.device)
-        logits = self.heads[task](self.backbone.model(self.backbone.prepare(images[rows])))
+        embedded = self.backbone.model(self.backbone.prepare(images[rows]))
+        if self.settings.centre == "batch":
+            embedded = embedded - embedded.mean(0) + centre_of(self.heads[task])
+        logits = self.heads[task](embedded)
         loss = F.cross_entropy(logits, labels[rows])
         (weight * loss).backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
