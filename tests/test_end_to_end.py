@@ -57,7 +57,7 @@ class Workplace:
         tasks = "|".join(TASKS)
         return self.type(
             f"finetune|--suite|{SUITE}|--backbone|{BACKBONE}|--tasks|{tasks}|--epochs|1|--out|local/runs|--limit|500"
-            "|--learning-rate|5e-4|--batch-size|25|--device|cpu"
+            "|--learning-rate|1e-4|--batch-size|25|--device|cpu"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from taskvec_mini.benchmarks.study_first_epoch import FirstEpoch
 from taskvec_mini.benchmarks.study_merging import EarlyOrLate, WhatAMergeNeeds
+from taskvec_mini.benchmarks.study_probes import Probes
 from taskvec_mini.benchmarks.study_search import Search
 
 STUDIES: dict[str, Any] = {
@@ -19,4 +20,5 @@ STUDIES: dict[str, Any] = {
     "06_early_or_late": EarlyOrLate(),
     "06_what_a_merge_needs": WhatAMergeNeeds(),
     "06_search": Search(),
+    "encoder_probes": Probes(),
 }

@@ -44,7 +44,7 @@ def seeded(settings: Settings, seed: int) -> Settings:
 
 
 def describe(
-    recipes: Mapping[str, Settings], backbone: Backbone, tasks: Mapping[str, ImageTask], share: float
+    recipes: Mapping[str, Settings], backbone: Backbone, tasks: Mapping[str, ImageTask], *, share: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings and data of a study, as its record holds them."""
     told = {name: asdict(recipe) for name, recipe in recipes.items()}

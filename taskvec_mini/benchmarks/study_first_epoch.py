@@ -42,7 +42,7 @@ class FirstEpoch:
         backbone, runs, paths = load_backbone("pocket"), [], []
         for seed in self.seeds:
             tasks = study_data.suite(options.data, seed, SHARE)
-            self.settings, self.data = study_data.describe(RECIPES, backbone, tasks, SHARE)
+            self.settings, self.data = study_data.describe(RECIPES, backbone, tasks, share=SHARE)
             for task in tasks.values():
                 head = prototype_head(backbone, task)
                 for name, recipe in RECIPES.items():

@@ -107,7 +107,9 @@ class _Study:
         self.data: dict[str, str] = {}
 
     def _note(self, suite: Suite) -> None:
-        self.settings, self.data = study_data.describe({"adamw": RECIPE}, suite.backbone, suite.tasks, SHARE)
+        self.settings, self.data = study_data.describe(
+            {"adamw": RECIPE}, suite.backbone, suite.tasks, share=SHARE
+        )
         grids = {rule: list(coefs) for rule, (_, coefs) in RULES.items()}
         self.settings |= {
             "shots": SHOTS, "recentre": RECENTRE, "test_images": TEST, "scaling_coefs": grids,

@@ -120,7 +120,7 @@ class Trainer:
         self.steps_per_epoch = 1 if settings.optimizer == "gd" else batches
 
     def epoch(self, epoch: int, line: ProgressLine) -> dict[str, Any]:
-        """Train for one epoch; what was measured meanwhile."""
+        """Train for one epoch; what was measured meanwhile. A DivergedError where a number is not finite."""
         begin, images, totals = time.perf_counter(), sum(self.sizes), _Totals()
         steps = self._full_batch if self.settings.optimizer == "gd" else self._mini_batches
         for seen in steps(epoch, totals):
