@@ -79,10 +79,10 @@ def weights_without_network() -> object:
     return backbones._downloaded("resnet18", SimpleNamespace(url=url, get_state_dict=no_network))
 
 
-def images_without_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    made_without_network = SimpleNamespace(MNIST=no_network)
-    monkeypatch.setattr(downloads, "_torchvision", lambda _: made_without_network)
-    return load_tasks(["mnist"], suite="torchvision", folder=folder / "data")
+def images_without_network(folder: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downloads, "_torchvision", lambda _: SimpleNamespace(MNIST=no_network))
+        return load_tasks(["mnist"], suite="torchvision", folder=folder / "data")
 
 
 def shelf(folder: Path, backbone: str) -> Shelf:
@@ -136,13 +136,14 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "no mobilenet": lambda _: backbones.load_backbone("mobilenet"),
     "no pocket": lambda folder: backbones.load_backbone("pocket", weights=folder / "pocket.safetensors"),
     "no network, weights": lambda _: weights_without_network(),
+    "no network, images": images_without_network,
     "other runs": lambda folder: shelf(folder, "pocket") and shelf(folder, "mobilenet"),
     "other settings": lambda folder: [run_folder(folder, rate) for rate in (1e-4, 3e-4)],
     "no runs": lambda folder: Shelf.open(folder / "local" / "runs"),
     "checkpoint cut short": cut_checkpoint,
     "encoder diverged": lambda _: tiny_run(task=tiny_task("mnist"), optimizer="sgd", learning_rate=1e38),
     "class without image": lambda _: prototype_head(
-        tiny_backbone(), load_tasks(["digits"], suite="digits", limit=20)["digits"]
+        tiny_backbone(), load_tasks(["digits"], suite="digits", limit=5)["digits"]
     ),
     "no record": lambda folder: records.read(folder / "06_search.json"),
     "no direction": lambda _: TaskVector.between(START, START).cosine(TaskVector.between(START, START)),
@@ -150,8 +151,9 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
-def test_message_is_quoted(name: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError, ArithmeticError)) as caught:
+def test_message_is_quoted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    with pytest.raises((ValueError, TypeError, ArithmeticError, OSError)) as caught:
         BAD_CALLS[name](tmp_path)
     message = str(caught.value).replace(f"{tmp_path}/", "").replace(f"{tmp_path}\\", "")
     assert f"{caught.type.__name__}: {message}" in quoted()
