@@ -1,0 +1,211 @@
+"""What must hold in the results of every study, tiny or recorded: a broken record violates it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+OPTIMIZERS = ("gd", "sgd", "adamw")
+SLACK = 0.003  # two of 800 images, whose answers may hang on how a sum was rounded
+
+
+def check_shares(accuracies, names):
+    """One share of images for each name."""
+    assert list(accuracies) == list(names)
+    assert all(0 <= score <= 1 for score in accuracies.values())
+
+
+def check_tuned(row, grids, names):
+    """A merge whose coefficient comes from the rule's grid."""
+    assert row["scaling_coef"] in grids[row["rule"]]
+    assert 0 <= row["val_mean"] <= 1
+    check_shares(row["test"], names)
+
+
+# --- 05_first_epoch --------------------------------------------------------------------------------------
+
+
+def check_first_epoch(results, settings, seeds):
+    tasks, epochs, runs = results["tasks"], results["epochs"], results["runs"]
+    keys = [(run["seed"], run["task"], run["optimizer"]) for run in runs]
+    assert keys == list(itertools.product(seeds, tasks, OPTIMIZERS))
+    assert results["steps_per_epoch"] == {name: math.ceil(results["images"][name] / 32) for name in tasks}
+    rates = {name: recipe["learning_rate"] for name, recipe in settings["recipes"].items()}
+    assert results["learning_rate"] == rates
+    assert all(recipe["epochs"] == epochs for recipe in settings["recipes"].values())
+    for run in runs:
+        check_lengths(run, epochs)
+        check_geometry(run)
+        if run["optimizer"] == "gd":
+            check_gradient_descent(run, rates["gd"])
+    for name in tasks:
+        check_one_start([run for run in runs if run["task"] == name])
+    check_paths(results, seeds)
+
+
+def check_lengths(run, epochs):
+    points = ("gradient_norms", "cosine_gradient_first", "cosine_gradient_final", "val_accuracy")
+    for name, values in run.items():
+        if isinstance(values, list):
+            assert len(values) == epochs + (name in points), name
+            assert all(math.isfinite(value) for value in values)
+            if name.startswith("cosine"):
+                assert all(-1 <= value <= 1 for value in values), name
+    assert all(0 <= score <= 1 for score in run["val_accuracy"])
+    assert all(loss > 0 for loss in run["train_loss"])
+    assert all(norm > 0 for norm in (*run["gradient_norms"], *run["displacement_norms"]))
+
+
+def check_geometry(run):
+    """Displacements add up to the task vector: norms and cosines have to agree with one another."""
+    steps, vectors = run["displacement_norms"], run["task_vector_norms"]
+    assert steps[0] == vectors[0]
+    assert run["cosine_displacement_first"][0] == run["cosine_vector_final"][-1] == 1
+    assert run["cosine_displacement_final"][0] == run["cosine_vector_final"][0]
+    along = sum(d * cosine for d, cosine in zip(steps, run["cosine_displacement_final"], strict=True))
+    assert along == pytest.approx(vectors[-1], rel=1e-3, abs=1e-5)
+    for before, after, step in zip(vectors, vectors[1:], steps[1:], strict=False):
+        assert abs(after - before) <= step * 1.001 + 1e-5
+    bend = run["cosine_displacement_first"][1]
+    second = steps[0] ** 2 + steps[1] ** 2 + 2 * steps[0] * steps[1] * bend
+    assert math.sqrt(second) == pytest.approx(vectors[1], rel=1e-3, abs=1e-5)
+
+
+def check_gradient_descent(run, rate):
+    """One exact step an epoch: the displacement is the rate times the gradient at its start, downhill."""
+    gradients = run["gradient_norms"][:-1]
+    assert run["minibatch_gradient_norms"] == pytest.approx(gradients, rel=1e-3)
+    assert run["displacement_norms"] == pytest.approx([rate * each for each in gradients], rel=1e-2, abs=1e-6)
+    assert run["cosine_gradient_first"][0] == pytest.approx(1, abs=1e-3)
+    found = run["cosine_gradient_final"][:-1]
+    assert found == pytest.approx(run["cosine_displacement_final"], abs=1e-3)
+
+
+def check_one_start(runs):
+    """All optimisers of a seed begin with one encoder, one head and one set of images."""
+    for seed in {run["seed"] for run in runs}:
+        same = [run for run in runs if run["seed"] == seed]
+        assert len({(run["gradient_norms"][0], run["val_accuracy"][0]) for run in same}) == 1
+
+
+def check_paths(results, seeds):
+    paths, runs = results["paths"], results["runs"]
+    first = [run for run in runs if run["seed"] == seeds[0]]
+    for path, run in zip(paths, first, strict=True):
+        assert [path[key] for key in ("optimizer", "task", "seed")] == [
+            run[key] for key in ("optimizer", "task", "seed")
+        ]
+        assert len(path["xy"]) == results["epochs"] + 1
+        larger, smaller = path["explained"]
+        assert 0 <= smaller <= larger <= larger + smaller <= 1 + 1e-5
+        assert math.dist(path["xy"][0], path["xy"][-1]) <= run["task_vector_norms"][-1] * 1.001 + 1e-5
+
+
+# --- 06_early_or_late ------------------------------------------------------------------------------------
+
+
+def check_early_or_late(results, settings, seeds):
+    tasks, epochs = results["tasks"], results["epochs"]
+    assert results["seeds"] == list(seeds)
+    assert epochs[-1] == settings["recipes"]["adamw"]["epochs"]
+    assert list(results["images"]) == tasks
+    assert results["rules"] == list(settings["scaling_coefs"])
+    for seed in map(str, seeds):
+        check_shares(results["zero_shot"][seed], tasks)
+        for kind in ("individual", "joint"):
+            assert list(results[kind][seed]) == [str(epoch) for epoch in epochs]
+            for scores in results[kind][seed].values():
+                check_shares(scores, tasks)
+        check_cross(results["cross"][seed], results["zero_shot"][seed])
+    keys = [(row["seed"], row["epoch"], row["rule"]) for row in results["merged"]]
+    assert keys == list(itertools.product(seeds, epochs, results["rules"]))
+    for row in results["merged"]:
+        check_tuned(row, settings["scaling_coefs"], tasks)
+    check_grid(results, seeds[0])
+
+
+def check_cross(cross, zero):
+    assert list(cross) == list(zero)
+    for row in cross.values():
+        check_shares({name: round(zero[name] + row[name], 5) for name in row}, zero)
+
+
+def check_grid(results, seed):
+    """With λ = 0 the merge is the pretrained encoder; a tuned λ that lies on the grid tells the same."""
+    grid = {(row["epoch"], row["scaling_coef"]): row["test"] for row in results["grid"]}
+    assert len(grid) == len(results["grid"])
+    assert {row["seed"] for row in results["grid"]} == {seed}
+    assert {epoch for epoch, _ in grid} == set(results["epochs"])
+    for (_, coef), scores in grid.items():
+        check_shares(scores, results["tasks"])
+        assert coef or scores == results["zero_shot"][str(seed)]
+    for row in results["merged"]:
+        key = row["epoch"], row["scaling_coef"]
+        if (row["seed"], row["rule"]) == (seed, "mean") and key in grid:
+            assert row["test"] == pytest.approx(grid[key], abs=SLACK)
+
+
+# --- 06_what_a_merge_needs -------------------------------------------------------------------------------
+
+
+def check_what_a_merge_needs(results, settings, seeds, subsets):
+    tasks, rows = results["tasks"], results["rows"]
+    assert results["seeds"] == list(seeds)
+    moved = itertools.product(
+        seeds, (1, 8), map(tuple, subsets), ("mean", "regmean_from_vectors"), ("moved",)
+    )
+    frozen = itertools.product(seeds, (1, 8), (tuple(tasks),), ("mean",), ("frozen",))
+    keys = [(r["seed"], r["epoch"], tuple(r["subset"]), r["rule"], r["centre"]) for r in rows]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {*moved, *frozen}
+    for row in rows:
+        check_tuned(row, settings["scaling_coefs"], row["subset"])
+        check_shares(row["zero_shot"], row["subset"])
+        check_shares(row["individual"], row["subset"])
+    for kind, key in (("zero_shot", ("seed",)), ("individual", ("seed", "epoch"))):
+        references(rows, kind, (*key, "centre"))
+
+
+def references(rows, kind, keys):
+    """The reference accuracies by `keys` and task; each must be the same wherever it is told."""
+    found = {}
+    for row in rows:
+        for name, score in row[kind].items():
+            assert found.setdefault((*(row[key] for key in keys), name), score) == score
+    return found
+
+
+def check_both_of_chapter_6(early, needs):
+    """The two studies judge the same encoders on the same images."""
+    rows = [row for row in needs["rows"] if row["centre"] == "moved"]
+    for (seed, name), score in references(rows, "zero_shot", ("seed",)).items():
+        assert early["zero_shot"][str(seed)][name] == pytest.approx(score, abs=SLACK)
+    for (seed, epoch, name), score in references(rows, "individual", ("seed", "epoch")).items():
+        assert early["individual"][str(seed)][str(epoch)][name] == pytest.approx(score, abs=SLACK)
+
+
+# --- 06_search, encoder_probes ---------------------------------------------------------------------------
+
+
+def check_search(results, settings, tasks):
+    rows = {row["variant"]: row for row in results["rows"]}
+    assert list(rows) == list(settings["variants"])
+    assert len(rows) == len(results["rows"])
+    for row in rows.values():
+        check_shares(row["zero_shot"], tasks)
+        check_shares(row["individual"], tasks)
+        assert set(row["merged"]) == {"mean", "regmean_from_vectors"}
+        for rule, found in row["merged"].items():
+            assert found["scaling_coef"] in settings["grids"][rule]
+            check_shares(found["test"], tasks)
+    for name, changes in settings["variants"].items():
+        if not {"backbone", "recentre", "shots"} & set(changes):  # what decides before any finetuning
+            assert rows[name]["zero_shot"] == rows["chosen"]["zero_shot"], name
+
+
+def check_probes(results, settings, tasks):
+    assert list(results) == settings["encoders"]
+    for scores in results.values():
+        check_shares(scores, tasks)

@@ -1,0 +1,354 @@
+"""The recorded studies: tiny runs of each counted again by hand, and identities in every record there is."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import re
+
+import pytest
+import torch
+
+import study_checks
+from conftest import ROOT
+from small_encoder import tiny_backbone, tiny_task
+from taskvec_mini import merging, records
+from taskvec_mini.benchmarks import (
+    study_data,
+    study_first_epoch,
+    study_merging,
+    study_probes,
+    study_search,
+)
+from taskvec_mini.benchmarks.datasets import BUNDLE, CORE
+from taskvec_mini.benchmarks.evaluation import accuracies
+from taskvec_mini.benchmarks.finetuning import Settings, finetune
+from taskvec_mini.benchmarks.gradients import full_batch_gradient
+from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
+from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.studies import STUDIES
+from taskvec_mini.benchmarks.training import Trainer
+
+OPTIONS = argparse.Namespace(data=None, minutes=None)
+SHELF = ROOT / "book" / "recorded"
+RECORDED = sorted([*SHELF.glob("0[56]_*.json"), *SHELF.glob("encoder_probes.json")])
+SEARCH_GRIDS = {rule: study_merging.RULES[rule][1] for rule in ("mean", "regmean_from_vectors")}
+RECIPE = Settings(learning_rate=0.02, epochs=8, batch_size=16, centre="batch")
+GRIDS = {rule: (combine, coefs[1:3]) for rule, (combine, coefs) in study_merging.RULES.items()}
+VARIANTS = {
+    name: study_search.VARIANTS[name]
+    for name in (
+        "chosen",
+        "centre frozen in training and judging",
+        "heads from all training images",
+        "SGD, learning rate 2e-3",
+    )
+}
+
+
+def load_tiny(names, *, folder, seed):
+    """Eight tasks of unequal size under the names of the bundle; each seed has images of its own."""
+    assert folder is None
+    return {
+        name: tiny_task(name, train=40 + 4 * i, seed=1000 * seed + 10 * i) for i, name in enumerate(names)
+    }
+
+
+def tiny_tasks(seed, share):
+    """The first images of each, as a study takes them."""
+    tasks = load_tiny(CORE, folder=None, seed=seed)
+    for name, task in tasks.items():
+        count = round(share * len(task.train_labels))
+        parts = {"train_images": task.train_images[:count], "train_labels": task.train_labels[:count]}
+        tasks[name] = dataclasses.replace(task, **parts)
+    return tasks
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Studies of a second: tiny images, a tiny encoder, short grids, two epochs or a few more."""
+    monkeypatch.setattr(study_data, "load_tasks", load_tiny)
+    for module in (study_first_epoch, study_merging, study_search, study_probes):
+        monkeypatch.setattr(module, "load_backbone", lambda name: tiny_backbone(seed=len(name)))
+        monkeypatch.setattr(module, "SHARE", 0.75)
+    recipes = {
+        name: dataclasses.replace(recipe, epochs=2, learning_rate=0.02)
+        for name, recipe in study_first_epoch.RECIPES.items()
+    }
+    for module, name, value in (
+        (study_first_epoch, "EPOCHS", 2),
+        (study_first_epoch, "RECIPES", recipes),
+        (study_merging, "EPOCHS", (1, 8)),
+        (study_merging, "RECIPE", RECIPE),
+        (study_merging, "RULES", GRIDS),
+        (study_merging, "RUNS", tmp_path),
+        (study_merging, "RECENTRE", 9),
+        (study_search, "RULES", GRIDS),
+        (study_search, "VARIANTS", VARIANTS),
+    ):
+        monkeypatch.setattr(module, name, value)
+    for method in (study_merging.Suite.scores, study_merging.Suite.merge):
+        monkeypatch.setitem(method.__kwdefaults__, "recentre", 9)
+
+
+def run(kind, seeds=(0, 1)):
+    """A fresh study with fewer seeds; its results and itself."""
+    study = kind()
+    study.seeds = seeds
+    return study.run(OPTIONS), study
+
+
+def check_record(tmp_path, results, study):
+    """What a study says about itself makes a complete record, and comes back as it was."""
+    about = {"seeds": study.seeds, "settings": study.settings, "data": study.data}
+    written = records.write(tmp_path / "found.json", results, command="record", seconds=1.0, **about)
+    assert records.read(tmp_path / "found.json") == written
+    assert written["results"] == json.loads(json.dumps(results))
+    assert list(study.data) == [f"{name}.npz" for name in CORE]
+
+
+def counted(state, head, task, *, recentre, split="test"):
+    """The share of images that a head sees rightly, its centre moved by hand; rounded as in a record."""
+    backbone = tiny_backbone(seed=len("pocket"))
+    backbone.model.load_state_dict(state)
+    single = lambda image: backbone.model(backbone.prepare(image[None]))[0].detach()  # noqa: E731
+    centre = head.centre
+    if recentre:
+        first = task.train_images[:recentre]
+        centre = sum(map(single, first)) / len(first)
+    guesses = [int((head.prototypes @ (single(image) - centre)).argmax()) for image in task.part(split)[0]]
+    right = sum(a == b for a, b in zip(guesses, task.part(split)[1].tolist(), strict=True))
+    return round(right / len(guesses), 5)
+
+
+# --- what the studies share ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.75, 1.0])
+def test_a_suite_keeps_the_proportions_of_its_tasks(monkeypatch, share):
+    monkeypatch.setattr(study_data, "VALIDATION", 7)
+    whole, cut = load_tiny(CORE, folder=None, seed=3), study_data.suite(None, 3, share)
+    assert list(cut) == list(CORE)
+    for name, task in cut.items():
+        count = len(task.train_labels)
+        assert abs(count - share * len(whole[name].train_labels)) <= 0.5
+        assert torch.equal(task.train_images, whole[name].train_images[:count])
+        assert torch.equal(task.train_labels, whole[name].train_labels[:count])
+        assert torch.equal(task.val_images, whole[name].val_images[:7])
+        assert torch.equal(task.val_labels, whole[name].val_labels[:7])
+        assert torch.equal(task.test_images, whole[name].test_images)
+        assert task.sha256 == whole[name].sha256
+
+
+def test_sets_of_tasks_are_drawn_once_and_kin_come_first():
+    chosen = study_merging.subsets(CORE)
+    assert chosen == study_merging.subsets(list(CORE))
+    assert [len(names) for names in chosen] == [2] * 3 + [3] * 3 + [5] * 3
+    assert len(set(map(frozenset, chosen))) == 9
+    assert all(set(names) <= set(CORE) and len(set(names)) == len(names) for names in chosen)
+    assert chosen[0] == ("mnist", "streetchars")
+    assert chosen[3] == ("mnist", "streetchars", "gtsrb")
+    assert set(itertools.chain(*chosen[6:])) == set(CORE), "of five tasks each, all eight take part"
+
+
+def test_numbers_are_rounded_to_plain_lists():
+    assert study_data.rounded(torch.tensor([[1 / 3, 2.0]])) == [[0.333333, 2.0]]
+    assert study_data.rounded(torch.tensor([0.25, -1 / 3]), digits=2) == [0.25, -0.33]
+
+
+# --- the list --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_listed_and_run(name):
+    study = STUDIES[name]
+    assert re.fullmatch(r"(\d\d_)?[a-z]\w+", name)
+    assert len(study.description.split()) >= 5
+    assert study.seeds
+    assert all(type(seed) is int for seed in study.seeds)
+    assert study.device == "cpu"
+    assert callable(study.run)
+
+
+def test_descriptions_tell_studies_apart():
+    assert len({study.description for study in STUDIES.values()}) == len(STUDIES)
+
+
+# --- 05_first_epoch --------------------------------------------------------------------------------------
+
+
+def test_the_study_of_the_first_epoch(tmp_path):
+    results, study = run(study_first_epoch.FirstEpoch)
+    study_checks.check_first_epoch(results, study.settings, (0, 1))
+    check_record(tmp_path, results, study)
+    again, _ = run(study_first_epoch.FirstEpoch, seeds=(1,))
+    assert again["runs"] == [each for each in results["runs"] if each["seed"] == 1]
+
+
+def test_the_first_gradient_and_the_last_task_vector_are_those_of_a_run_by_itself():
+    results, _ = run(study_first_epoch.FirstEpoch, seeds=(1,))
+    backbone, task = tiny_backbone(seed=len("pocket")), tiny_tasks(1, 0.75)["cars"]
+    head = prototype_head(backbone, task)
+    recipe = dataclasses.replace(study_first_epoch.RECIPES["adamw"], seed=1)
+    alone = finetune(backbone, head, task, settings=recipe, progress=False)
+    found = next(r for r in results["runs"] if (r["task"], r["optimizer"]) == ("cars", "adamw"))
+    vector, slope = alone.task_vector().flat.double(), full_batch_gradient(backbone, head, task)
+    assert found["task_vector_norms"][-1] == pytest.approx(float(vector.norm()), abs=1e-6)
+    assert found["gradient_norms"][0] == pytest.approx(float(slope.norm()), abs=1e-6)
+    cosine = float(-slope @ vector / slope.norm() / vector.norm())
+    assert found["cosine_gradient_final"][0] == pytest.approx(cosine, abs=1e-5)
+    score = counted(alone.state(), head, task, recentre=0, split="val")
+    assert found["val_accuracy"][-1] == pytest.approx(score, abs=1e-5)
+
+
+# --- 06_early_or_late and 06_what_a_merge_needs ----------------------------------------------------------
+
+
+def test_the_studies_of_merging(tmp_path, monkeypatch):
+    early, study = run(study_merging.EarlyOrLate)
+    study_checks.check_early_or_late(early, study.settings, (0, 1))
+    check_record(tmp_path, early, study)
+    by_hand = check_a_merge_by_hand(early)
+    monkeypatch.setattr(Trainer, "epoch", lambda *_: pytest.fail("finished encoders are trained again"))
+    needs, study = run(study_merging.WhatAMergeNeeds)
+    study_checks.check_what_a_merge_needs(needs, study.settings, (0, 1), study_merging.subsets(CORE))
+    study_checks.check_both_of_chapter_6(early, needs)
+    check_frozen_heads_by_hand(needs, *by_hand)
+    check_record(tmp_path, needs, study)
+
+
+def check_a_merge_by_hand(results):
+    """The mean of all eight after eight epochs, seed 1: encoders, average, λ and accuracy made anew.
+
+    The heads, the tasks and the merged vector are handed on.
+    """
+    backbone, tasks = tiny_backbone(seed=len("pocket")), tiny_tasks(1, 0.75)
+    heads = {name: prototype_head(backbone, task, shots=5) for name, task in tasks.items()}
+    recipe = dataclasses.replace(RECIPE, seed=1)
+    alone = {
+        name: finetune(backbone, heads[name], task, settings=recipe, progress=False)
+        for name, task in tasks.items()
+    }
+    row = next(r for r in results["merged"] if (r["seed"], r["epoch"], r["rule"]) == (1, 8, "mean"))
+    merged = merging.mean([each.task_vector() for each in alone.values()])
+    val = {}
+    for coef in GRIDS["mean"][1]:
+        state = merged.apply_to(state_of(backbone.model), coef)
+        scores = [counted(state, heads[n], tasks[n], recentre=9, split="val") for n in tasks]
+        val[coef] = sum(scores) / 8
+    assert row["scaling_coef"] == max(val, key=lambda coef: (round(val[coef], 4), -coef))
+    state = merged.apply_to(state_of(backbone.model), row["scaling_coef"])
+    assert row["test"] == {name: counted(state, heads[name], tasks[name], recentre=9) for name in tasks}
+    single = {name: counted(alone[name].state(), heads[name], tasks[name], recentre=9) for name in tasks}
+    assert results["individual"]["1"]["8"] == single
+    half = alone["cars"].task_vector().apply_to(state_of(backbone.model), 0.5)
+    moved = accuracies(backbone, heads, tasks, parameters=half, recentre=9)
+    zero = results["zero_shot"]["1"]
+    assert results["cross"]["1"]["cars"] == pytest.approx({n: moved[n] - zero[n] for n in tasks}, abs=1e-4)
+    return heads, tasks, merged
+
+
+def check_frozen_heads_by_hand(results, heads, tasks, merged):
+    """Heads that stay where they are judge the same merge by their own centre."""
+    rows = [row for row in results["rows"] if row["centre"] == "frozen"]
+    row = next(row for row in rows if (row["seed"], row["epoch"]) == (1, 8))
+    start = state_of(tiny_backbone(seed=len("pocket")).model)
+    for kind, coef in (("zero_shot", 0.0), ("test", row["scaling_coef"])):
+        state = merged.apply_to(start, coef)
+        assert row[kind] == {name: counted(state, heads[name], tasks[name], recentre=0) for name in tasks}
+
+
+def test_merging_again_gives_the_same(tmp_path, monkeypatch):
+    found = []
+    for folder in ("one", "two"):
+        monkeypatch.setattr(study_merging, "RUNS", tmp_path / folder)
+        found.append(run(study_merging.EarlyOrLate, seeds=(1,))[0])
+    assert found[0] == found[1]
+    assert found[0]["grid"] == []  # of the first seed alone
+
+
+# --- 06_search, encoder_probes ---------------------------------------------------------------------------
+
+
+def test_the_search_changes_what_it_says(tmp_path):
+    results, study = run(study_search.Search, seeds=(0,))
+    grids = {rule: coefs for rule, (_, coefs) in GRIDS.items()}
+    study_checks.check_search(results, {**study.settings, "grids": grids}, CORE)
+    check_record(tmp_path, results, study)
+    assert run(study_search.Search, seeds=(0,))[0] == results
+    backbone, task = tiny_backbone(seed=len("pocket")), tiny_tasks(0, 0.75)["cars"]
+    for name, shots, recentre, centre in (
+        ("chosen", 5, 100, "batch"),
+        ("centre frozen in training and judging", 5, 0, "frozen"),
+        ("heads from all training images", None, 100, "batch"),
+    ):
+        head = prototype_head(backbone, task, shots=shots)
+        settings = dataclasses.replace(study_search.CHOSEN, centre=centre)
+        alone = finetune(backbone, head, task, settings=settings, progress=False)
+        row = next(row for row in results["rows"] if row["variant"] == name)
+        assert row["individual"]["cars"] == counted(alone.state(), head, task, recentre=recentre)
+
+
+def test_variants_name_settings_that_exist(monkeypatch):
+    monkeypatch.undo()
+    fields = {each.name for each in dataclasses.fields(Settings)}
+    variants = study_search.VARIANTS
+    assert variants["chosen"] == {}
+    assert len({json.dumps(each, sort_keys=True) for each in variants.values()}) == len(variants)
+    for changes in variants.values():
+        recipe = {name: value for name, value in changes.items() if name in fields}
+        assert set(changes) - set(recipe) <= {"backbone", "recentre", "shots"}
+        dataclasses.replace(study_search.CHOSEN, **recipe)
+
+
+def test_the_probes_of_each_encoder(tmp_path):
+    results, study = run(study_probes.Probes, seeds=(0,))
+    study_checks.check_probes(results, study.settings, CORE)
+    check_record(tmp_path, results, study)
+    task = tiny_tasks(0, 0.75)["gtsrb"]
+    assert results["pocket"]["gtsrb"] == pytest.approx(
+        linear_probe(tiny_backbone(seed=6), task).accuracy, abs=1e-5
+    )
+
+
+# --- what was recorded -----------------------------------------------------------------------------------
+
+each_record = pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
+
+
+@each_record
+def test_a_record_says_which_study_on_which_data_it_is(path):
+    record = records.read(path)
+    assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
+    assert record["seeds"] == list(STUDIES[path.stem].seeds)
+    assert record["data"] == {f"{name}.npz": BUNDLE[name][1] for name in CORE}
+    assert record["seconds"] > 60
+
+
+@each_record
+def test_a_record_is_consistent_in_itself(path):
+    record = records.read(path)
+    results, settings, seeds = record["results"], record["settings"], tuple(record["seeds"])
+    if path.stem == "06_search":
+        study_checks.check_search(results, {**settings, "grids": SEARCH_GRIDS}, CORE)
+        return
+    if path.stem == "encoder_probes":
+        study_checks.check_probes(results, settings, CORE)
+        return
+    assert seeds == (0, 1, 2)
+    assert results["tasks"] == list(CORE)
+    if path.stem == "05_first_epoch":
+        study_checks.check_first_epoch(results, settings, seeds)
+    elif path.stem == "06_early_or_late":
+        study_checks.check_early_or_late(results, settings, seeds)
+    else:
+        assert path.stem == "06_what_a_merge_needs"
+        study_checks.check_what_a_merge_needs(results, settings, seeds, study_merging.subsets(CORE))
+
+
+def test_the_records_of_chapter_6_judge_the_same_encoders():
+    paths = [SHELF / f"06_{name}.json" for name in ("early_or_late", "what_a_merge_needs")]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        pytest.skip(f"not recorded yet: {', '.join(missing)}")
+    study_checks.check_both_of_chapter_6(*(records.read(path)["results"] for path in paths))
