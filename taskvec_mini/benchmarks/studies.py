@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskvec_mini.benchmarks.study_first_epoch import FirstEpoch
+from taskvec_mini.benchmarks.study_first_epoch import RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.study_merging import EarlyOrLate, WhatAMergeNeeds
 from taskvec_mini.benchmarks.study_probes import Probes
 from taskvec_mini.benchmarks.study_search import Search
 
 STUDIES: dict[str, Any] = {
-    "05_first_epoch": FirstEpoch(),
+    "05_first_epoch": FirstEpoch(
+        RECIPES, "the first epoch of eight tasks under GD, SGD and AdamW (chapter 5)"
+    ),
+    "05_full_batch": FirstEpoch(SLOWER, "the same under GD at a tenth of the rate (chapter 5)"),
     "06_early_or_late": EarlyOrLate(),
     "06_what_a_merge_needs": WhatAMergeNeeds(),
     "06_search": Search(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,16 +26,17 @@ RECIPES = {  # one rate for all tasks; "gd" makes one step an epoch, so its rate
     "sgd": Settings(optimizer="sgd", learning_rate=0.002, epochs=EPOCHS, batch_size=32),
     "adamw": Settings(optimizer="adamw", learning_rate=3e-4, epochs=EPOCHS, batch_size=32),
 }
+SLOWER = {"gd": replace(RECIPES["gd"], learning_rate=5e-4)}  # at 5e-3 full batches overshoot on most tasks
 
 
 class FirstEpoch:
-    """The study behind chapter 5."""
+    """The study behind chapter 5: norms and directions of every epoch on eight tasks, for some optimisers."""
 
-    description = "norms and directions of every epoch on eight tasks under GD, SGD and AdamW (chapter 5)"
     seeds = study_data.SEEDS
     device = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, recipes: Mapping[str, Settings], description: str):
+        self.recipes, self.description = recipes, description
         self.settings: dict[str, Any] = {}
         self.data: dict[str, str] = {}
 
@@ -42,10 +45,10 @@ class FirstEpoch:
         backbone, runs, paths = load_backbone("pocket"), [], []
         for seed in self.seeds:
             tasks = study_data.suite(options.data, seed, SHARE)
-            self.settings, self.data = study_data.describe(RECIPES, backbone, tasks, share=SHARE)
+            self.settings, self.data = study_data.describe(self.recipes, backbone, tasks, share=SHARE)
             for task in tasks.values():
                 head = prototype_head(backbone, task)
-                for name, recipe in RECIPES.items():
+                for name, recipe in self.recipes.items():
                     measured, path = _measure(backbone, head, task, study_data.seeded(recipe, seed), name)
                     runs.append({"optimizer": name, "task": task.name, "seed": seed, **measured})
                     if seed == self.seeds[0]:
@@ -56,7 +59,7 @@ class FirstEpoch:
             "epochs": EPOCHS,
             "steps_per_epoch": {name: -(-len(t.train_labels) // 32) for name, t in tasks.items()},
             "images": {name: len(t.train_labels) for name, t in tasks.items()},
-            "learning_rate": {name: recipe.learning_rate for name, recipe in RECIPES.items()},
+            "learning_rate": {name: recipe.learning_rate for name, recipe in self.recipes.items()},
             "runs": runs,
             "paths": paths,
         }
