@@ -30,7 +30,7 @@ from taskvec_mini.benchmarks.studies import STUDIES
 from taskvec_mini.benchmarks.training import Trainer
 
 FEW = ("gtsrb", "rsscn7", "cars")
-OPTIONS = argparse.Namespace(data=None, minutes=None)
+OPTIONS = argparse.Namespace(data=None)
 SHELF = ROOT / "book" / "recorded"
 RECORDED = sorted([*SHELF.glob("0[56]_*.json"), *SHELF.glob("encoder_probes.json")])
 SEARCH_GRIDS = {rule: study_merging.RULES[rule][1] for rule in ("mean", "regmean_from_vectors")}
@@ -102,6 +102,10 @@ def run(kind, seeds=(0, 1)):
     study = kind()
     study.seeds = seeds
     return study.run(OPTIONS), study
+
+
+def first_epoch():
+    return study_first_epoch.FirstEpoch(study_first_epoch.RECIPES, "the first epoch of a few tasks")
 
 
 def check_record(tmp_path, results, study, names=FEW):
@@ -184,15 +188,15 @@ def test_descriptions_tell_studies_apart():
 
 
 def test_the_study_of_the_first_epoch(tmp_path, few):
-    results, study = run(study_first_epoch.FirstEpoch)
+    results, study = run(first_epoch)
     study_checks.check_first_epoch(results, study.settings, (0, 1))
     check_record(tmp_path, results, study)
-    again, _ = run(study_first_epoch.FirstEpoch, seeds=(1,))
+    again, _ = run(first_epoch, seeds=(1,))
     assert again["runs"] == [each for each in results["runs"] if each["seed"] == 1]
 
 
 def test_the_first_gradient_and_the_last_task_vector_are_those_of_a_run_by_itself(few):
-    results, _ = run(study_first_epoch.FirstEpoch, seeds=(1,))
+    results, _ = run(first_epoch, seeds=(1,))
     backbone, task = tiny_backbone(seed=len("pocket")), tiny_tasks(1, 0.75)["cars"]
     head = prototype_head(backbone, task)
     recipe = dataclasses.replace(study_first_epoch.RECIPES["adamw"], seed=1)
@@ -346,7 +350,7 @@ def test_a_record_is_consistent_in_itself(path):
         return
     assert seeds == (0, 1, 2)
     assert results["tasks"] == list(CORE)
-    if path.stem == "05_first_epoch":
+    if path.stem in ("05_first_epoch", "05_full_batch"):
         study_checks.check_first_epoch(results, settings, seeds)
     elif path.stem == "06_early_or_late":
         study_checks.check_early_or_late(results, settings, seeds)

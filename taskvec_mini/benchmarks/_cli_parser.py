@@ -159,7 +159,6 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 def _add_record(command: argparse.ArgumentParser) -> None:
     command.add_argument("study", metavar="STUDY", help="its name; see `list`")
-    command.add_argument("--minutes", type=float, metavar="M", help="stop within about M minutes")
     command.add_argument(
         "--out", type=Path, metavar="FILE", help="the record (default: book/recorded/STUDY.json)"
     )

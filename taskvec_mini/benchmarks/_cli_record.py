@@ -48,11 +48,10 @@ def command_of(options: argparse.Namespace) -> str:
     """The line that makes the record anew: where data and record lie on this machine is left out.
 
     Example:
-        >>> command_of(argparse.Namespace(study="first_epoch", minutes=2.0))
-        'python -m taskvec_mini.benchmarks record first_epoch --minutes 2'
+        >>> command_of(argparse.Namespace(study="first_epoch", data="anywhere"))
+        'python -m taskvec_mini.benchmarks record first_epoch'
     """
-    minutes = "" if options.minutes is None else f" --minutes {options.minutes:g}"
-    return f"{PROGRAM} record {options.study}{minutes}"
+    return f"{PROGRAM} record {options.study}"
 
 
 def _default_path(study: str) -> Path:

@@ -1,9 +1,9 @@
 """The long experiments behind the chapters; `python -m taskvec_mini.benchmarks record NAME` runs one.
 
 A study is an object with a text `description` and a method `run(options)`, which returns results as plain
-JSON. The options are those of the command line: `options.data` is the folder of the data, `options.minutes`
-a limit, each of them None where it is not given. What the study's attributes `seeds`, `settings`, `data` (the
-SHA-256 of each file) and `device` say after the run goes into the record too.
+JSON. The options are those of the command line: `options.data` is the folder of the data, or None where it is
+not given. What the study's attributes `seeds`, `settings`, `data` (the SHA-256 of each file) and `device` say
+after the run goes into the record too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Merge early or late? Eight tasks, seven rules, four lengths of training; and what a merge needs."""
+"""Merge early or late? Eight tasks, six rules, four lengths of training; and what a merge needs."""
 
 from __future__ import annotations
 
