@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec_mini.benchmarks.study_first_epoch import RECIPES, SLOWER, FirstEpoch
-from taskvec_mini.benchmarks.study_merging import EarlyOrLate, WhatAMergeNeeds
+from taskvec_mini.benchmarks.study_merging import EarlyOrLate, MostToGain, WhatAMergeNeeds
 from taskvec_mini.benchmarks.study_probes import Probes
 from taskvec_mini.benchmarks.study_search import Search
 
@@ -22,6 +22,7 @@ STUDIES: dict[str, Any] = {
     "05_full_batch": FirstEpoch(SLOWER, "the same under GD at a tenth of the rate (chapter 5)"),
     "06_early_or_late": EarlyOrLate(),
     "06_what_a_merge_needs": WhatAMergeNeeds(),
+    "06_most_to_gain": MostToGain(),
     "06_search": Search(),
     "encoder_probes": Probes(),
 }

@@ -26,6 +26,7 @@ from taskvec_mini.vectors import TaskVector
 EPOCHS = (1, 2, 4, 8)
 SHARE, SHOTS, RECENTRE, TEST = 0.3, 5, 100, 800
 RECIPE = Settings(learning_rate=3e-4, epochs=EPOCHS[-1], batch_size=64, centre="batch")
+MOST_TO_GAIN = ("gtsrb", "streetchars", "mnist", "rsscn7", "cifar10", "cars", "dtd10")  # in 06_early_or_late
 SUBSET_SIZES, SUBSETS = (2, 3, 5), 3
 RUNS = Path("local/studies")  # the finetuned encoders, shared by both studies: a finished run is read again
 
@@ -202,15 +203,36 @@ class WhatAMergeNeeds(_Study):
             suite = make_suite(backbone, options.data, seed)
             self._note(suite)
             runs = experts(suite)
-            rows += [row for epoch in (1, 8) for row in _subsets(suite, runs, epoch)]
+            rows += [
+                row for epoch in (1, 8) for row in _merges(suite, runs, epoch, subsets(list(suite.tasks)))
+            ]
             rows += [_frozen(suite, runs, epoch) for epoch in (1, 8)]
         return {"seeds": list(self.seeds), "tasks": list(suite.tasks), "rows": rows}
 
 
-def _subsets(suite: Suite, runs: Mapping[str, Run], epoch: int) -> Iterable[dict[str, Any]]:
-    """Merges of a few tasks; the sets are drawn once and are the same for every seed."""
+class MostToGain(_Study):
+    """A companion: the tasks whose specialists gain most in the study of all eight, four and more at a time."""
+
+    description = "merged accuracy of the four to seven tasks with most to gain (chapter 6)"
+
+    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+        """All seeds, with the encoders of the study of all eight."""
+        backbone, rows = load_backbone("pocket"), []
+        sets = [MOST_TO_GAIN[:size] for size in range(4, 8)]
+        for seed in self.seeds:
+            suite = make_suite(backbone, options.data, seed)
+            self._note(suite)
+            runs = experts(suite)
+            rows += [row for epoch in (1, 8) for row in _merges(suite, runs, epoch, sets)]
+        return {"seeds": list(self.seeds), "tasks": list(suite.tasks), "rows": rows}
+
+
+def _merges(
+    suite: Suite, runs: Mapping[str, Run], epoch: int, sets: Iterable[Sequence[str]]
+) -> Iterable[dict[str, Any]]:
+    """Merges of a few tasks; the sets are the same for every seed."""
     zero, last = suite.scores(None, suite.tasks), dict[str, float]()
-    for names in subsets(list(suite.tasks)):
+    for names in sets:
         vectors = {name: runs[name].task_vector(epoch) for name in names}
         for name in names:
             last[name] = last.get(name) or suite.scores(runs[name].state(epoch), [name])[name]
