@@ -49,7 +49,7 @@ class FirstEpoch:
             for task in tasks.values():
                 head = prototype_head(backbone, task)
                 for name, recipe in self.recipes.items():
-                    measured, path = _measure(backbone, head, task, study_data.seeded(recipe, seed), name)
+                    measured, path = _measure(backbone, head, task, study_data.seeded(recipe, seed))
                     runs.append({"optimizer": name, "task": task.name, "seed": seed, **measured})
                     if seed == self.seeds[0]:
                         paths.append({"optimizer": name, "task": task.name, "seed": seed, **path})
@@ -66,7 +66,7 @@ class FirstEpoch:
 
 
 def _measure(
-    backbone: Backbone, head: Head, task: ImageTask, settings: Settings, name: str
+    backbone: Backbone, head: Head, task: ImageTask, settings: Settings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All numbers of one run, and its path in a plane."""
     run = finetune(backbone, head, task, settings=settings, progress=False)

@@ -211,7 +211,7 @@ class WhatAMergeNeeds(_Study):
 
 
 class MostToGain(_Study):
-    """A companion: the tasks whose specialists gain most in the study of all eight, four and more at a time."""
+    """A companion: the tasks whose specialists gained most in the study of all eight, four and more."""
 
     description = "merged accuracy of the four to seven tasks with most to gain (chapter 6)"
 

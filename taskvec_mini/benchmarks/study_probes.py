@@ -9,7 +9,7 @@ from taskvec_mini.benchmarks import study_data
 from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.heads import linear_probe
 
-ENCODERS = ("random-pocket", "pocket", "mobilenet")
+ENCODERS = ("random-pocket", "pocket")
 SHARE = 0.3
 
 
