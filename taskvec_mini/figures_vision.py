@@ -142,7 +142,7 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     axes.pcolormesh(_shades(values / largest), edgecolors=PAPER, linewidth=1)
     for i, line in enumerate(values):
         for j, value in enumerate(line):
-            text = f"{value:+.0f}" if abs(value) >= 0.5 else "0"
+            text = f"{value:+.0f}".replace("-0", "0").replace("+0", "0")  # 0.5 and less
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=INK, fontsize=8)
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right")
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
