@@ -146,19 +146,20 @@ def check_grid(results, seed):
             assert row["test"] == pytest.approx(grid[key], abs=SLACK)
 
 
-# --- 06_what_a_merge_needs -------------------------------------------------------------------------------
+# --- 06_what_a_merge_needs, 06_most_to_gain --------------------------------------------------------------
 
 
-def check_what_a_merge_needs(results, settings, seeds, subsets):
+def check_some_tasks(results, settings, seeds, subsets, *, frozen=True):
+    """Merges of a few tasks each, and where `frozen` those of all tasks under heads that do not move."""
     tasks, rows = results["tasks"], results["rows"]
     assert results["seeds"] == list(seeds)
     moved = itertools.product(
         seeds, (1, 8), map(tuple, subsets), ("mean", "regmean_from_vectors"), ("moved",)
     )
-    frozen = itertools.product(seeds, (1, 8), (tuple(tasks),), ("mean",), ("frozen",))
+    still = itertools.product(seeds if frozen else (), (1, 8), (tuple(tasks),), ("mean",), ("frozen",))
     keys = [(r["seed"], r["epoch"], tuple(r["subset"]), r["rule"], r["centre"]) for r in rows]
     assert len(keys) == len(set(keys))
-    assert set(keys) == {*moved, *frozen}
+    assert set(keys) == {*moved, *still}
     for row in rows:
         check_tuned(row, settings["scaling_coefs"], row["subset"])
         check_shares(row["zero_shot"], row["subset"])
@@ -176,9 +177,9 @@ def references(rows, kind, keys):
     return found
 
 
-def check_both_of_chapter_6(early, needs):
-    """The two studies judge the same encoders on the same images."""
-    rows = [row for row in needs["rows"] if row["centre"] == "moved"]
+def check_same_encoders(early, some):
+    """Another study judges the encoders of 06_early_or_late on the same images."""
+    rows = [row for row in some["rows"] if row["centre"] == "moved"]
     for (seed, name), score in references(rows, "zero_shot", ("seed",)).items():
         assert early["zero_shot"][str(seed)][name] == pytest.approx(score, abs=SLACK)
     for (seed, epoch, name), score in references(rows, "individual", ("seed", "epoch")).items():
