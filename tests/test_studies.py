@@ -277,6 +277,7 @@ def check_a_merge_by_hand(results):
         scores = [counted(state, heads[n], tasks[n], recentre=9, split="val") for n in tasks]
         val[coef] = sum(scores) / 8
     assert row["scaling_coef"] == max(val, key=lambda coef: (round(val[coef], 4), -coef))
+    assert row["val_mean"] == pytest.approx(val[row["scaling_coef"]], abs=1e-4)
     state = merged.apply_to(state_of(backbone.model), row["scaling_coef"])
     assert row["test"] == {name: counted(state, heads[name], tasks[name], recentre=9) for name in tasks}
     single = {name: counted(alone[name].state(), heads[name], tasks[name], recentre=9) for name in tasks}
