@@ -245,7 +245,7 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
         f" --teacher {options.teacher.name} --work local/pocket --epochs {options.epochs}",
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": f"{options.threads} CPU threads",
+        "device": f"x86_64 CPU, {options.threads} thread(s)",
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "numpy": np.__version__},
         "seeds": [options.seed],

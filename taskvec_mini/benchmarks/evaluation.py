@@ -54,7 +54,8 @@ def accuracies(
             embeddings of a task together, and this takes such a shift away.
 
     Raises:
-        ValueError: if a task has no head, there is no such split, or names or sizes of parameters differ.
+        ValueError: if a task has no head, there is no such split, names or sizes of parameters differ, or a
+            head that is to be recentred has no centre.
     """
     _check_heads(heads, tasks)
     with holding(backbone.model, parameters):
@@ -92,7 +93,8 @@ def sweep(
             embeddings of a task together, and this takes such a shift away.
 
     Raises:
-        ValueError: if there is nothing to evaluate, or names, shapes or sizes differ.
+        ValueError: if there is nothing to evaluate, names, shapes or sizes differ, or a head that is to be
+            recentred has no centre.
     """
     coefs = [_checks.finite_number("a scaling coefficient", each) for each in scaling_coefs]
     _checks.not_empty("scaling_coefs", coefs)

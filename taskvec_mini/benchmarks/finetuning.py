@@ -125,7 +125,8 @@ def finetune(
     Raises:
         DivergedError: as soon as a loss, a gradient or a parameter is not finite, with epoch and step.
         ValueError: if the folder holds another run (the field and both values are named), a file in it is
-            truncated, an epoch to keep does not exist, or the head has not the task's classes.
+            truncated, an epoch to keep does not exist, the head has not the task's classes, or it has no
+            centre under centre="batch".
         OSError: if a checkpoint cannot be written; the earlier ones stay as they are.
     """
     return _run(

@@ -166,11 +166,11 @@ def prototype_head(
         torch.Size([10, 256])
     """
     _check_classes(task)
+    count = None if shots is None else _checks.whole_number("shots", shots)
     embeddings = embed(backbone, task.train_images, batch_size=batch_size)
     labels = task.train_labels.to(embeddings.device)
     centre = _mean(embeddings) if centred else torch.zeros_like(embeddings[0])
     directions = _directions(embeddings, centre)
-    count = None if shots is None else _checks.whole_number("shots", shots)
     means = [_mean(directions[labels == label][:count]) for label in range(len(task.class_names))]
     return Head(F.normalize(torch.stack(means), dim=1), centre, logit_scale)
 

@@ -32,7 +32,8 @@ class Settings:
         clip_norm: longer gradients are scaled down to this norm; None leaves them.
         centre: "frozen", the head's own, or "batch": every batch of embeddings is moved so that its mean lies
             at the head's centre, and a common shift of all embeddings is neither learnt nor punished. An
-            encoder trained so is judged with `recentre` in `evaluation`.
+            encoder trained so is judged with `recentre` in `evaluation`. A batch of one image teaches
+            nothing; a bias at the end has no slope, and what "adamw" does to it is rounding, blown up.
         seed: of the order of the images; the order of epoch e comes from (seed, e) alone.
 
     Raises:

@@ -115,6 +115,8 @@ class Trainer:
         self.parameters = trained_parameters(self.backbone.model)
         for head, task in zip(self.heads, tasks.values(), strict=True):
             check_head(self.backbone, head, task)
+            if settings.centre == "batch":
+                centre_of(head)  # an error here leaves no folder behind
         self.optimizer = settings.make_optimizer(self.parameters.values())
         batches = sum(math.ceil(size / settings.batch_size) for size in self.sizes)
         self.steps_per_epoch = 1 if settings.optimizer == "gd" else batches
