@@ -94,12 +94,12 @@ def test_finetune_has_a_word_for_every_setting_with_the_default_that_it_names():
 def test_the_words_of_finetune_become_its_settings():
     words = (
         "finetune --epochs 7 --seed 5 --optimizer sgd --learning-rate 0.5 --batch-size 9 --weight-decay 0.1 "
-        "--momentum 0.9 --warmup-steps 3 --clip-norm 2 --schedule cosine"
+        "--momentum 0.9 --warmup-steps 3 --clip-norm 2 --schedule cosine --centre batch"
     )
     found = _cli_runs.settings_of(command_line.parser().parse_args(words.split()))
     assert found == Settings(
         learning_rate=0.5, epochs=7, optimizer="sgd", batch_size=9, weight_decay=0.1, momentum=0.9,
-        schedule="cosine", warmup_steps=3, clip_norm=2.0, seed=5,
+        schedule="cosine", warmup_steps=3, clip_norm=2.0, centre="batch", seed=5,
     )  # fmt: skip
 
 

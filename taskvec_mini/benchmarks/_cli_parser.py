@@ -115,6 +115,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         default="constant",
         help="of the learning rate (default: constant)",
     )
+    group.add_argument(
+        "--centre",
+        choices=["frozen", "batch"],
+        default="frozen",
+        help="of the heads; batch: judge with `evaluate --recentre` (default: frozen)",
+    )
     group.set_defaults(learning_rate=1e-4)
 
 
@@ -152,6 +158,13 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_epoch(command, "of the individually finetuned encoders beside it")
     command.add_argument(
         "--split", choices=["test", "val"], default="test", help="the images of the table (default: test)"
+    )
+    command.add_argument(
+        "--recentre",
+        type=int,
+        default=0,
+        metavar="N",
+        help="centre the heads anew on N training images, without labels (default: 0, frozen heads)",
     )
     _add_data(command)
     _add_device(command)

@@ -47,7 +47,7 @@ def finetune(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """The settings that the words of `finetune` give; those not given keep their defaults."""
-    names = ("optimizer", "schedule", *(name.replace("-", "_") for name, *_ in SETTINGS))
+    names = ("optimizer", "schedule", "centre", *(name.replace("-", "_") for name, *_ in SETTINGS))
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return Settings(epochs=options.epochs, seed=options.seed, **given)
 
@@ -133,10 +133,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if coef is None:
         tried = options.tune or list(SCALING_COEFS)
         coef = evaluation.tune(
-            backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=tried
-        )
+            backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=tried,
+            recentre=options.recentre,
+        )  # fmt: skip
         how = f"the best mean validation accuracy of {len(tried)} tried, {min(tried):g} to {max(tried):g}"
-    where = {"heads": heads, "split": options.split}
+    where = {"heads": heads, "split": options.split, "recentre": options.recentre}
     found = {
         "zero-shot": evaluation.accuracies(backbone, tasks=tasks, **where),
         "individual": _individual(backbone, states, tasks, where),

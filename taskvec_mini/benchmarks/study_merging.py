@@ -112,9 +112,7 @@ class _Study:
             {"adamw": RECIPE}, suite.backbone, suite.tasks, share=SHARE
         )
         grids = {rule: list(coefs) for rule, (_, coefs) in RULES.items()}
-        self.settings |= {
-            "shots": SHOTS, "recentre": RECENTRE, "test_images": TEST, "scaling_coefs": grids,
-        }  # fmt: skip
+        self.settings |= {"shots": SHOTS, "recentre": RECENTRE, "test_images": TEST, "scaling_coefs": grids}
 
 
 class EarlyOrLate(_Study):
@@ -170,11 +168,10 @@ def _grid(suite: Suite, epoch: int, vectors: Mapping[str, TaskVector]) -> list[d
         suite.backbone, suite.heads, suite.tasks,
         pretrained=start, merged=merged, scaling_coefs=coefs, split="test", limit=TEST, recentre=RECENTRE,
     )  # fmt: skip
-    rows = zip(coefs, table.tolist(), strict=True)
     return [
         {"seed": suite.seed, "epoch": epoch, "scaling_coef": coef,
          "test": {name: round(score, 5) for name, score in zip(suite.tasks, row, strict=True)}}
-        for coef, row in rows
+        for coef, row in zip(coefs, table.tolist(), strict=True)
     ]  # fmt: skip
 
 
