@@ -17,7 +17,15 @@ from safetensors.torch import load_file
 
 from taskvec_mini import TaskVector, merging, records
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks import _cli_list, _cli_parser, _cli_record, _cli_runs, datasets, studies
+from taskvec_mini.benchmarks import (
+    _cli_list,
+    _cli_parser,
+    _cli_record,
+    _cli_runs,
+    datasets,
+    evaluation,
+    studies,
+)
 from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.settings import Settings
@@ -373,6 +381,22 @@ def test_tune_takes_the_coefficient_that_is_best_on_validation_images(runs, expe
     assert evaluate(runs, tmp_path, "--tune", 0.5, 1.5) == 0
     said = f"scaling coefficient {best:g} (the best mean validation accuracy of 2 tried, 0.5 to 1.5)"
     assert said in capsys.readouterr().out
+
+
+def test_recentring_reaches_the_tuning_and_every_column(runs, tmp_path, monkeypatch, capsys):
+    asked, real = [], evaluation.accuracies
+
+    def counted(*words, recentre=0, **more):
+        asked.append(recentre)
+        return real(*words, recentre=recentre, **more)
+
+    monkeypatch.setattr(evaluation, "accuracies", counted)
+    assert evaluate(runs, tmp_path, "--tune", 0.5, 1.5, "--recentre", 7) == 0
+    assert len(asked) >= 2 + 2 + len(TASKS)  # two coefficients; pretrained and merged; each specialist
+    assert set(asked) == {7}
+    asked.clear()
+    assert evaluate(runs, tmp_path, "--scaling-coef", 0.5) == 0
+    assert set(asked) == {0}
 
 
 def test_an_individual_accuracy_of_zero_leaves_the_ratio_open():
