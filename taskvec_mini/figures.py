@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -177,6 +178,16 @@ def new_figure(*shape: int, **settings: Any) -> tuple[Figure, Any]:
     figure, axes = plt.subplots(*shape, **settings)
     plt.close(figure)
     return figure, axes
+
+
+def legend_below(figure: Figure, panels: Sequence[Axes], *, columns: int = 3) -> None:
+    """One legend below all panels, each label once; above four labels, in so many columns."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(str(label), line)
+    ncols = len(found) if len(found) <= 4 else columns
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
 
 
 def contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from taskvec_mini.figures import new_figure
+from taskvec_mini.figures import legend_below, new_figure
 from taskvec_mini.style import GREY, series_style
 
 __all__ = ["draw_bounds", "draw_tightness"]
@@ -45,7 +43,7 @@ def draw_bounds(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(xlabel)
     grid[0][0].set_ylabel(ylabel)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -72,19 +70,9 @@ def draw_tightness(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> F
         axes.grid(axis="x", visible=False)
         axes.set_title(title)
     grid[0][0].set_ylabel("bound ÷ truth")
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
 def _are_whole(places: Sequence[float]) -> bool:
     return all(float(place).is_integer() for place in places)
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below all panels, each label once."""
-    found: dict[str, Artist] = {}
-    for axes in panels:
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(str(label), line)
-    columns = len(found) if len(found) <= 4 else 3
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from taskvec_mini.figures import contours, new_figure
+from taskvec_mini.figures import contours, legend_below, new_figure
 from taskvec_mini.style import COLOURS, GREY, SEQUENTIAL, series_style
 
 __all__ = ["draw_landscape", "draw_panels", "draw_parting"]
@@ -83,15 +83,7 @@ def draw_panels(
             axes.axhline(height, color=GREY, linestyle=":", zorder=1)
         axes.set_title(title)
         axes.set_xlabel(xlabel)
-    handles = {
-        label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=3 if len(handles) > 4 else len(handles),
-    )
+    legend_below(figure, grid[0])
     return figure
 
 

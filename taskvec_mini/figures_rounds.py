@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from taskvec_mini.figures import contours, new_figure
+from taskvec_mini.figures import contours, legend_below, new_figure
 from taskvec_mini.style import COLOURS, GREY, series_style
 
 __all__ = ["draw_curves", "draw_rounds", "draw_splits"]
@@ -46,7 +45,7 @@ def draw_rounds(
     for axes in grid[0]:  # when all limits are known
         axes.margins(0.1)
         contours(axes, surface)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -118,13 +117,5 @@ def draw_curves(
         axes.set_title(title)
         axes.set_xlabel(xlabel)
     grid[0][0].set_ylabel(ylabel)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
-
-
-def _legend(figure: Figure, row: Sequence[Axes]) -> None:
-    """One legend below all panels, each label once."""
-    found = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in row)
-    handles = {label: line for pairs in found for line, label in pairs}
-    columns = 3 if len(handles) > 4 else len(handles)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)

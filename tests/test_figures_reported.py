@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drawings import assert_figure_with, assert_same_again, curves
+from drawings import curves
 from taskvec_mini import figures_reported
 
 DIFFERENCES = {"AdamW": [-1.2, -0.6, -0.1, 0.0, 0.3], "SGD": [-3.4, -2.6, -2.7]}
@@ -22,21 +22,6 @@ WORDS = {
     "dots": {"epoch", "gradient", "MNIST", "DTD", "SVHN", "cosine"},
     "budgets": {"once", "every epoch", "pretrained", "individual", "epochs", "accuracy"},
 }
-every_drawing = pytest.mark.parametrize("name", DRAWINGS)
-
-
-def test_every_drawing_is_tested():
-    assert {f"draw_{name}" for name in DRAWINGS} == set(figures_reported.__all__)
-
-
-@every_drawing
-def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    assert_figure_with(WORDS[name], DRAWINGS[name])
-
-
-@every_drawing
-def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    assert_same_again(DRAWINGS[name])
 
 
 def test_differences_are_counted_in_bins_that_do_not_lie_across_zero():

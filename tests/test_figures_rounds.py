@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from drawings import assert_figure_with, assert_same_again, curves
+from drawings import curves
 from taskvec_mini import figures_rounds
 
 
@@ -38,21 +38,6 @@ WORDS = {
     "splits": {*SPLITS, "joint", "one shot", "rounds, mean of the seeds", "mean test accuracy"},
     "curves": {"start", "late", "measured", "promised", "the law", "steps", "fall"},
 }
-every_drawing = pytest.mark.parametrize("name", DRAWINGS)
-
-
-def test_every_drawing_is_tested():
-    assert {f"draw_{name}" for name in DRAWINGS} == set(figures_rounds.__all__)
-
-
-@every_drawing
-def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    assert_figure_with(WORDS[name], DRAWINGS[name])
-
-
-@every_drawing
-def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    assert_same_again(DRAWINGS[name])
 
 
 def test_rounds_show_every_track_the_merge_and_the_same_multitask_path():

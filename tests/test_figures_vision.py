@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from drawings import assert_figure_with, assert_same_again, curves
+from drawings import curves
 from taskvec_mini import figures_vision
 from taskvec_mini.style import GREY
 
@@ -34,21 +34,6 @@ WORDS = {
     "points": {"share", "cosine", "SGD", "AdamW", "Bη"},
     "interference": {"mnist", "cars", "added", "tested", "+40", "-20", "0"},
 }
-every_drawing = pytest.mark.parametrize("name", DRAWINGS)
-
-
-def test_every_drawing_is_tested():
-    assert {f"draw_{name}" for name in DRAWINGS} == set(figures_vision.__all__)
-
-
-@every_drawing
-def test_it_returns_a_figure_with_words_and_leaves_none_open(name):
-    assert_figure_with(WORDS[name], DRAWINGS[name])
-
-
-@every_drawing
-def test_it_is_drawn_the_same_again_and_changes_no_defaults(name):
-    assert_same_again(DRAWINGS[name])
 
 
 @pytest.mark.parametrize("name", ["bands", "leads", "points"])
