@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import io
 import itertools
-import json
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from taskvec_mini import records
 from taskvec_mini.benchmarks.backbones import IMAGENET_MEAN, IMAGENET_STD
 from taskvec_mini.benchmarks.mobilenet import load_mobilenet
 from taskvec_mini.benchmarks.pocket import Pocket
@@ -239,33 +235,22 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
         name: value.half().contiguous() for name, value in progress["average"].encoder.state_dict().items()
     }
     save_file(state, OUT / "pocket.safetensors")
-    settings = {k: v for k, v in vars(options).items() if k not in ("images", "teacher", "work")}
-    record = {
-        "command": "python scripts/pretrain_pocket.py --images tinyimagenet32_jpeg.npz"
+    results = {
+        "parameters": sum(value.numel() for value in state.values()),
+        **scores,
+        "sha256": records.checksum(OUT / "pocket.safetensors"),
+    }
+    records.write(
+        OUT / "pocket.json",
+        results,
+        command="python scripts/pretrain_pocket.py --images tinyimagenet32_jpeg.npz"
         f" --teacher {options.teacher.name} --work local/pocket --epochs {options.epochs}",
-        "commit": _commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": f"x86_64 CPU, {options.threads} thread(s)",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "numpy": np.__version__},
-        "seeds": [options.seed],
-        "seconds": round(progress["seconds"], 1),
-        "data": {path.name: _sha256(path) for path in (options.images, options.teacher)},
-        "settings": settings,
-        "results": {"parameters": sum(v.numel() for v in state.values()), **scores,
-                    "sha256": _sha256(OUT / "pocket.safetensors")},
-    }  # fmt: skip
-    (OUT / "pocket.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record["results"]))
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    return asked.stdout.strip()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        seeds=[options.seed],
+        seconds=round(progress["seconds"], 1),
+        settings={k: v for k, v in vars(options).items() if k not in ("images", "teacher", "work")},
+        data={path.name: records.checksum(path) for path in (options.images, options.teacher)},
+    )
+    print(results)
 
 
 def _cached(path: Path, compute) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from taskvec_mini import records
+
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]  # by the names below
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
@@ -22,7 +24,7 @@ OPTIONAL = ("train_groups", "test_groups")
 
 def read(path: Path, expected: str, *, remedy: str) -> dict[str, Array]:
     """The arrays of a file; where its sha256 is another one, a ValueError with both and the remedy."""
-    found = file_checksum(path)
+    found = records.checksum(path)
     if found != expected:
         raise ValueError(
             f"{path} is truncated or corrupted ({path.stat().st_size:,} bytes): "
@@ -46,7 +48,7 @@ def write(path: Path, arrays: Arrays) -> None:
         data, note = Path(folder, path.name), Path(folder, "sha256")
         with open(data, "wb") as file:
             savez(file, **arrays)
-        note.write_text(f"{file_checksum(data)}  {path.name}\n", encoding="ascii")
+        note.write_text(f"{records.checksum(data)}  {path.name}\n", encoding="ascii")
         os.replace(data, path)
         os.replace(note, checksum_file(path))
 
@@ -54,12 +56,6 @@ def write(path: Path, arrays: Arrays) -> None:
 def checksum_file(path: Path) -> Path:
     """Where `write` writes the checksum of a file: the last step, so that its presence says "complete"."""
     return path.with_name(f"{path.name}.sha256")
-
-
-def file_checksum(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(arrays: Arrays) -> str:

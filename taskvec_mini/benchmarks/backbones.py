@@ -7,7 +7,6 @@ anew.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import pickle
@@ -229,7 +228,7 @@ def _check_exists(path: Path, purpose: str) -> None:
 
 
 def _check_sha256(path: Path, expected: str, remedy: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = records.checksum(path)
     if found != expected:
         raise ValueError(f"{path} has the sha256 {found}, expected {expected}; {remedy}")
 
