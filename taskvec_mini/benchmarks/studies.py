@@ -8,10 +8,12 @@ after the run goes into the record too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from taskvec_mini.benchmarks.study_first_epoch import RECIPES, SLOWER, FirstEpoch
-from taskvec_mini.benchmarks.study_merging import EarlyOrLate, MostToGain, WhatAMergeNeeds
+from taskvec_mini.benchmarks.study_merging import RECIPE, EarlyOrLate
+from taskvec_mini.benchmarks.study_needs import MostToGain, WhatAMergeNeeds
 from taskvec_mini.benchmarks.study_probes import Probes
 from taskvec_mini.benchmarks.study_search import Search
 
@@ -20,7 +22,16 @@ STUDIES: dict[str, Any] = {
         RECIPES, "the first epoch of eight tasks under GD, SGD and AdamW (chapter 5)"
     ),
     "05_full_batch": FirstEpoch(SLOWER, "the same under GD at a tenth of the rate (chapter 5)"),
-    "06_early_or_late": EarlyOrLate(),
+    "06_early_or_late": EarlyOrLate(
+        "merged accuracy of eight tasks against epochs, rule by rule, with references (chapter 6)"
+    ),
+    "06_another_encoder": EarlyOrLate(
+        "the same with a MobileNet from ImageNet, for three rules and up to four epochs (chapter 6)",
+        backbone="mobilenet",
+        recipe=replace(RECIPE, learning_rate=1e-4),
+        epochs=(1, 2, 4),
+        rules=("mean", "tsv", "regmean_from_vectors"),
+    ),
     "06_what_a_merge_needs": WhatAMergeNeeds(),
     "06_most_to_gain": MostToGain(),
     "06_search": Search(),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,16 @@ from taskvec_mini.benchmarks.settings import Settings
 
 SEEDS = (0, 1, 2)
 VALIDATION = 200  # images a task to tune on
+
+
+class Study:
+    """A long experiment whose `run(options)` gives plain JSON; what else its record says stands beside."""
+
+    description = ""
+    seeds: tuple[int, ...] = SEEDS
+    device = "cpu"
+    settings: Mapping[str, Any] = MappingProxyType({})
+    data: Mapping[str, str] = MappingProxyType({})  # the SHA-256 of each file
 
 
 def suite(folder: Path | None, seed: int, share: float) -> dict[str, ImageTask]:
@@ -36,11 +47,6 @@ def _cut(task: ImageTask, share: float) -> ImageTask:
         val_images=task.val_images[:VALIDATION],
         val_labels=task.val_labels[:VALIDATION],
     )
-
-
-def seeded(settings: Settings, seed: int) -> Settings:
-    """The same settings with another seed."""
-    return replace(settings, seed=seed)
 
 
 def describe(

@@ -29,16 +29,11 @@ RECIPES = {  # one rate for all tasks; "gd" makes one step an epoch, so its rate
 SLOWER = {"gd": replace(RECIPES["gd"], learning_rate=5e-4)}  # at 5e-3 full batches overshoot on most tasks
 
 
-class FirstEpoch:
+class FirstEpoch(study_data.Study):
     """The study behind chapter 5: norms and directions of every epoch on eight tasks, for some optimisers."""
-
-    seeds = study_data.SEEDS
-    device = "cpu"
 
     def __init__(self, recipes: Mapping[str, Settings], description: str):
         self.recipes, self.description = recipes, description
-        self.settings: dict[str, Any] = {}
-        self.data: dict[str, str] = {}
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """One run for each optimiser, seed and task; the results as plain numbers."""
@@ -49,7 +44,7 @@ class FirstEpoch:
             for task in tasks.values():
                 head = prototype_head(backbone, task)
                 for name, recipe in self.recipes.items():
-                    measured, path = _measure(backbone, head, task, study_data.seeded(recipe, seed))
+                    measured, path = _measure(backbone, head, task, replace(recipe, seed=seed))
                     runs.append({"optimizer": name, "task": task.name, "seed": seed, **measured})
                     if seed == self.seeds[0]:
                         paths.append({"optimizer": name, "task": task.name, "seed": seed, **path})

@@ -13,16 +13,14 @@ ENCODERS = ("random-pocket", "pocket")
 SHARE = 0.3
 
 
-class Probes:
+class Probes(study_data.Study):
     """Test accuracy of logistic regression on what each encoder gives, before any finetuning."""
 
     description = "linear probes on the frozen embeddings of each encoder, on the eight tasks"
     seeds = (0,)
-    device = "cpu"
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {"share_of_training_images": SHARE, "encoders": list(ENCODERS)}
-        self.data: dict[str, str] = {}
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """Every encoder on every task."""

@@ -15,7 +15,7 @@ from taskvec_mini.benchmarks.evaluation import forget_prepared_images
 from taskvec_mini.benchmarks.finetuning import finetune
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.settings import Settings
-from taskvec_mini.benchmarks.study_merging import RECENTRE, RULES, SHOTS, TEST, Suite
+from taskvec_mini.benchmarks.study_merging import RECENTRE, SHOTS, TEST, TWO_RULES, Suite
 
 SHARE = 0.15
 CHOSEN = Settings(learning_rate=3e-4, epochs=4, batch_size=64, centre="batch")
@@ -32,19 +32,17 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the chosen setting
 }
 
 
-class Search:
+class Search(study_data.Study):
     """The table behind the choice of chapter 6's setting."""
 
     description = "merged accuracy where one thing differs from a small chapter 6: half its images, 4 epochs"
     seeds = (0,)
-    device = "cpu"
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {
             "share_of_training_images": SHARE, "shots": SHOTS, "recentre": RECENTRE, "test_images": TEST,
             "chosen": asdict(CHOSEN), "variants": VARIANTS,
         }  # fmt: skip
-        self.data: dict[str, str] = {}
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """All variants, one after the other."""
@@ -69,10 +67,6 @@ class Search:
         }
         single = {n: suite.scores(run.state(), [n], recentre=recentre)[n] for n, run in runs.items()}
         vectors = {name: run.task_vector() for name, run in runs.items()}
-        merged = {
-            rule: suite.merge(rule, vectors, recentre=recentre)
-            for rule in RULES
-            if rule in ("mean", "regmean_from_vectors")
-        }
+        merged = {rule: suite.merge(rule, vectors, recentre=recentre) for rule in TWO_RULES}
         zero = suite.scores(None, tasks, recentre=recentre)
         return {"zero_shot": zero, "individual": single, "merged": merged}
