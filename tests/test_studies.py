@@ -18,6 +18,7 @@ from taskvec_mini.benchmarks import (
     study_data,
     study_first_epoch,
     study_merging,
+    study_needs,
     study_probes,
     study_search,
 )
@@ -31,11 +32,11 @@ from taskvec_mini.benchmarks.studies import STUDIES
 from taskvec_mini.benchmarks.training import Trainer
 
 FEW = ("gtsrb", "rsscn7", "cars")
-SETS_WITH_MOST_TO_GAIN = [study_merging.MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)]
+SETS_WITH_MOST_TO_GAIN = [study_needs.MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)]
 OPTIONS = argparse.Namespace(data=None)
 SHELF = ROOT / "book" / "recorded"
 RECORDED = sorted([*SHELF.glob("0[56]_*.json"), *SHELF.glob("encoder_probes.json")])
-SEARCH_GRIDS = {rule: study_merging.RULES[rule][1] for rule in ("mean", "regmean_from_vectors")}
+SEARCH_GRIDS = {rule: study_merging.RULES[rule][1] for rule in study_merging.TWO_RULES}
 RECIPE = Settings(learning_rate=0.02, epochs=8, batch_size=16, centre="batch")
 GRIDS = {rule: (combine, coefs[1:3]) for rule, (combine, coefs) in study_merging.RULES.items()}
 VARIANTS = {
@@ -82,9 +83,10 @@ def tiny_tasks(seed, share):
 def small(monkeypatch, tmp_path):
     """Studies of a second: tiny images, a tiny encoder, short grids, two epochs or a few more."""
     monkeypatch.setattr(study_data, "load_tasks", load_tiny)
-    for module in (study_first_epoch, study_merging, study_search, study_probes):
-        monkeypatch.setattr(module, "load_backbone", lambda name: tiny_backbone(seed=len(name)))
-        monkeypatch.setattr(module, "SHARE", 0.75)
+    for module in (study_first_epoch, study_merging, study_needs, study_search, study_probes):
+        monkeypatch.setattr(module, "load_backbone", load_small)
+        if hasattr(module, "SHARE"):
+            monkeypatch.setattr(module, "SHARE", 0.75)
     recipes = {
         name: dataclasses.replace(recipe, epochs=2, learning_rate=0.02)
         for name, recipe in study_first_epoch.RECIPES.items()
@@ -92,12 +94,9 @@ def small(monkeypatch, tmp_path):
     for module, name, value in (
         (study_first_epoch, "EPOCHS", 2),
         (study_first_epoch, "RECIPES", recipes),
-        (study_merging, "EPOCHS", (1, 8)),
-        (study_merging, "RECIPE", RECIPE),
         (study_merging, "RULES", GRIDS),
         (study_merging, "RUNS", tmp_path),
         (study_merging, "RECENTRE", 9),
-        (study_search, "RULES", GRIDS),
         (study_search, "VARIANTS", VARIANTS),
     ):
         monkeypatch.setattr(module, name, value)
@@ -110,6 +109,15 @@ def small(monkeypatch, tmp_path):
 def few(monkeypatch):
     """Three of the eight tasks, where they will do."""
     monkeypatch.setattr(study_data, "CORE", FEW)
+
+
+def load_small(name):
+    """A tiny encoder under the name that was asked for."""
+    return dataclasses.replace(tiny_backbone(seed=len(name)), name=name)
+
+
+def early_or_late():
+    return study_merging.EarlyOrLate("rules against epochs", recipe=RECIPE, epochs=(1, 8))
 
 
 def run(kind, seeds=(0, 1)):
@@ -166,8 +174,8 @@ def test_a_suite_keeps_the_proportions_of_its_tasks(monkeypatch, share):
 
 
 def test_sets_of_tasks_are_drawn_once_and_kin_come_first():
-    chosen = study_merging.subsets(CORE)
-    assert chosen == study_merging.subsets(list(CORE))
+    chosen = study_needs.subsets(CORE)
+    assert chosen == study_needs.subsets(list(CORE))
     assert [len(names) for names in chosen] == [2] * 3 + [3] * 3 + [5] * 3
     assert len(set(map(frozenset, chosen))) == 9
     assert all(set(names) <= set(CORE) and len(set(names)) == len(names) for names in chosen)
@@ -230,18 +238,18 @@ def test_the_first_gradient_and_the_last_task_vector_are_those_of_a_run_by_itsel
 
 
 def test_the_studies_of_merging(tmp_path, monkeypatch):
-    early, study = run(study_merging.EarlyOrLate)
+    early, study = run(early_or_late)
     study_checks.check_early_or_late(early, study.settings, (0, 1))
     check_record(tmp_path, early, study, CORE)
     check_again(tmp_path / "again", early, monkeypatch)
     by_hand = check_a_merge_by_hand(early)
     monkeypatch.setattr(Trainer, "epoch", lambda *_: pytest.fail("finished encoders are trained again"))
-    needs, study = run(study_merging.WhatAMergeNeeds)
-    study_checks.check_some_tasks(needs, study.settings, (0, 1), study_merging.subsets(CORE))
+    needs, study = run(study_needs.WhatAMergeNeeds)
+    study_checks.check_some_tasks(needs, study.settings, (0, 1), study_needs.subsets(CORE))
     study_checks.check_same_encoders(early, needs)
     check_frozen_heads_by_hand(needs, *by_hand)
     check_record(tmp_path, needs, study, CORE)
-    gain, study = run(study_merging.MostToGain, seeds=(1,))
+    gain, study = run(study_needs.MostToGain, seeds=(1,))
     study_checks.check_some_tasks(gain, study.settings, (1,), SETS_WITH_MOST_TO_GAIN, frozen=False)
     study_checks.check_same_encoders(early, gain)
 
@@ -250,7 +258,7 @@ def check_again(folder, results, monkeypatch):
     """Seed 1 by itself, in a folder of its own, is what it was after seed 0."""
     with monkeypatch.context() as patch:
         patch.setattr(study_merging, "RUNS", folder)
-        again, _ = run(study_merging.EarlyOrLate, seeds=(1,))
+        again, _ = run(early_or_late, seeds=(1,))
     for kind in ("zero_shot", "individual", "joint", "cross"):
         assert again[kind]["1"] == results[kind]["1"]
     assert again["merged"] == [row for row in results["merged"] if row["seed"] == 1]
@@ -373,7 +381,8 @@ def test_a_record_is_consistent_in_itself(path):
         "05_first_epoch": study_checks.check_first_epoch,
         "05_full_batch": study_checks.check_first_epoch,
         "06_early_or_late": study_checks.check_early_or_late,
-        "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=study_merging.subsets(CORE)),
+        "06_another_encoder": study_checks.check_early_or_late,
+        "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=study_needs.subsets(CORE)),
         "06_most_to_gain": partial(
             study_checks.check_some_tasks, subsets=SETS_WITH_MOST_TO_GAIN, frozen=False
         ),
@@ -400,4 +409,4 @@ def test_the_tasks_with_most_to_gain_are_those_of_the_record():
         name: sum(early["individual"][s]["8"][name] - early["zero_shot"][s][name] for s in ("0", "1", "2"))
         for name in early["tasks"]
     }
-    assert tuple(sorted(gains, key=gains.get, reverse=True)[:7]) == study_merging.MOST_TO_GAIN
+    assert tuple(sorted(gains, key=gains.get, reverse=True)[:7]) == study_needs.MOST_TO_GAIN

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from taskvec_mini import _checks, records
 from taskvec_mini.benchmarks import mobilenet
 from taskvec_mini.benchmarks.pocket import EMBEDDING, Pocket
+from taskvec_mini.benchmarks.protocols import Encoder
 
 Channels = tuple[float, float, float]
 Source = str | os.PathLike[str] | None
@@ -76,6 +77,11 @@ class Backbone:
         """Where the model's parameters are."""
         return next(self.model.parameters()).device
 
+    @property
+    def preparation(self) -> list[Any]:
+        """What `prepare` depends on, as JSON."""
+        return [self.image_size, list(self.mean), list(self.std)]
+
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the model wants them: (N, 3, S, S) float32, on the model's device.
 
@@ -113,19 +119,19 @@ def _check_images(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def embed(backbone: Backbone, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Embeddings (N, F) of uint8 images under the backbone as it is now, without gradients, on its device.
+def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Embeddings (N, F) of a task's inputs under the encoder as it is now, without gradients, on its device.
 
     Raises:
-        TypeError: if the images are not uint8, or `batch_size` is not a whole number.
-        ValueError: if the images have no shape that `Backbone.prepare` takes, or `batch_size` is below 1.
+        TypeError: if the encoder's `prepare` takes no such inputs, or `batch_size` is not a whole number.
+        ValueError: if the inputs have no shape that it takes, or `batch_size` is below 1.
 
     Example:
         >>> embed(load_backbone("random-pocket"), torch.zeros(3, 32, 32, 3, dtype=torch.uint8)).shape
         torch.Size([3, 256])
     """
-    _check_images(images)
-    batches = torch.split(images, _checks.whole_number("batch_size", batch_size))
+    size = _checks.whole_number("batch_size", batch_size)
+    batches = [inputs[i : i + size] for i in range(0, max(len(inputs), 1), size)]
     return torch.cat([backbone.model(backbone.prepare(batch)) for batch in batches])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
@@ -21,19 +22,18 @@ from taskvec_mini.benchmarks.parameters import (
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.backbones import Backbone
-    from taskvec_mini.benchmarks.datasets import ImageTask
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 Split = Literal["train", "val", "test"]
 _BATCH = 500  # images in a forward pass
 _LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
-_prepared: WeakKeyDictionary[ImageTask, dict[object, list[Tensor]]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictionary()
 
 
 def accuracies(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     *,
     parameters: Parameters | None = None,
     split: Split = "test",
@@ -66,9 +66,9 @@ def accuracies(
 
 
 def sweep(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     *,
     pretrained: Mapping[str, Tensor],
     merged: TaskVector,
@@ -112,9 +112,9 @@ def sweep(
 
 
 def tune(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     *,
     pretrained: Mapping[str, Tensor],
     merged: TaskVector,
@@ -142,7 +142,7 @@ def tune(
 
 @torch.inference_mode()
 def _accuracy(
-    backbone: Backbone, head: FrozenHead, task: ImageTask, *, split: Split, limit: int | None, recentre: int
+    backbone: Encoder, head: FrozenHead, task: Task, *, split: Split, limit: int | None, recentre: int
 ) -> float:
     labels = _labels(task, split, limit)
     head = on_device(head, backbone.device)
@@ -152,28 +152,29 @@ def _accuracy(
     return float((guesses.cpu() == labels.cpu()).double().mean())
 
 
-def _shift(backbone: Backbone, head: FrozenHead, task: ImageTask, count: int) -> Tensor:
+def _shift(backbone: Encoder, head: FrozenHead, task: Task, count: int) -> Tensor:
     """What brings the mean embedding of the first training images to the head's centre."""
     batches = _prepare_once(backbone, task, "train", _checks.whole_number("recentre", count))
     return centre_of(head) - torch.cat([backbone.model(batch) for batch in batches]).mean(0)
 
 
-def _labels(task: ImageTask, split: Split, limit: int | None) -> Tensor:
+def _labels(task: Task, split: Split, limit: int | None) -> Tensor:
     if limit is not None:
         _checks.whole_number("limit", limit)
     return task.part(split)[1][:limit]
 
 
-def _prepare_once(backbone: Backbone, task: ImageTask, split: Split, limit: int | None) -> Iterable[Tensor]:
-    """The prepared images in batches; they are kept as long as the task is, on the device of the model."""
-    images = task.part(split)[0][:limit]
-    if 12 * len(images) * backbone.image_size**2 > _LARGEST:
-        return (backbone.prepare(batch) for batch in torch.split(images, _BATCH))
-    preparation = (backbone.name, backbone.image_size, backbone.mean, backbone.std, backbone.device)
+def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None) -> Iterable[Tensor]:
+    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model."""
     kept = _prepared.setdefault(task, {})
-    key = (split, limit, *preparation)
-    if key not in kept:
-        kept[key] = [backbone.prepare(batch) for batch in torch.split(images, _BATCH)]
+    key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
+    if key in kept:
+        return kept[key]
+    first, *others = torch.split(task.part(split)[0][:limit], _BATCH)
+    prepared, later = backbone.prepare(first), map(backbone.prepare, others)
+    if prepared.nbytes * (1 + len(others)) > _LARGEST:
+        return itertools.chain([prepared], later)
+    kept[key] = [prepared, *later]
     return kept[key]
 
 
@@ -182,7 +183,7 @@ def forget_prepared_images() -> None:
     _prepared.clear()
 
 
-def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, ImageTask]) -> None:
+def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
     for name in tasks:
         if name not in heads:
             raise ValueError(

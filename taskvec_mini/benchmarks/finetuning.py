@@ -24,8 +24,7 @@ from taskvec_mini.benchmarks.training import DivergedError, ExtraLoss, Trainer
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.backbones import Backbone
-    from taskvec_mini.benchmarks.datasets import ImageTask
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 __all__ = ["DivergedError", "Run", "Settings", "finetune", "finetune_jointly"]
 
@@ -92,9 +91,9 @@ class Run:
 
 
 def finetune(
-    backbone: Backbone,
+    backbone: Encoder,
     head: FrozenHead,
-    task: ImageTask,
+    task: Task,
     *,
     settings: Settings,
     folder: str | os.PathLike[str] | None = None,
@@ -135,9 +134,9 @@ def finetune(
 
 
 def finetune_jointly(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     *,
     settings: Settings,
     folder: str | os.PathLike[str] | None = None,
@@ -162,9 +161,9 @@ def finetune_jointly(
 
 
 def _run(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     settings: Settings,
     folder: str | os.PathLike[str] | None,
     keep: Collection[int] | None,
@@ -236,28 +235,27 @@ def _words(record: Mapping[str, Any]) -> str:
 
 
 def _identity(
-    backbone: Backbone,
+    backbone: Encoder,
     heads: Mapping[str, FrozenHead],
-    tasks: Mapping[str, ImageTask],
+    tasks: Mapping[str, Task],
     settings: Settings,
     extra_loss: ExtraLoss | None,
     device: torch.device,
 ) -> dict[str, Any]:
     """All that decides the outcome, as JSON: names where a name says it, checksums of the rest."""
-    preparation = [backbone.image_size, list(backbone.mean), list(backbone.std)]
     return {
         "format": checkpoints.FILE_FORMAT,
         "backbone": {
             "name": backbone.name,
-            "preparation": preparation,
+            "preparation": backbone.preparation,
             "parameters": checksum(state_of(backbone.model)),
         },
         "task_order": list(tasks),
         "tasks": {
             name: {
                 "sha256": task.sha256,
-                "train_images": len(task.train_images),
-                "train_data": checksum({"images": task.train_images, "labels": task.train_labels}),
+                "train_images": len(task.part("train")[1]),
+                "train_data": checksum(dict(zip(("images", "labels"), task.part("train"), strict=True))),
                 "head": _head_checksum(heads[name]),
             }
             for name, task in tasks.items()
@@ -293,6 +291,6 @@ def _kept_epochs(settings: Settings, keep: Collection[int] | None) -> tuple[int,
     return kept
 
 
-def _check_tasks(heads: Mapping[str, FrozenHead], tasks: Mapping[str, ImageTask]) -> None:
+def _check_tasks(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
     _checks.not_empty("tasks", tasks)
     _checks.check_keys(tasks, heads, "the tasks", "the heads")

@@ -12,14 +12,13 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.parameters import FrozenHead, Parameters, holding, on_device, trained_parameters
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.backbones import Backbone
-    from taskvec_mini.benchmarks.datasets import ImageTask
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 
 def full_batch_gradient(
-    backbone: Backbone,
+    backbone: Encoder,
     head: FrozenHead,
-    task: ImageTask,
+    task: Task,
     *,
     state: Parameters | None = None,
     batch_size: int = 500,
@@ -42,11 +41,11 @@ def full_batch_gradient(
     Raises:
         ValueError: if names or sizes of the parameters differ.
     """
-    size, images = _checks.whole_number("batch_size", batch_size), task.train_images
+    size, (images, labels_of_all) = _checks.whole_number("batch_size", batch_size), task.part("train")
     own, head = trained_parameters(backbone.model), on_device(head, backbone.device)
     total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64)
     with holding(backbone.model, state):
-        for rows, labels in zip(torch.split(images, size), torch.split(task.train_labels, size), strict=True):
+        for rows, labels in zip(torch.split(images, size), torch.split(labels_of_all, size), strict=True):
             logits = head(backbone.model(backbone.prepare(rows)))
             loss = F.cross_entropy(logits, labels.to(logits.device))
             slopes = torch.autograd.grad(loss, list(own.values()))

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
-from taskvec_mini.benchmarks.backbones import Backbone, embed
+from taskvec_mini.benchmarks.backbones import embed
+from taskvec_mini.benchmarks.image_tasks import PARTS
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.datasets import ImageTask
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
 
@@ -135,8 +136,8 @@ class Probe:
 
 
 def prototype_head(
-    backbone: Backbone,
-    task: ImageTask,
+    backbone: Encoder,
+    task: Task,
     *,
     logit_scale: float = 16.0,
     centred: bool = True,
@@ -167,8 +168,9 @@ def prototype_head(
     """
     _check_classes(task)
     count = None if shots is None else _checks.whole_number("shots", shots)
-    embeddings = embed(backbone, task.train_images, batch_size=batch_size)
-    labels = task.train_labels.to(embeddings.device)
+    inputs, labels = task.part("train")
+    embeddings = embed(backbone, inputs, batch_size=batch_size)
+    labels = labels.to(embeddings.device)
     centre = _mean(embeddings) if centred else torch.zeros_like(embeddings[0])
     directions = _directions(embeddings, centre)
     means = [_mean(directions[labels == label][:count]) for label in range(len(task.class_names))]
@@ -176,8 +178,8 @@ def prototype_head(
 
 
 def linear_probe(
-    backbone: Backbone,
-    task: ImageTask,
+    backbone: Encoder,
+    task: Task,
     *,
     inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
     batch_size: int = 256,
@@ -200,14 +202,17 @@ def linear_probe(
     _check_classes(task)
     numbers = [_checks.positive_number("an inverse penalty", each) for each in inverse_penalties]
     choices = sorted(_checks.not_empty("inverse_penalties", numbers))
-    train, val, test = (
-        embed(backbone, images, batch_size=batch_size).cpu()
-        for images in (task.train_images, task.val_images, task.test_images)
-    )
-    heads = [_fitted(train, task.train_labels, choice) for choice in choices]
-    scores = [_accuracy(head, val, task.val_labels) for head in heads]
+    (train, labels), val, test = (_embedded(backbone, task, part, batch_size) for part in PARTS)
+    heads = [_fitted(train, labels, choice) for choice in choices]
+    scores = [_accuracy(head, *val) for head in heads]
     best = scores.index(max(scores))
-    return Probe(heads[best], _accuracy(heads[best], test, task.test_labels), scores[best], choices[best])
+    return Probe(heads[best], _accuracy(heads[best], *test), scores[best], choices[best])
+
+
+def _embedded(backbone: Encoder, task: Task, part: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of one part, on the CPU."""
+    inputs, labels = task.part(part)
+    return embed(backbone, inputs, batch_size=batch_size).cpu(), labels.cpu()
 
 
 def _fitted(embeddings: Tensor, labels: Tensor, inverse_penalty: float) -> LinearHead:
@@ -239,9 +244,9 @@ def _accuracy(head: LinearHead, embeddings: Tensor, labels: Tensor) -> float:
     return float((head(embeddings).argmax(1) == labels.cpu()).double().mean())
 
 
-def _check_classes(task: ImageTask) -> None:
+def _check_classes(task: Task) -> None:
     """A ValueError where a class has no training image: nothing would point to it."""
-    counts = torch.bincount(task.train_labels, minlength=len(task.class_names))
+    counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
     missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]
     if missing:
         raise ValueError(

@@ -26,8 +26,7 @@ from taskvec_mini.benchmarks.progress import ProgressLine
 from taskvec_mini.benchmarks.settings import Settings
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.backbones import Backbone
-    from taskvec_mini.benchmarks.datasets import ImageTask
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 ExtraLoss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -74,9 +73,9 @@ def plan(sizes: list[int], settings: Settings, epoch: int) -> list[tuple[int, Te
 
 
 @torch.no_grad()
-def check_head(backbone: Backbone, head: FrozenHead, task: ImageTask) -> None:
+def check_head(backbone: Encoder, head: FrozenHead, task: Task) -> None:
     """A ValueError unless the head has one logit for each class of the task."""
-    logits = head(backbone.model(backbone.prepare(task.train_images[:1])))
+    logits = head(backbone.model(backbone.prepare(task.part("train")[0][:1])))
     if logits.shape[1] != len(task.class_names):
         raise ValueError(
             f"the head gives {logits.shape[1]} logits but {task.name} has {len(task.class_names)} classes; "
@@ -99,9 +98,9 @@ class Trainer:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Encoder,
         heads: Mapping[str, FrozenHead],
-        tasks: Mapping[str, ImageTask],
+        tasks: Mapping[str, Task],
         settings: Settings,
         *,
         extra_loss: ExtraLoss | None,
@@ -110,7 +109,7 @@ class Trainer:
         self.backbone = replace(backbone, model=copy.deepcopy(backbone.model).to(device).eval())
         self.settings, self.extra_loss, self.title = settings, extra_loss, " + ".join(tasks)
         self.heads = [on_device(heads[name], device) for name in tasks]
-        self.data = [(t.train_images.to(device), t.train_labels.to(device)) for t in tasks.values()]
+        self.data = [tuple(each.to(device) for each in t.part("train")) for t in tasks.values()]
         self.sizes = [len(labels) for _, labels in self.data]
         self.parameters = trained_parameters(self.backbone.model)
         for head, task in zip(self.heads, tasks.values(), strict=True):
