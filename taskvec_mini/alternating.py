@@ -33,11 +33,10 @@ from taskvec_mini.rounds import Round, angles, losses_at
 from taskvec_mini.theory import potential
 from taskvec_mini.vectors import Layout, TaskVector
 
-Finetuning = Callable[[Sequence[Loss], Tensor], Tensor]
+Finetuning = Callable[[Sequence[Any], Tensor, int], Tensor]
 Merging = Callable[[Tensor], Tensor]
 Rule = Callable[..., TaskVector]
 Measure = Callable[[Tensor], Mapping[str, float]]
-_Tuning = Callable[[Sequence[Any], Tensor, int], Tensor]
 
 
 def alternate(
@@ -61,7 +60,8 @@ def alternate(
         rounds: the number of the last round, counted from the pretrained start also when going on.
         epochs: epochs of a task in a round: full-batch steps, or what your own `finetune` does.
         learning_rate: of the full-batch steps; left out with a `finetune` of your own.
-        finetune: from (losses, theta) to finetuned parameters (T, D); `descent.gradient_descent` by default.
+        finetune: from (losses, theta, number of the round) to finetuned parameters (T, D);
+            `descent.gradient_descent` by default. `benchmarks.task_rounds` has one for benchmark tasks.
         merge: from task vectors (T, D) to one vector (D,), the mean by default; see `matrix_rule`.
         scaling_coef: what the merged vector is multiplied with; 1 and the mean make the weights' average.
         measure: from theta to numbers by name, such as accuracies, kept with the round.
@@ -88,7 +88,7 @@ def alternate(
     if finetune is None and learning_rate is not None:
         tune = _full_batch(learning_rate, epochs)
     elif finetune is not None and learning_rate is None:
-        tune = _any_round(finetune)
+        tune = finetune
     else:
         raise ValueError("give either learning_rate, for full-batch steps, or a finetune of your own")
     return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, scaling_coef, measure, progress))
@@ -306,7 +306,7 @@ def descent_bound(
 class _Plan:
     """What happens in every round."""
 
-    tune: _Tuning
+    tune: Finetuning
     epochs: int
     merge: Merging | None
     scaling_coef: float
@@ -322,13 +322,9 @@ class _Plan:
         return self.scaling_coef * _expected("merge", merged, tuple(vectors.shape[1:]))
 
 
-def _full_batch(learning_rate: float, epochs: int) -> _Tuning:
+def _full_batch(learning_rate: float, epochs: int) -> Finetuning:
     rate = _checks.positive_number("learning_rate", learning_rate)
     return lambda losses, theta, _: gradient_descent(losses, theta, learning_rate=rate, epochs=epochs)[:, -1]
-
-
-def _any_round(finetune: Finetuning) -> _Tuning:
-    return lambda losses, theta, _: finetune(losses, theta)
 
 
 def _rounds(losses: Sequence[Any], start: Tensor | Round, rounds: int, plan: _Plan) -> Iterator[Round]:

@@ -186,6 +186,57 @@ def check_same_encoders(early, some):
         assert early["individual"][str(seed)][str(epoch)][name] == pytest.approx(score, abs=SLACK)
 
 
+# --- 07_rounds ------------------------------------------------------------------------------------------
+
+
+def check_rounds(results, settings, seeds):
+    tasks, budget, splits = results["tasks"], results["budget"], results["splits"]
+    assert results["seeds"] == list(seeds)
+    assert settings["recipes"]["adamw"]["epochs"] == budget
+    assert list(settings["scaling_coefs"]) == [results["rule"]]
+    for kind in ("zero_shot", "individual", "joint"):
+        assert list(results[kind]) == list(map(str, seeds))
+        for scores in results[kind].values():
+            check_shares(scores, tasks)
+    assert [(row["seed"], row["rounds"]) for row in results["rounds"]] == list(
+        itertools.product(seeds, splits)
+    )
+    for row in results["rounds"]:
+        assert row["rounds"] * row["epochs"] == budget
+        assert row["history"][0]["test"] == results["zero_shot"][str(row["seed"])]
+        check_history(row, tasks, row["epochs"], results["parameters"])
+        check_tuned({**row["tuned"], "rule": results["rule"]}, settings["scaling_coefs"], tasks)
+        if row["tuned"]["scaling_coef"] == 1:
+            assert row["tuned"]["test"] == pytest.approx(row["history"][-1]["test"], abs=SLACK)
+    for row in results.get("post_hoc", []):
+        check_history(row, tasks, 1, results["parameters"])
+        assert row["history"][0]["test"] == pytest.approx(row["tuned"]["test"], abs=SLACK)
+        check_shares(row["joint"], tasks)
+
+
+def check_history(row, tasks, epochs, parameters):
+    """Every round costs the same; the task vectors of round 1 start at the start."""
+    history = row["history"]
+    assert [here["round"] for here in history] == list(range(len(history)))
+    for here in history:
+        check_shares(here["test"], tasks)
+        assert here["gradient_evaluations"] == here["round"] * epochs * len(tasks)
+        assert here["floats_communicated"] == here["round"] * 2 * len(tasks) * parameters
+        assert len(here["norms"]) == len(tasks)
+        assert here["mean_loss"] > 0
+    first = history[1]
+    assert first["mean_cosine"] == pytest.approx(first["mean_cosine_from_pretrained"], abs=1e-4)
+    assert "mean_cosine" not in history[0]
+
+
+def check_same_references(early, rounds):
+    """Another study judges the same specialists and the same joint model on the same images."""
+    assert early["zero_shot"] == rounds["zero_shot"]
+    last = str(rounds["budget"])
+    for kind in ("individual", "joint"):
+        assert {seed: rows[last] for seed, rows in early[kind].items()} == rounds[kind]
+
+
 # --- 06_search, encoder_probes ---------------------------------------------------------------------------
 
 

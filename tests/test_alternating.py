@@ -168,7 +168,8 @@ def test_it_measures_reports_and_is_lazy():
     losses, start = tiny_losses(2)
     seen, tuned = [], []
 
-    def tune(tasks, theta):
+    def tune(tasks, theta, number):
+        assert number == len(tuned) + 1
         tuned.append(theta)
         return gradient_descent(tasks, theta, learning_rate=0.1, epochs=2)[:, -1]
 
@@ -593,13 +594,13 @@ def test_what_a_callable_returns_is_checked():
     run = {"rounds": 1, "epochs": 1}
     start = torch.ones(2)
     with pytest.raises(ValueError, match=r"finetune must return a tensor of shape \(1, 2\), got \(2,\)"):
-        last(alternate([bowl], start, finetune=lambda f, theta: theta, **run))
+        last(alternate([bowl], start, finetune=lambda f, theta, n: theta, **run))
     with pytest.raises(ValueError, match=r"merge must return a tensor of shape \(2,\), got list"):
         last(alternate([bowl], start, learning_rate=0.1, merge=lambda vectors: [0.0, 0.0], **run))
     with pytest.raises(ValueError, match="what finetune returned holds 1 value"):
         last(
             alternate(
-                [bowl], start, finetune=lambda f, theta: theta[None] / torch.tensor([[1.0, 0.0]]), **run
+                [bowl], start, finetune=lambda f, theta, n: theta[None] / torch.tensor([[1.0, 0.0]]), **run
             )
         )
 

@@ -20,6 +20,7 @@ from taskvec_mini.benchmarks import (
     study_merging,
     study_needs,
     study_probes,
+    study_rounds,
     study_search,
 )
 from taskvec_mini.benchmarks.datasets import BUNDLE, CORE
@@ -35,7 +36,7 @@ FEW = ("gtsrb", "rsscn7", "cars")
 SETS_WITH_MOST_TO_GAIN = [study_needs.MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)]
 OPTIONS = argparse.Namespace(data=None)
 SHELF = ROOT / "book" / "recorded"
-RECORDED = sorted([*SHELF.glob("0[56]_*.json"), *SHELF.glob("encoder_probes.json")])
+RECORDED = sorted([*SHELF.glob("0[567]_*.json"), *SHELF.glob("encoder_probes.json")])
 SEARCH_GRIDS = {rule: study_merging.RULES[rule][1] for rule in study_merging.TWO_RULES}
 RECIPE = Settings(learning_rate=0.02, epochs=8, batch_size=16, centre="batch")
 GRIDS = {rule: (combine, coefs[1:3]) for rule, (combine, coefs) in study_merging.RULES.items()}
@@ -83,7 +84,7 @@ def tiny_tasks(seed, share):
 def small(monkeypatch, tmp_path):
     """Studies of a second: tiny images, a tiny encoder, short grids, two epochs or a few more."""
     monkeypatch.setattr(study_data, "load_tasks", load_tiny)
-    for module in (study_first_epoch, study_merging, study_needs, study_search, study_probes):
+    for module in (study_first_epoch, study_merging, study_needs, study_rounds, study_search, study_probes):
         monkeypatch.setattr(module, "load_backbone", load_small)
         if hasattr(module, "SHARE"):
             monkeypatch.setattr(module, "SHARE", 0.75)
@@ -95,12 +96,13 @@ def small(monkeypatch, tmp_path):
         (study_first_epoch, "EPOCHS", 2),
         (study_first_epoch, "RECIPES", recipes),
         (study_merging, "RULES", GRIDS),
+        (study_rounds, "RULES", GRIDS),
         (study_merging, "RUNS", tmp_path),
         (study_merging, "RECENTRE", 9),
         (study_search, "VARIANTS", VARIANTS),
     ):
         monkeypatch.setattr(module, name, value)
-    for method in (study_merging.Suite.scores, study_merging.Suite.merge):
+    for method in (study_merging.Suite.scores, study_merging.Suite.merge, study_merging.Suite.tuned):
         monkeypatch.setitem(method.__kwdefaults__, "recentre", 9)
     monkeypatch.setitem(study_merging.experts.__kwdefaults__, "recipe", RECIPE)
 
@@ -116,8 +118,8 @@ def load_small(name):
     return dataclasses.replace(tiny_backbone(seed=len(name)), name=name)
 
 
-def early_or_late():
-    return study_merging.EarlyOrLate("rules against epochs", recipe=RECIPE, epochs=(1, 8))
+def early_or_late(epochs=(1, 8)):
+    return study_merging.EarlyOrLate("rules against epochs", recipe=RECIPE, epochs=epochs)
 
 
 def run(kind, seeds=(0, 1)):
@@ -307,6 +309,32 @@ def check_frozen_heads_by_hand(results, heads, tasks, merged):
         assert row[kind] == {name: counted(state, heads[name], tasks[name], recentre=0) for name in tasks}
 
 
+# --- 07_rounds ------------------------------------------------------------------------------------------
+
+
+def rounds_study(**options):
+    about = {"recipe": RECIPE, "budget": 2, "splits": (1, 2), **options}
+    return study_rounds.Rounds("a budget of two epochs", **about)
+
+
+def test_the_study_of_rounds(tmp_path, few):
+    results, study = run(partial(rounds_study, post_hoc=True))
+    study_checks.check_rounds(results, study.settings, (0, 1))
+    check_record(tmp_path, results, study)
+    early, _ = run(partial(early_or_late, (1, 2)))
+    study_checks.check_same_references(early, results)
+    once = {row["seed"]: row["tuned"] for row in results["rounds"] if row["rounds"] == 1}
+    for row in early["merged"]:
+        if (row["epoch"], row["rule"]) == (2, "mean"):
+            assert once[row["seed"]] == {key: row[key] for key in ("scaling_coef", "val_mean", "test")}
+
+
+def test_the_study_of_rounds_under_another_rule(few):
+    results, study = run(partial(rounds_study, rule="tsv"), seeds=(1,))
+    study_checks.check_rounds(results, study.settings, (1,))
+    assert "post_hoc" not in results
+
+
 # --- 06_search, encoder_probes ---------------------------------------------------------------------------
 
 
@@ -382,6 +410,8 @@ def test_a_record_is_consistent_in_itself(path):
         "05_full_batch": study_checks.check_first_epoch,
         "06_early_or_late": study_checks.check_early_or_late,
         "06_another_encoder": study_checks.check_early_or_late,
+        "07_rounds": study_checks.check_rounds,
+        "07_rounds_regmean": study_checks.check_rounds,
         "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=study_needs.subsets(CORE)),
         "06_most_to_gain": partial(
             study_checks.check_some_tasks, subsets=SETS_WITH_MOST_TO_GAIN, frozen=False

@@ -15,6 +15,7 @@ from taskvec_mini.benchmarks.study_first_epoch import RECIPES, SLOWER, FirstEpoc
 from taskvec_mini.benchmarks.study_merging import RECIPE, EarlyOrLate
 from taskvec_mini.benchmarks.study_needs import MostToGain, WhatAMergeNeeds
 from taskvec_mini.benchmarks.study_probes import Probes
+from taskvec_mini.benchmarks.study_rounds import Rounds
 from taskvec_mini.benchmarks.study_search import Search
 
 STUDIES: dict[str, Any] = {
@@ -35,5 +36,14 @@ STUDIES: dict[str, Any] = {
     "06_what_a_merge_needs": WhatAMergeNeeds(),
     "06_most_to_gain": MostToGain(),
     "06_search": Search(),
+    "07_rounds": Rounds(
+        "a budget of epochs split into rounds of tuning and averaging, beside joint training (chapter 7)",
+        post_hoc=True,
+    ),
+    "07_rounds_regmean": Rounds(
+        "the same budget under the rule that merges best here (chapter 7)",
+        rule="regmean_from_vectors",
+        splits=(1, 8),
+    ),
     "encoder_probes": Probes(),
 }

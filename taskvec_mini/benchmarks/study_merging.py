@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from taskvec_mini import merging
 from taskvec_mini.benchmarks import study_data
@@ -65,13 +66,20 @@ class Suite:
         """Merge under a rule, tune λ on validation images, and measure on test images."""
         combine, coefs = RULES[rule]
         merged, start = combine(list(vectors.values())), state_of(self.backbone.model)
-        chosen = {name: self.tasks[name] for name in vectors}
+        return self.tuned(start, merged, coefs, vectors, recentre=recentre)
+
+    def tuned(
+        self, start: Mapping[str, Tensor], merged: TaskVector, coefs: Sequence[float], names: Iterable[str],
+        *, recentre: int = RECENTRE,
+    ) -> dict[str, Any]:  # fmt: skip
+        """start + λ merged, for the λ with the best mean accuracy on validation images."""
+        chosen = {name: self.tasks[name] for name in names}
         table = sweep(
             self.backbone, self.heads, chosen,
             pretrained=start, merged=merged, scaling_coefs=coefs, recentre=recentre,
         ).mean(1)  # fmt: skip
         best = int(table.argmax())
-        test = self.scores(merged.apply_to(start, coefs[best]), vectors, recentre=recentre)
+        test = self.scores(merged.apply_to(start, coefs[best]), chosen, recentre=recentre)
         return {"scaling_coef": coefs[best], "val_mean": round(float(table[best]), 5), "test": test}
 
 
@@ -89,11 +97,25 @@ def experts(suite: Suite, *, recipe: Settings = RECIPE, epochs: Sequence[int] = 
     for name, task in suite.tasks.items():
         runs[name] = finetune(
             suite.backbone, suite.heads[name], task,
-            settings=replace(recipe, epochs=epochs[-1], seed=suite.seed), keep=epochs,
+            settings=replace(recipe, epochs=epochs[-1], seed=suite.seed), keep=_kept(epochs),
             folder=folder_of(suite) / name, progress=False,
         )  # fmt: skip
         study_data.say(f"{suite.backbone.name}, seed {suite.seed}: {name} finetuned")
     return runs
+
+
+def together(suite: Suite, *, recipe: Settings = RECIPE, epochs: Sequence[int] = EPOCHS) -> Run:
+    """The encoder that learnt all tasks jointly, from its folder where it is finished."""
+    return finetune_jointly(
+        suite.backbone, suite.heads, suite.tasks,
+        settings=replace(recipe, epochs=epochs[-1], seed=suite.seed), keep=_kept(epochs),
+        folder=folder_of(suite) / "joint", progress=False,
+    )  # fmt: skip
+
+
+def _kept(epochs: Sequence[int]) -> list[int]:
+    """These epochs, and the earlier ones that another study of the same encoders asks for."""
+    return sorted({*epochs, *(epoch for epoch in EPOCHS if epoch <= epochs[-1])})
 
 
 def folder_of(suite: Suite) -> Path:
@@ -142,11 +164,7 @@ class EarlyOrLate(MergingStudy):
     def _seed(self, suite: Suite, results: dict[str, Any]) -> None:
         seed = str(suite.seed)
         runs = experts(suite, recipe=self.recipe, epochs=self.epochs)
-        together = finetune_jointly(
-            suite.backbone, suite.heads, suite.tasks,
-            settings=replace(self.recipe, epochs=self.epochs[-1], seed=suite.seed), keep=self.epochs,
-            folder=folder_of(suite) / "joint", progress=False,
-        )  # fmt: skip
+        joint = together(suite, recipe=self.recipe, epochs=self.epochs)
         results["zero_shot"][seed] = suite.scores(None, suite.tasks)
         for kind in ("individual", "joint", "train_accuracy"):
             results[kind][seed] = {}
@@ -154,7 +172,7 @@ class EarlyOrLate(MergingStudy):
             results["individual"][seed][str(epoch)] = {
                 name: suite.scores(run.state(epoch), [name])[name] for name, run in runs.items()
             }
-            results["joint"][seed][str(epoch)] = suite.scores(together.state(epoch), suite.tasks)
+            results["joint"][seed][str(epoch)] = suite.scores(joint.state(epoch), suite.tasks)
             results["train_accuracy"][seed][str(epoch)] = {
                 name: round(run.accuracies[epoch - 1], 5) for name, run in runs.items()
             }
@@ -166,7 +184,7 @@ class EarlyOrLate(MergingStudy):
             results["grid"] += _grid(suite, epoch, vectors)
         results["cross"][seed] = _cross(suite, runs, results["zero_shot"][seed])
         results["training_seconds"][seed] = {
-            "individual": round(sum(map(_seconds, runs.values())), 1), "joint": round(_seconds(together), 1)
+            "individual": round(sum(map(_seconds, runs.values())), 1), "joint": round(_seconds(joint), 1)
         }  # fmt: skip
 
 
