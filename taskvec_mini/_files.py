@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ def write(path: str | os.PathLike[str], flat: Tensor, description: dict[str, Any
     """Write a vector and what describes it; an older file stays until the new one is complete."""
     text = json.dumps(description)
     metadata = {FILE_FORMAT: f"{_checksum(flat, text)} {text}"}  # one entry, because their order is not fixed
+    write_tensors(path, {"flat": flat}, metadata)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write named tensors to a safetensors file; an older file stays until the new one is complete."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
     os.close(handle)
     try:
-        save_file({"flat": flat}, temporary, metadata=metadata)
+        save_file(dict(tensors), temporary, metadata=metadata)
         os.replace(temporary, target)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error}); is there space on the disk?") from error

@@ -11,6 +11,7 @@ from small_images import quarters
 from taskvec_mini.benchmarks.backbones import Backbone
 from taskvec_mini.benchmarks.finetuning import Settings, finetune
 from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.speed import PLAIN
 
 
 def tiny_backbone(seed=0):
@@ -34,7 +35,9 @@ def tiny_head(classes=4, seed=0):
     return Head(rows, torch.full((6,), 0.1), 5.0)
 
 
-def tiny_run(*, backbone=None, head=None, task=None, folder=None, keep=None, extra_loss=None, **changes):
+def tiny_run(
+    *, backbone=None, head=None, task=None, folder=None, keep=None, extra_loss=None, speed=PLAIN, **changes
+):
     """A quiet run of the tiny encoder; `changes` are settings."""
     settings = Settings(**{"learning_rate": 0.01, "epochs": 3, "batch_size": 16, **changes})
     return finetune(
@@ -46,6 +49,7 @@ def tiny_run(*, backbone=None, head=None, task=None, folder=None, keep=None, ext
         keep=keep,
         progress=False,
         extra_loss=extra_loss,
+        speed=speed,
     )
 
 

@@ -109,7 +109,7 @@ def check_early_or_late(results, settings, seeds):
     tasks, epochs = results["tasks"], results["epochs"]
     assert results["seeds"] == list(seeds)
     assert epochs[-1] == settings["recipes"]["adamw"]["epochs"]
-    assert list(results["images"]) == tasks
+    assert list(results["texts" if "training_texts" in settings else "images"]) == tasks
     assert results["rules"] == list(settings["scaling_coefs"])
     for seed in map(str, seeds):
         check_shares(results["zero_shot"][seed], tasks)

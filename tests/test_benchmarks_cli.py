@@ -65,7 +65,7 @@ def commands():
     return next(action.choices for action in main._actions if isinstance(action.choices, dict))
 
 
-@pytest.mark.parametrize("name", [None, "list", "finetune", "merge", "evaluate", "record"])
+@pytest.mark.parametrize("name", [None, "list", "finetune", "merge", "evaluate", "record", "throughput"])
 def test_the_examples_in_the_help_are_lines_that_parse(name):
     text = (command_line.parser() if name is None else commands()[name]).format_help()
     examples = re.findall(rf"^  {_cli_parser.PROGRAM} (.*)$", text, re.MULTILINE)

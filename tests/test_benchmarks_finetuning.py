@@ -459,7 +459,9 @@ def test_progress_goes_to_stderr_and_can_be_silenced(capsys):
     finetune_jointly(tiny_backbone(), heads, tasks, settings=settings)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert [line.split("  ")[:3] for line in shown.err.splitlines()] == [
+    first, *lines = shown.err.splitlines()
+    assert first.startswith("big + small  memory on cpu: ")
+    assert [line.split("  ")[:3] for line in lines] == [
         ["big + small", "epoch 1/2", "49/98 images"],
         ["big + small", "epoch 2/2", "98/98 images"],
     ]

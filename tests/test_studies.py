@@ -13,6 +13,7 @@ import torch
 import study_checks
 from conftest import ROOT
 from small_encoder import tiny_backbone, tiny_task
+from small_texts import tiny_text_encoder, tiny_text_task
 from taskvec_mini import merging, records
 from taskvec_mini.benchmarks import (
     study_data,
@@ -22,6 +23,8 @@ from taskvec_mini.benchmarks import (
     study_probes,
     study_rounds,
     study_search,
+    study_text,
+    text_sources,
 )
 from taskvec_mini.benchmarks.datasets import BUNDLE, CORE
 from taskvec_mini.benchmarks.evaluation import accuracies
@@ -335,6 +338,43 @@ def test_the_study_of_rounds_under_another_rule(few):
     assert "post_hoc" not in results
 
 
+# --- 07_text --------------------------------------------------------------------------------------------
+
+
+def load_tiny_texts(names, *, folder, seed, limit):
+    """Tasks of texts under the names of the study; each seed has an order of its own."""
+    assert (folder, limit) == (None, study_text.TRAIN)
+    tasks = {name: tiny_text_task(name, classes=2 + i % 3, train=30 + i) for i, name in enumerate(names)}
+    for name, task in tasks.items():
+        order = torch.randperm(len(task.train_labels), generator=torch.Generator().manual_seed(seed))
+        parts = {"train_tokens": task.train_tokens[order], "train_labels": task.train_labels[order]}
+        tasks[name] = dataclasses.replace(task, **parts)
+    return tasks
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    monkeypatch.setattr(study_text, "load_text_tasks", load_tiny_texts)
+    monkeypatch.setattr(study_text, "VALIDATION", 6)
+    for module in (study_merging, study_rounds):
+        monkeypatch.setattr(module, "load_backbone", lambda name: tiny_text_encoder())
+    return {"recipe": RECIPE, "make": study_text.make_text_suite}
+
+
+def test_the_studies_of_texts(tmp_path, texts):
+    make = partial(study_merging.EarlyOrLate, "rules on texts", epochs=(1, 2), **texts)
+    early, study = run(make)
+    study_checks.check_early_or_late(early, study.settings, (0, 1))
+    rounds, same = run(partial(rounds_study, post_hoc=True, **texts))
+    study_checks.check_rounds(rounds, same.settings, (0, 1))
+    study_checks.check_same_references(early, rounds)
+    assert early["texts"] == rounds["texts"] == {name: 30 + i for i, name in enumerate(study_text.TASKS)}
+    files = [f"{name}.{part}.tsv" for name in study_text.TASKS for part in ("train", "test")]
+    assert list(study.data) == list(same.data) == files
+    assert study.data["sst2.test.tsv"] == text_sources.BUNDLE["sst2"][1]
+    assert study.settings["training_texts"] == study_text.TRAIN
+
+
 # --- 06_search, encoder_probes ---------------------------------------------------------------------------
 
 
@@ -389,7 +429,13 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
-    assert record["data"] == {f"{name}.npz": BUNDLE[name][1] for name in CORE}
+    images = {f"{name}.npz": BUNDLE[name][1] for name in CORE}
+    texts = {
+        f"{name}.{part}.tsv": sha
+        for name in study_text.TASKS
+        for part, sha in zip(("train", "test"), text_sources.BUNDLE[name], strict=True)
+    }
+    assert record["data"] == (texts if path.stem.startswith("07_text") else images)
     assert record["seconds"] > 1
 
 
@@ -404,13 +450,15 @@ def test_a_record_is_consistent_in_itself(path):
         study_checks.check_probes(results, settings, CORE)
         return
     assert seeds == (0, 1, 2)
-    assert results["tasks"] == list(CORE)
+    assert results["tasks"] == list(study_text.TASKS if path.stem.startswith("07_text") else CORE)
     check = {
         "05_first_epoch": study_checks.check_first_epoch,
         "05_full_batch": study_checks.check_first_epoch,
         "06_early_or_late": study_checks.check_early_or_late,
         "06_another_encoder": study_checks.check_early_or_late,
         "07_rounds": study_checks.check_rounds,
+        "07_text": study_checks.check_early_or_late,
+        "07_text_rounds": study_checks.check_rounds,
         "07_rounds_regmean": study_checks.check_rounds,
         "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=study_needs.subsets(CORE)),
         "06_most_to_gain": partial(

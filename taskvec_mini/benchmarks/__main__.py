@@ -53,6 +53,10 @@ def _command(name: str) -> Any:
         from taskvec_mini.benchmarks._cli_record import record
 
         return lambda options: record(options, studies())
+    if name == "throughput":
+        from taskvec_mini.benchmarks._cli_throughput import throughput
+
+        return throughput
     from taskvec_mini.benchmarks import _cli_runs
 
     return getattr(_cli_runs, name)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from taskvec_mini.benchmarks._cli_throughput import add_speed, add_throughput
+
 PROGRAM = "python -m taskvec_mini.benchmarks"
 OVERVIEW = f"""examples:
   {PROGRAM} list
@@ -16,16 +18,20 @@ OVERVIEW = f"""examples:
 These four lines are a whole experiment: what there is; one encoder finetuned on each of two tasks; their
 task vectors after one epoch, added up; the merged model beside the pretrained and the finetuned ones.
 
-No data on this machine? Add --suite digits to finetune: small real digits, which need no download."""
+Texts instead of images? Add --suite text to finetune. No data on this machine? Add --suite digits: small
+real digits, which need no download."""
 FINETUNE = f"""examples:
   {PROGRAM} finetune --tasks mnist gtsrb --epochs 3
   {PROGRAM} finetune --suite digits --tasks digits mirrored --out local/digits
+  {PROGRAM} finetune --suite text --tasks sst2 trec6 --out local/texts
   {PROGRAM} finetune --epochs 10 --learning-rate 1e-5 --schedule cosine --clip-norm 1
+  {PROGRAM} finetune --engine ray --address 10.0.0.1:6379 --out /shared/runs
 
 Each task gets a folder under --out, with a checkpoint for each epoch. Only the encoder is trained; the head
 (class prototypes under the pretrained encoder) is made first and stays frozen. A run that was stopped, at
 any moment, is taken up again by the same command and ends in the same weights. Other settings need another
---out."""
+--out. With --engine ray all machines must see --out and --data under the same paths; set OMP_NUM_THREADS,
+and every worker has so many threads and takes so many CPUs, or one GPU where there are any."""
 MERGE = f"""examples:
   {PROGRAM} merge --tasks mnist gtsrb --epoch 1
   {PROGRAM} merge --rule ties --option density=0.3 --out local/ties.safetensors
@@ -38,18 +44,29 @@ EVALUATE = f"""examples:
 
 The table has a row for each task: the accuracy of the pretrained encoder (zero-shot), of the one finetuned
 on this task (individual), of the merged one, and merged / individual (normalised). --tune tries a range of
-scaling coefficients and keeps the best mean accuracy on validation images; test images decide nothing."""
+scaling coefficients and keeps the best mean accuracy on the validation part; the test part decides
+nothing."""
 RECORD = f"""examples:
   {PROGRAM} list
   {PROGRAM} record STUDY
+  {PROGRAM} record clip --budget-minutes 60 --gpu --runs drive/MyDrive/clip
 
 A study is a long experiment behind a chapter. Its record is one JSON file with the results and all that is
 needed to make them again: this command, the commit, versions, seeds, seconds, checksums of the data."""
 
+THROUGHPUT = f"""examples:
+  {PROGRAM} throughput
+  {PROGRAM} throughput --backbone ViT-B-32-quickgelu --images 256 --batch-size 64
+  {PROGRAM} throughput --backbone ViT-L-14-quickgelu --device cuda --precision bfloat16 --compile
+
+Finetunes on images of noise, in turn with a plain float32 loop over a DataLoader that opens every image by
+itself, and prints images a second of both and the share of the device's peak that the encoder's arithmetic
+takes. Nothing is downloaded: the weights are random."""
+
 
 SETTINGS = (  # of numbers; the defaults are those of `finetuning.Settings`, but for the learning rate
     ("learning-rate", float, "step size (default: 1e-4)"),
-    ("batch-size", int, "images in a step (default: 128)"),
+    ("batch-size", int, "images, or texts, in a step (default: 128)"),
     ("weight-decay", float, "decoupled for adamw, added to the gradient for the others (default: 0)"),
     ("momentum", float, "of sgd and gd (default: 0)"),
     ("warmup-steps", int, "steps until the learning rate is full (default: 0)"),
@@ -64,7 +81,7 @@ _LOOK: dict[str, Any] = {
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    words = "Finetune image encoders on real tasks, merge what they learnt, and measure the result."
+    words = "Finetune encoders on real tasks, merge what they learnt, and measure the result."
     main = argparse.ArgumentParser(prog=PROGRAM, description=words, epilog=OVERVIEW, **_LOOK)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, does, epilog) in COMMANDS.items():
@@ -79,25 +96,51 @@ def _add_finetune(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite",
         default="bundle",
-        choices=["bundle", "torchvision", "digits"],
+        choices=["bundle", "torchvision", "hub", "digits", "text", "text-hub"],
         help="bundle: real images in the folder --data; torchvision: downloaded into it; "
-        "digits: small digits, no files needed (default: bundle)",
+        "hub: the benchmarks of CLIP merging, downloaded into its folder `hub`; "
+        "digits: small digits, no files needed; text: texts in the folder `text` of --data; "
+        "text-hub: downloaded from Hugging Face (default: bundle)",
     )
     command.add_argument(
-        "--backbone", default="pocket", metavar="NAME", help="the encoder; see `list` (default: pocket)"
+        "--backbone",
+        metavar="NAME",
+        help="the encoder; see `list` (default: pocket, for texts pocket-text)",
     )
     _add_tasks(command, "all of the suite")
     command.add_argument(
-        "--epochs", type=int, default=1, metavar="N", help="passes over the images (default: 1)"
+        "--epochs", type=int, default=1, metavar="N", help="passes over the training part (default: 1)"
     )
     _add_runs(command, "--out", "folder of the runs, made if need be")
     _add_data(command)
     _add_device(command)
-    command.add_argument("--limit", type=int, metavar="N", help="at most N training images of each task")
     command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of splits and the order of images (default: 0)"
+        "--limit", type=int, metavar="N", help="at most N training images, or texts, of each task"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of splits and of the order in training (default: 0)"
     )
     _add_settings(command.add_argument_group("settings of finetuning"))
+    add_speed(command.add_argument_group("speed; with another rounding a run is another run"))
+    _add_engine(command.add_argument_group("where it runs"))
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local: one task after the other on this machine; ray: one task a worker of a Ray cluster, with "
+        "the same result (default: local)",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="of ray: tasks at a time (default: what there is room for)"
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of ray: the cluster's head (default: a cluster on this machine while the command runs)",
+    )
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
@@ -151,20 +194,24 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
         type=float,
         nargs="*",
         metavar="X",
-        help="find that on validation images: the best of these or, without numbers, of "
+        help="find that on the validation part: the best of these or, without numbers, of "
         f"{len(SCALING_COEFS)} from {SCALING_COEFS[0]} to {SCALING_COEFS[-1]:g}",
     )
     _add_tasks(command, "all that have runs")
     _add_epoch(command, "of the individually finetuned encoders beside it")
     command.add_argument(
-        "--split", choices=["test", "val"], default="test", help="the images of the table (default: test)"
+        "--split",
+        choices=["test", "val"],
+        default="test",
+        help="the part that the table is about (default: test)",
     )
     command.add_argument(
         "--recentre",
         type=int,
         default=0,
         metavar="N",
-        help="centre the heads anew on N training images, without labels (default: 0, frozen heads)",
+        help="centre the heads anew on N training images, or texts, without labels "
+        "(default: 0, frozen heads)",
     )
     _add_data(command)
     _add_device(command)
@@ -176,6 +223,32 @@ def _add_record(command: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="the record (default: book/recorded/STUDY.json)"
     )
     _add_data(command)
+    _add_clip(command.add_argument_group("options of the study `clip` alone"))
+
+
+def _add_clip(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--budget-minutes", type=float, metavar="X", help="do what fits into so many (default: 60)"
+    )
+    group.add_argument("--gpu", action="store_true", help="on an NVIDIA GPU, in bfloat16 where it has that")
+    group.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="checkpoints; the same command goes on from there (default: local/studies/BACKBONE)",
+    )
+    group.add_argument(
+        "--backbone", metavar="NAME", help="a CLIP model; see `list` (default: ViT-B-32-quickgelu)"
+    )
+    group.add_argument(
+        "--suite", choices=["hub", "bundle", "digits"], help="where the images come from (default: hub)"
+    )
+    _add_tasks(group, "the first eight of the suite")
+
+
+def _add_throughput(command: argparse.ArgumentParser) -> None:
+    add_throughput(command)
+    _add_device(command)
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -209,7 +282,7 @@ def _add_runs(command: argparse.ArgumentParser, name: str, words: str) -> None:
     )
 
 
-def _add_tasks(command: argparse.ArgumentParser, default: str) -> None:
+def _add_tasks(command: argparse._ActionsContainer, default: str) -> None:
     command.add_argument("--tasks", nargs="+", metavar="TASK", help=f"their names (default: {default})")
 
 
@@ -225,4 +298,5 @@ COMMANDS = {
     "merge": (_add_merge, "merge the task vectors of some runs into one", MERGE),
     "evaluate": (_add_evaluate, "measure a merged task vector on its tasks", EVALUATE),
     "record": (_add_record, "run a study of the book and record it", RECORD),
+    "throughput": (_add_throughput, "measure how fast finetuning is on this machine", THROUGHPUT),
 }

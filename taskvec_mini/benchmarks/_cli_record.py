@@ -11,6 +11,7 @@ from typing import Any
 from taskvec_mini import _checks, records
 from taskvec_mini.benchmarks._cli_parser import PROGRAM
 
+OWN_OPTIONS = ("budget_minutes", "gpu", "runs", "backbone", "suite", "tasks")  # of studies that name them
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -18,15 +19,18 @@ def record(options: argparse.Namespace, studies: Mapping[str, Any]) -> None:
     """Run the study `options.study` and write its record.
 
     A study has a `description` and a method `run(options)` that returns the results. Its attributes `seeds`,
-    `settings`, `data` and `device` tell the rest; they are read after the run, so that it may set them.
+    `settings`, `data` and `device` tell the rest; they are read after the run, so that it may set them. Its
+    `own_options` are those that it alone takes.
 
     Raises:
-        ValueError: if there is no such study, or its results are no JSON.
+        ValueError: if there is no such study, it does not take one of the options, or its results are no
+            JSON.
         OSError: if the record cannot be written.
     """
     if not studies:
         raise ValueError("there are no studies in taskvec_mini.benchmarks.studies; put one into STUDIES")
     study = _checks.named_choice("study", options.study, studies)
+    _refuse_foreign_options(options, study, studies)
     path = options.out or _default_path(options.study)
     path.parent.mkdir(parents=True, exist_ok=True)
     origin, begun = records.provenance(), time.perf_counter()
@@ -45,13 +49,37 @@ def record(options: argparse.Namespace, studies: Mapping[str, Any]) -> None:
 
 
 def command_of(options: argparse.Namespace) -> str:
-    """The line that makes the record anew: where data and record lie on this machine is left out.
+    """The line that makes the record anew: where data, runs and record lie on this machine is left out.
 
     Example:
-        >>> command_of(argparse.Namespace(study="first_epoch", data="anywhere"))
-        'python -m taskvec_mini.benchmarks record first_epoch'
+        >>> command_of(argparse.Namespace(study="clip", data="anywhere", tasks=["dtd", "cars"], gpu=True))
+        'python -m taskvec_mini.benchmarks record clip --gpu --tasks dtd cars'
     """
-    return f"{PROGRAM} record {options.study}"
+    words = [PROGRAM, "record", options.study]
+    for name, value in _given(options).items():
+        if name != "runs":
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [_option(name), *(f"{each:g}" if isinstance(each, float) else each for each in values)]
+    return " ".join(words)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    found = {name: getattr(options, name, None) for name in OWN_OPTIONS}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _refuse_foreign_options(options: argparse.Namespace, study: Any, studies: Mapping[str, Any]) -> None:
+    for name in _given(options):
+        if name not in getattr(study, "own_options", ()):
+            takes = [each for each, other in studies.items() if name in getattr(other, "own_options", ())]
+            raise ValueError(
+                f"the study {options.study!r} takes no {_option(name)}, only {', '.join(takes) or 'none'} "
+                "does; leave it out: what a recorded study does is fixed"
+            )
 
 
 def _default_path(study: str) -> Path:

@@ -1,4 +1,4 @@
-"""`finetune`, `merge` and `evaluate`: from images to runs, to a merged task vector, to a table."""
+"""`finetune`, `merge` and `evaluate`: from tasks to runs, to a merged task vector, to a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from taskvec_mini import _checks, scores
 from taskvec_mini.benchmarks import datasets, evaluation
+from taskvec_mini.benchmarks._cli_jobs import finetune_all
 from taskvec_mini.benchmarks._cli_list import rules
 from taskvec_mini.benchmarks._cli_parser import SCALING_COEFS, SETTINGS
 from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
+from taskvec_mini.benchmarks._cli_throughput import speed_of
 from taskvec_mini.benchmarks.finetuning import Run, Settings
-from taskvec_mini.benchmarks.finetuning import finetune as finetune_one
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.progress import unit_of
+from taskvec_mini.benchmarks.protocols import Encoder, Task
 from taskvec_mini.vectors import TaskVector
 
 # --- finetune --------------------------------------------------------------------------------------------
@@ -28,21 +31,33 @@ from taskvec_mini.vectors import TaskVector
 def finetune(options: argparse.Namespace) -> None:
     """Finetune the encoder on each task, each into a folder of its own, and print what was trained."""
     settings = settings_of(options)
+    options.backbone = options.backbone or ("pocket-text" if options.suite in datasets.TEXTS else "pocket")
     what = {name: getattr(options, name) for name in ("suite", "backbone", "limit", "seed")}
     shelf = Shelf.for_runs(options.out, what)
     backbone = encoder(options.backbone, options)
     tasks = datasets.load_tasks(
         options.tasks, suite=options.suite, folder=options.data, limit=options.limit, seed=options.seed
     )
+    speed_of(options).check(settings, backbone.device)
+    _check_fit(backbone, tasks)
     shelf.make()  # not before, so that a word mistyped leaves no folder behind
-    rows = []
-    for name, task in tasks.items():
-        before = sum(epoch <= settings.epochs for epoch in shelf.epochs(name))
-        head = shelf.head(backbone, task)
-        run = finetune_one(backbone, head, task, settings=settings, folder=shelf.folder / name)
-        rows.append(_summary(name, run, settings.epochs - before))
+    before = {name: sum(epoch <= settings.epochs for epoch in shelf.epochs(name)) for name in tasks}
+    runs = finetune_all(options, shelf, settings, backbone, tasks)
+    rows = [_summary(tasks[name], run, settings.epochs - before[name]) for name, run in runs.items()]
     print(scores.table(rows))
     print(f"checkpoints are in {shelf.folder}")
+
+
+def _check_fit(backbone: Encoder, tasks: Mapping[str, Task]) -> None:
+    """A TypeError where the encoder is for images and a task has texts, or the other way round."""
+    for name, task in tasks.items():
+        try:
+            backbone.prepare(task.part("train")[0][:1])
+        except TypeError as error:
+            raise TypeError(
+                f"{backbone.name} does not take the {unit_of([task])} of {name} ({error}); "
+                "choose another --backbone"
+            ) from error
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -52,14 +67,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(epochs=options.epochs, seed=options.seed, **given)
 
 
-def _summary(name: str, run: Run, trained: int) -> dict[str, object]:
+def _summary(task: Task, run: Run, trained: int) -> dict[str, object]:
     return {
-        "task": name,
+        "task": task.name,
         "epochs": len(run.records),
         "trained now": trained,
         "training loss": run.losses[-1],
         "training accuracy": run.accuracies[-1],
-        "images/s": round(run.images_per_second),
+        f"{unit_of([task])}/s": round(run.images_per_second),
     }
 
 
@@ -146,9 +161,9 @@ def evaluate(options: argparse.Namespace) -> None:
         ),
     }
     print(table(found))
-    part = {"test": "test", "val": "validation"}[options.split]
+    part, unit = {"test": "test", "val": "validation"}[options.split], unit_of(tasks.values())
     print(
-        f"accuracies on {part} images; individual: after epoch {epoch}; scaling coefficient {coef:g} ({how})"
+        f"accuracies on {part} {unit}; individual: after epoch {epoch}; scaling coefficient {coef:g} ({how})"
     )
 
 

@@ -16,11 +16,12 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks import backbones, checkpoints, datasets
 from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.parameters import checksum
+from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 _NAME = "runs.json"
 
 
-def encoder(name: str, options: argparse.Namespace) -> backbones.Backbone:
+def encoder(name: str, options: argparse.Namespace) -> Encoder:
     """The backbone on the device that the user wants; its weights may lie in the folder --data."""
     data = getattr(options, "data", None)
     weights = data / "weights" / backbones.MOBILENET_WEIGHTS if name == "mobilenet" and data else None
@@ -127,7 +128,7 @@ class Shelf:
         found = checkpoints.read_tensors(path)[0]
         return {name: found[name] for name in pretrained}
 
-    def tasks(self, names: Sequence[str], data: Path | None) -> dict[str, datasets.ImageTask]:
+    def tasks(self, names: Sequence[str], data: Path | None) -> dict[str, Task]:
         """The tasks with the split that the runs were trained on."""
         return datasets.load_tasks(
             names, suite=self.what["suite"], folder=data, limit=self.what["limit"], seed=self.what["seed"]
@@ -137,7 +138,7 @@ class Shelf:
         """Where the frozen head of a task is."""
         return self.folder / task / "head.safetensors"
 
-    def head(self, backbone: backbones.Backbone, task: datasets.ImageTask) -> Head:
+    def head(self, backbone: Encoder, task: Task) -> Head:
         """The frozen head of a task, made and kept at the first call."""
         path = self.head_file(task.name)
         if not path.exists():

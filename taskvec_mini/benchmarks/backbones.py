@@ -1,4 +1,4 @@
-"""Image encoders, each with the preparation that its pretraining used: uint8 images in, embeddings out.
+"""Encoders with the preparation that their pretraining used: uint8 images or token ids in, embeddings out.
 
 No encoder here computes statistics of a batch. `pocket` has group normalisation; in the others the batch
 normalisation keeps the statistics of pretraining as constants, so that a merged model needs none computed
@@ -11,10 +11,10 @@ import importlib
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taskvec_mini import _checks, records
-from taskvec_mini.benchmarks import mobilenet
+from taskvec_mini.benchmarks import clip, mobilenet, text_encoder
+from taskvec_mini.benchmarks.image_encoders import Backbone, Channels, embed
 from taskvec_mini.benchmarks.pocket import EMBEDDING, Pocket
-from taskvec_mini.benchmarks.protocols import Encoder
+from taskvec_mini.benchmarks.text_encoder import TextBackbone
 
-Channels = tuple[float, float, float]
+__all__ = ["Backbone", "embed", "load_backbone"]
+
 Source = str | os.PathLike[str] | None
 DATA_VARIABLE = "TASKVEC_MINI_DATA"  # the environment variable with the folder of data and weights
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
@@ -45,113 +47,51 @@ TORCHVISION = {  # the layer that is taken away, and the length of the embedding
 }
 
 
-@dataclass
-class Backbone:
-    """An encoder and the preparation it expects.
-
-    Attributes:
-        name: what `load_backbone` was asked for.
-        model: prepared images (N, 3, S, S) to embeddings (N, features), float32.
-        image_size: S, the side of a prepared image in pixels.
-        mean, std: what the three channels, from 0 to 1, are normalised with.
-        features: F, the length of an embedding.
-        memory_format: the order of the prepared images in memory that the model is fastest with; its rounding
-            may depend on it.
-
-    Example:
-        >>> backbone = load_backbone("random-pocket")
-        >>> backbone.prepare(torch.zeros(5, 28, 28, dtype=torch.uint8)).shape
-        torch.Size([5, 3, 32, 32])
-    """
-
-    name: str
-    model: nn.Module
-    image_size: int
-    mean: Channels
-    std: Channels
-    features: int
-    memory_format: torch.memory_format = torch.channels_last
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.model.parameters()).device
-
-    @property
-    def preparation(self) -> list[Any]:
-        """What `prepare` depends on, as JSON."""
-        return [self.image_size, list(self.mean), list(self.std)]
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images as the model wants them: (N, 3, S, S) float32, on the model's device.
-
-        Grey becomes three equal channels. An image of another size is resized bilinearly, with antialiasing
-        where it shrinks; one that is not square is stretched. Images of S x S pixels are not resampled at
-        all.
-
-        Args:
-            images: uint8, (N, H, W) grey or (N, H, W, 3) colour.
-
-        Raises:
-            TypeError: if the images are not uint8.
-            ValueError: if they have another shape.
-        """
-        _check_images(images)
-        pixels = images.to(self.device)
-        planes = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        values = planes.float() / 255
-        if values.shape[2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            values = F.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (values.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
-        return ((values - mean) / std).contiguous(memory_format=self.memory_format)
+@overload
+def load_backbone(
+    name: Literal["pocket", "random-pocket", "mobilenet"] = ...,
+    *,
+    weights: Source = ...,
+    image_size: int | None = ...,
+) -> Backbone: ...
 
 
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a tensor of torch.uint8 (0 to 255), got {what}")
-    shape = tuple(images.shape)
-    if not (images.ndim == 3 or (images.ndim == 4 and shape[3] == 3)) or 0 in shape:
-        raise ValueError(
-            f"images must be (N, H, W) grey or (N, H, W, 3) colour, at least one, got the shape {shape}"
-        )
+@overload
+def load_backbone(
+    name: Literal["pocket-text", "random-pocket-text"], *, weights: Source = ...
+) -> TextBackbone: ...
 
 
-@torch.no_grad()
-def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Embeddings (N, F) of a task's inputs under the encoder as it is now, without gradients, on its device.
-
-    Raises:
-        TypeError: if the encoder's `prepare` takes no such inputs, or `batch_size` is not a whole number.
-        ValueError: if the inputs have no shape that it takes, or `batch_size` is below 1.
-
-    Example:
-        >>> embed(load_backbone("random-pocket"), torch.zeros(3, 32, 32, 3, dtype=torch.uint8)).shape
-        torch.Size([3, 256])
-    """
-    size = _checks.whole_number("batch_size", batch_size)
-    batches = [inputs[i : i + size] for i in range(0, max(len(inputs), 1), size)]
-    return torch.cat([backbone.model(backbone.prepare(batch)) for batch in batches])
+@overload
+def load_backbone(
+    name: str, *, weights: Source = ..., image_size: int | None = ...
+) -> Backbone | TextBackbone: ...
 
 
-def load_backbone(name: str = "pocket", *, weights: Source = None, image_size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str = "pocket", *, weights: Source = None, image_size: int | None = None
+) -> Backbone | TextBackbone:
     """A pretrained encoder with its preparation, on the CPU.
 
     "pocket" is this project's small encoder (32 pixels, 256 features), and "random-pocket" is the same, not
     pretrained, with the same numbers at every call. "mobilenet" is an ImageNet MobileNetV1 without its last
     block (64 pixels, 1024 features). "resnet18", "resnet50", "mobilenet_v3_small", "vit_b_16" and "vit_b_32"
     are torchvision's (224 pixels), without their classifier; the first use downloads them.
+    "ViT-B-32-quickgelu", "ViT-B-16-quickgelu" and "ViT-L-14-quickgelu" are CLIP's image encoders, and
+    "tiny-clip" is a tiny one, not pretrained; see `clip.load_visual`. "pocket-text" is this project's small
+    encoder of texts (48 tokens, 128 features), and "random-pocket-text" is the same, not pretrained.
 
     Args:
         name: one of the above.
-        weights: the weights file. By default pocket's own; for mobilenet the one in the folder `weights` of
-            the folder that the environment variable TASKVEC_MINI_DATA names; for torchvision's the download.
-        image_size: another side of the prepared images, in pixels; vision transformers take 224 only.
+        weights: the weights file. By default this project's own encoders have theirs; for mobilenet it is
+            the one in the folder `weights` of the folder that the environment variable TASKVEC_MINI_DATA
+            names; for torchvision's and CLIP's the download.
+        image_size: another side of the prepared images, in pixels; vision transformers take one size only.
 
     Raises:
         ValueError: if the name is unknown (near names are suggested), or the checksum of the file does not
             fit.
+        ImportError: if the library that a model comes from is not installed.
         FileNotFoundError: if the weights are not there.
         OSError: if a download fails.
 
@@ -159,11 +99,14 @@ def load_backbone(name: str = "pocket", *, weights: Source = None, image_size: i
         >>> load_backbone("random-pocket").features
         256
     """
+    clip.refuse_gelu(name)
     backbone = _checks.named_choice("backbone", name, _MAKERS)(weights)
     if image_size is None:
         return backbone
+    if isinstance(backbone, TextBackbone):
+        raise ValueError(f"{name} takes texts, which have no image_size; leave it out")
     size = _checks.whole_number("image_size", image_size)
-    if name.startswith("vit") and size != backbone.image_size:
+    if (name in clip.PARAMETERS or name.startswith("vit")) and size != backbone.image_size:
         raise ValueError(
             f"{name} takes images of {backbone.image_size} pixels, not {size}; leave image_size out"
         )
@@ -323,9 +266,12 @@ def _read_pickle(name: str, path: Path, url: str) -> Any:
         ) from error
 
 
-_MAKERS: dict[str, Callable[[Source], Backbone]] = {
+_MAKERS: dict[str, Callable[[Source], Backbone | TextBackbone]] = {
     "pocket": _pocket,
     "random-pocket": _random_pocket,
     "mobilenet": _mobilenet,
     **{name: partial(_torchvision, name) for name in TORCHVISION},
+    **{name: partial(clip.load_visual, name) for name in clip.PARAMETERS},
+    "pocket-text": text_encoder.pocket_text,
+    "random-pocket-text": text_encoder.random_pocket_text,
 }

@@ -1,7 +1,9 @@
-"""One loader of image tasks, three suites.
+"""One loader of tasks: four suites of images, two of texts.
 
 `bundle` reads the eight small files of real images which the recorded studies use, `torchvision` downloads
-public data sets, `digits` needs no files at all. Images stay uint8 until a backbone prepares them.
+public data sets, `digits` needs no files at all. Images stay uint8 until a backbone prepares them. `hub` has
+the benchmarks of CLIP merging (see `hub.load`); `text` and `text-hub` are those of
+`text_tasks.load_text_tasks`.
 """
 
 from __future__ import annotations
@@ -9,18 +11,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks import _arrays, downloads, splits
+from taskvec_mini.benchmarks import _arrays, downloads, hub, splits
 from taskvec_mini.benchmarks.image_tasks import ImageTask, check_part
+from taskvec_mini.benchmarks.text_tasks import load_text_tasks
 from taskvec_mini.tasks import digit_tasks
 
-__all__ = ["BUNDLE", "CORE", "FOLDER_VARIABLE", "ImageTask", "load_tasks"]
+__all__ = ["BUNDLE", "CORE", "FOLDER_VARIABLE", "TEXTS", "ImageTask", "load_tasks"]
 
 FOLDER_VARIABLE = "TASKVEC_MINI_DATA"
 BUNDLE = {  # task: (file, sha256); the first eight are the suite, the others are loaded by name
@@ -42,6 +45,7 @@ BUNDLE = {  # task: (file, sha256); the first eight are the suite, the others ar
     ),
 }
 CORE = tuple(BUNDLE)[:8]
+TEXTS = {"text": "files", "text-hub": "hub"}  # the suites of texts, and where their tasks come from
 
 
 class _Source(NamedTuple):
@@ -60,8 +64,8 @@ def load_tasks(
     folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> dict[str, ImageTask]:
-    """Image tasks by name, each in a train, a validation and a test part that have no image in common.
+) -> dict[str, Any]:
+    """Tasks by name, each in a train, a validation and a test part that have no image or text in common.
 
     The test part is the data set's own and the same for all seeds. A tenth of the training part, at most
     5,000 images, validates. Images of one group (track, photo) and exact copies stay on one side, and
@@ -69,15 +73,18 @@ def load_tasks(
     are as they were stored, those of many sizes (see `downloads`) went through the test transform.
 
     Args:
-        names: the tasks; by default all of the suite (of "bundle" its eight core tasks).
-        suite: "bundle" (files of real images, checksums checked), "torchvision" (downloaded on first use) or
-            "digits" (scikit-learn's digits in seven views, 8 x 8 grey).
+        names: the tasks; by default all of the suite (of "bundle" and "hub" the first eight).
+        suite: "bundle" (files of real images, checksums checked), "torchvision" (downloaded on first use),
+            "digits" (scikit-learn's digits in seven views, 8 x 8 grey), "hub" (the benchmarks of CLIP merging
+            at 224 pixels, downloaded on first use; `hub.load` has more options), "text" (files of texts in
+            the folder `text`) or "text-hub" (downloaded from Hugging Face), for encoders of texts.
         folder: where the files are, or go; by default the environment variable TASKVEC_MINI_DATA tells it.
-        limit: keep at most that many training images, the first of the shuffled order; nothing else changes.
+        limit: keep at most that many training examples, the first of the shuffled order; nothing else
+            changes.
         seed: decides the validation part and the order.
 
     Returns:
-        The tasks in the order asked.
+        The tasks in the order asked: each an `ImageTask`, or a `TextTask` of the suites of texts.
 
     Raises:
         ValueError: for an unknown name or suite, no folder, a damaged file, or labels that do not fit.
@@ -88,12 +95,18 @@ def load_tasks(
         >>> load_tasks(["digits"], suite="digits", limit=100)["digits"]
         ImageTask('digits', 10 classes, 8x8, 100 train, 135 val, 449 test)
     """
-    read = _checks.named_choice("suite", suite, _SUITES)
+    _checks.named_choice("suite", suite, {**_SUITES, "hub": hub.load, **TEXTS})
+    if suite in TEXTS:
+        return dict(load_text_tasks(names, source=TEXTS[suite], folder=folder, limit=limit, seed=seed))
     seed = _checks.whole_number("seed", seed, minimum=0)
     if limit is not None:
         limit = _checks.whole_number("limit", limit)
     wanted = [names] if isinstance(names, str) else names
-    return {source.name: _task(source, limit=limit, seed=seed) for source in read(wanted, folder)}
+    if suite == "hub":
+        return dict(
+            hub.load(_chosen(wanted, hub.SOURCES, hub.EIGHT), _folder(folder, suite), limit=limit, seed=seed)
+        )
+    return {source.name: _task(source, limit=limit, seed=seed) for source in _SUITES[suite](wanted, folder)}
 
 
 def _bundle(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) -> Iterator[_Source]:

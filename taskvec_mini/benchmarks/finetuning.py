@@ -20,13 +20,15 @@ from taskvec_mini.benchmarks import checkpoints
 from taskvec_mini.benchmarks.parameters import FrozenHead, checksum, head_parts, state_of
 from taskvec_mini.benchmarks.progress import ProgressLine
 from taskvec_mini.benchmarks.settings import Settings
-from taskvec_mini.benchmarks.training import DivergedError, ExtraLoss, Trainer
+from taskvec_mini.benchmarks.speed import PLAIN, Speed
+from taskvec_mini.benchmarks.tally import DivergedError
+from taskvec_mini.benchmarks.training import ExtraLoss, Trainer
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder, Task
 
-__all__ = ["DivergedError", "Run", "Settings", "finetune", "finetune_jointly"]
+__all__ = ["DivergedError", "Run", "Settings", "Speed", "finetune", "finetune_jointly"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,8 @@ class Run:
         pretrained: the trained parameters at the start, by name, on the CPU.
         epochs: the epochs whose parameters were kept, counted from 1.
         records: one dictionary an epoch, kept or not: loss and accuracy on the training images as they were
-            met during the epoch, the mean norm of the gradients before clipping, steps, seconds, images/s.
+            met during the epoch, the mean norm of the gradients before clipping, steps, seconds, and
+            "images_per_second", which for texts is texts/s.
         folder: where the checkpoints are, or None where they are in memory.
     """
 
@@ -61,7 +64,7 @@ class Run:
 
     @property
     def images_per_second(self) -> float:
-        """The speed over all epochs."""
+        """The speed over all epochs; of a task of texts, texts/s."""
         seconds = sum(record["seconds"] for record in self.records)
         return float(sum(r["images_per_second"] * r["seconds"] for r in self.records) / seconds)
 
@@ -101,6 +104,7 @@ def finetune(
     progress: bool = True,
     extra_loss: ExtraLoss | None = None,
     device: str | torch.device | None = None,
+    speed: Speed = PLAIN,
 ) -> Run:
     """Finetune a copy of the encoder on one task's training images. The backbone itself is not changed.
 
@@ -112,25 +116,30 @@ def finetune(
     Args:
         backbone: the encoder to start from, with its preparation of images.
         head: turns embeddings into logits; it stays frozen.
-        task: training images as uint8 and labels; they are moved to the device once, and prepared there.
+        task: its training part is used; inputs as the task holds them, prepared on the device.
         settings: optimiser, rate, epochs and so on.
         folder: where checkpoints go; None keeps them in memory.
         keep: the epochs whose parameters are kept; all by default.
-        progress: show images/s and the remaining time on stderr.
+        progress: show images/s (or texts/s) and the remaining time on stderr.
         extra_loss: a function of the model and a generator of the step's own that returns a scalar to add to
             the loss of every step; its `__name__` is part of what the run is.
         device: where to train; the backbone's device by default.
+        speed: number format, images in memory at a time and so on; a run with another rounding is another
+            run, so a folder holds one choice.
 
     Raises:
         DivergedError: as soon as a loss, a gradient or a parameter is not finite, with epoch and step.
+        TooLittleMemoryError: if it does not fit the GPU, before the first step where that can be told; the
+            message names a number of images at a time that would.
         ValueError: if the folder holds another run (the field and both values are named), a file in it is
             truncated, an epoch to keep does not exist, the head has not the task's classes, or it has no
             centre under centre="batch".
         OSError: if a checkpoint cannot be written; the earlier ones stay as they are.
     """
     return _run(
-        backbone, {task.name: head}, {task.name: task}, settings, folder, keep, progress, extra_loss, device
-    )
+        backbone, {task.name: head}, {task.name: task}, settings, folder, keep, progress, extra_loss, device,
+        speed,
+    )  # fmt: skip
 
 
 def finetune_jointly(
@@ -144,6 +153,7 @@ def finetune_jointly(
     progress: bool = True,
     extra_loss: ExtraLoss | None = None,
     device: str | torch.device | None = None,
+    speed: Speed = PLAIN,
 ) -> Run:
     """Joint multitask training: one encoder, every task with its own frozen head.
 
@@ -157,7 +167,7 @@ def finetune_jointly(
     Raises:
         ValueError: if there are no tasks, or names of heads and tasks differ; also as in `finetune`.
     """
-    return _run(backbone, heads, tasks, settings, folder, keep, progress, extra_loss, device)
+    return _run(backbone, heads, tasks, settings, folder, keep, progress, extra_loss, device, speed)
 
 
 def _run(
@@ -170,16 +180,17 @@ def _run(
     progress: bool,
     extra_loss: ExtraLoss | None,
     device: str | torch.device | None,
+    speed: Speed,
 ) -> Run:
     _check_tasks(heads, tasks)
     kept = _kept_epochs(settings, keep)
     where = backbone.device if device is None else torch.device(device)
-    trainer = Trainer(backbone, heads, tasks, settings, extra_loss=extra_loss, device=where)
+    trainer = Trainer(backbone, heads, tasks, settings, extra_loss=extra_loss, device=where, speed=speed)
     pretrained = state_of(trainer.backbone.model)
     if folder is None:
         records, states = _in_memory(trainer, kept, progress)
         return Run(settings, pretrained, kept, records, None, states)
-    identity = _identity(backbone, heads, tasks, settings, extra_loss, where)
+    identity = _identity(backbone, heads, tasks, settings, extra_loss, where, speed)
     ignore = frozenset({"settings.epochs"} if settings.schedule == "constant" else set())
     store = checkpoints.RunFolder(folder, identity, ignore=ignore)
     _in_folder(trainer, store, kept, progress)
@@ -224,7 +235,11 @@ def _load_latest(trainer: Trainer, store: checkpoints.RunFolder) -> int:
 
 
 def _line(trainer: Trainer, done: int, progress: bool) -> ProgressLine:
-    return ProgressLine(trainer.title, sum(trainer.sizes) * (trainer.settings.epochs - done), show=progress)
+    left = trainer.settings.epochs - done
+    line = ProgressLine(trainer.title, sum(trainer.sizes) * left, show=progress, unit=trainer.unit)
+    if left:
+        line.note(str(trainer.memory))
+    return line
 
 
 def _words(record: Mapping[str, Any]) -> str:
@@ -241,6 +256,7 @@ def _identity(
     settings: Settings,
     extra_loss: ExtraLoss | None,
     device: torch.device,
+    speed: Speed,
 ) -> dict[str, Any]:
     """All that decides the outcome, as JSON: names where a name says it, checksums of the rest."""
     return {
@@ -263,6 +279,7 @@ def _identity(
         "settings": asdict(settings),
         "extra_loss": None if extra_loss is None else _name(extra_loss),
         "device": device.type,
+        **({"speed": changes} if (changes := speed.changes(settings)) else {}),  # absent in older runs
     }
 
 

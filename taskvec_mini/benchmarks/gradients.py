@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.parameters import FrozenHead, Parameters, holding, on_device, trained_parameters
+from taskvec_mini.benchmarks.parameters import (
+    FrozenHead,
+    Parameters,
+    head_parts,
+    holding,
+    on_device,
+    trained_parameters,
+)
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder, Task
@@ -26,7 +34,7 @@ def full_batch_gradient(
     """The gradient (D,) of the mean training loss at the given parameters, float64, on the CPU.
 
     Batches only bound the memory: each is weighted with its number of images, a partial last one too, and the
-    sum is taken in float64. Each batch is computed in the model's own dtype.
+    sum is taken in float64. Each batch is computed in the model's own dtype, float64 too.
 
     Args:
         backbone: the encoder; it has its own parameters again afterwards.
@@ -42,13 +50,27 @@ def full_batch_gradient(
         ValueError: if names or sizes of the parameters differ.
     """
     size, (images, labels_of_all) = _checks.whole_number("batch_size", batch_size), task.part("train")
-    own, head = trained_parameters(backbone.model), on_device(head, backbone.device)
-    total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64)
+    own, device = trained_parameters(backbone.model), backbone.device
+    dtype = next(iter(own.values())).dtype
+    head = _as_dtype(on_device(head, device), dtype)
+    sum_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64, device=sum_on)
     with holding(backbone.model, state):
         for rows, labels in zip(torch.split(images, size), torch.split(labels_of_all, size), strict=True):
-            logits = head(backbone.model(backbone.prepare(rows)))
+            logits = head(backbone.model(_as_floats(backbone.prepare(rows), dtype)))
             loss = F.cross_entropy(logits, labels.to(logits.device))
             slopes = torch.autograd.grad(loss, list(own.values()))
-            flat = torch.cat([slope.reshape(-1) for slope in slopes]).cpu().double()
+            flat = torch.cat([slope.reshape(-1) for slope in slopes]).to(sum_on).double()
             total += flat * (len(rows) / len(images))
-    return total
+    return total.cpu()
+
+
+def _as_floats(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Prepared images in the model's dtype; the numbers of tokens stay whole."""
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+
+
+def _as_dtype(head: FrozenHead, dtype: torch.dtype) -> FrozenHead:
+    parts = {n: part for n, part in head_parts(head).items() if isinstance(part, Tensor)}
+    same: FrozenHead = replace(head, **{n: _as_floats(p, dtype) for n, p in parts.items()})  # type: ignore[type-var]
+    return same

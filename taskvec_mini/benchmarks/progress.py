@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
 _EVERY = 0.2  # seconds between two looks of the line
 
 
 class ProgressLine:
-    """A line on stderr: images done, images/s, remaining time.
+    """A line on stderr: images (or texts) done, how many a second, remaining time.
 
     On a terminal the line is written over itself; elsewhere (a log file) one line an epoch is enough.
 
@@ -19,6 +20,7 @@ class ProgressLine:
         total: how many images there are in all.
         show: False for silence.
         stream: where to write; stderr by default.
+        unit: what is counted.
 
     Example:
         >>> import io
@@ -30,14 +32,27 @@ class ProgressLine:
         (True, 1)
     """
 
-    def __init__(self, title: str, total: int, *, show: bool = True, stream: TextIO | None = None):
-        self.title, self.total, self.show = title, total, show
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        show: bool = True,
+        stream: TextIO | None = None,
+        unit: str = "images",
+    ):
+        self.title, self.total, self.show, self.unit = title, total, show, unit
         self.stream = sys.stderr if stream is None else stream
         self.done, self.place, self.begin, self.last, self.width = 0, "", time.monotonic(), 0.0, 0
 
-    def add(self, images: int, place: str) -> None:
-        """Count `images` more; `place` says where the run is."""
-        self.done, self.place = self.done + images, place
+    def note(self, words: str) -> None:
+        """Leave a line about the whole run."""
+        if self.show:
+            self._write(f"{self.title}  {words}", "\n")
+
+    def add(self, count: int, place: str) -> None:
+        """Count so many more; `place` says where the run is."""
+        self.done, self.place = self.done + count, place
         now = time.monotonic()
         if self.show and self.stream.isatty() and now - self.last > _EVERY:
             self.last = now
@@ -52,14 +67,25 @@ class ProgressLine:
         speed = self.done / max(time.monotonic() - self.begin, 1e-9)
         left = (self.total - self.done) / max(speed, 1e-9)
         return (
-            f"{self.title}  {self.place}  {self.done:,}/{self.total:,} images  {speed:,.0f} images/s  "
-            f"{clock(left)} left"
+            f"{self.title}  {self.place}  {self.done:,}/{self.total:,} {self.unit}  "
+            f"{speed:,.0f} {self.unit}/s  {clock(left)} left"
         )
 
     def _write(self, text: str, end: str) -> None:
         self.stream.write(text.ljust(self.width) + end)
         self.stream.flush()
         self.width = len(text) if end == "\r" else 0
+
+
+def unit_of(tasks: Iterable[object]) -> str:
+    """What the examples of some tasks are called: "images", unless the tasks' `unit` says another word.
+
+    Example:
+        >>> unit_of([])
+        'examples'
+    """
+    units = {getattr(task, "unit", "images") for task in tasks}
+    return units.pop() if len(units) == 1 else "examples"
 
 
 def clock(seconds: float) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from taskvec_mini.benchmarks import study_text
+from taskvec_mini.benchmarks.study_clip import Clip
 from taskvec_mini.benchmarks.study_first_epoch import RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.study_merging import RECIPE, EarlyOrLate
 from taskvec_mini.benchmarks.study_needs import MostToGain, WhatAMergeNeeds
@@ -45,5 +47,21 @@ STUDIES: dict[str, Any] = {
         rule="regmean_from_vectors",
         splits=(1, 8),
     ),
+    "07_text": EarlyOrLate(
+        "six tasks on short texts: merged accuracy against epochs (chapter 7)",
+        backbone="pocket-text",
+        recipe=study_text.RECIPE,
+        epochs=study_text.EPOCHS,
+        rules=("mean", "ties", "tsv", "regmean_from_vectors"),
+        make=study_text.make_text_suite,
+    ),
+    "07_text_rounds": Rounds(
+        "the same tasks: a budget of epochs split into rounds, beside joint training (chapter 7)",
+        backbone="pocket-text",
+        recipe=study_text.RECIPE,
+        make=study_text.make_text_suite,
+        post_hoc=True,
+    ),
+    "clip": Clip(),
     "encoder_probes": Probes(),
 }

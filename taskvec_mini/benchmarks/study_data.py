@@ -55,7 +55,12 @@ def describe(
     """Settings and data of a study, as its record holds them."""
     told = {name: asdict(recipe) for name, recipe in recipes.items()}
     shared = {"backbone": backbone.name, "share_of_training_images": share, "validation_images": VALIDATION}
-    return {**shared, "recipes": told}, {f"{task.name}.npz": task.sha256 for task in tasks.values()}
+    return {**shared, "recipes": told}, checksums(tasks)
+
+
+def checksums(tasks: Mapping[str, ImageTask]) -> dict[str, str]:
+    """The SHA-256 of each file of the bundle."""
+    return {f"{task.name}.npz": task.sha256 for task in tasks.values()}
 
 
 def rounded(values: Tensor, digits: int = 6) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from taskvec_mini import merging
 from taskvec_mini.benchmarks import study_data
-from taskvec_mini.benchmarks.backbones import Backbone, load_backbone
+from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.evaluation import accuracies, forget_prepared_images, sweep
 from taskvec_mini.benchmarks.finetuning import Run, Settings, finetune, finetune_jointly
 from taskvec_mini.benchmarks.heads import Head, prototype_head
-from taskvec_mini.benchmarks.image_tasks import ImageTask
 from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.progress import unit_of
+from taskvec_mini.benchmarks.protocols import Encoder, Task
 from taskvec_mini.vectors import TaskVector
 
 EPOCHS = (1, 2, 4, 8, 16)  # after 16 the specialists have nearly all of their training images right
@@ -33,24 +35,31 @@ def _dare(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 RULES: dict[str, tuple[Callable[[Sequence[TaskVector]], TaskVector], tuple[float, ...]]] = {
-    "mean": (merging.mean, (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)),  # 1 is weight averaging, 8 the plain sum
+    "mean": (merging.mean, (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)),  # 1: weight averaging; T: the plain sum
     "ties": (merging.ties, (0.12, 0.25, 0.5, 1.0, 1.5, 2.0)),
     "dare": (_dare, (0.06, 0.12, 0.2, 0.3, 0.45)),
     "breadcrumbs": (merging.breadcrumbs, (0.12, 0.25, 0.5, 0.75, 1.0)),
     "tsv": (partial(merging.tsv, kernels="matrix"), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)),
-    "regmean_from_vectors": (merging.regmean_from_vectors, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)),
+    "regmean_from_vectors": (merging.regmean_from_vectors, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)),
 }
 TWO_RULES = ("mean", "regmean_from_vectors")  # the plainest, and the best of chapter 6
 
 
 @dataclass
 class Suite:
-    """The tasks of one seed, their heads and the encoder all start from."""
+    """The tasks of one seed, their heads and the encoder all start from; and what a record says of them."""
 
-    backbone: Backbone
-    tasks: dict[str, ImageTask]
+    backbone: Encoder
+    tasks: Mapping[str, Task]
     heads: dict[str, Head]
     seed: int
+    about: dict[str, Any]
+    data: dict[str, str]
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """How many examples each task trains on, under the word for them."""
+        counts = {name: len(task.part("train")[1]) for name, task in self.tasks.items()}
+        return {unit_of(self.tasks.values()): counts}
 
     def scores(self, parameters: Any, names: Iterable[str], *, recentre: int = RECENTRE) -> dict[str, float]:
         """Test accuracy of each named task."""
@@ -83,12 +92,16 @@ class Suite:
         return {"scaling_coef": coefs[best], "val_mean": round(float(table[best]), 5), "test": test}
 
 
-def make_suite(backbone: Backbone, folder: Path | None, seed: int, *, shots: int | None = SHOTS) -> Suite:
+def make_suite(backbone: Encoder, folder: Path | None, seed: int, *, shots: int | None = SHOTS) -> Suite:
     """The eight tasks with their frozen heads."""
     forget_prepared_images()
     tasks = study_data.suite(folder, seed, SHARE)
     heads = {name: prototype_head(backbone, task, shots=shots) for name, task in tasks.items()}
-    return Suite(backbone, tasks, heads, seed)
+    about = {
+        "share_of_training_images": SHARE, "validation_images": study_data.VALIDATION,
+        "shots": SHOTS, "recentre": RECENTRE, "test_images": TEST,
+    }  # fmt: skip
+    return Suite(backbone, tasks, heads, seed, about, study_data.checksums(tasks))
 
 
 def experts(suite: Suite, *, recipe: Settings = RECIPE, epochs: Sequence[int] = EPOCHS) -> dict[str, Run]:
@@ -130,11 +143,12 @@ class MergingStudy(study_data.Study):
         self, suite: Suite, epochs: int, *, recipe: Settings = RECIPE, rules: Iterable[str] = tuple(RULES)
     ) -> None:
         """Remember the settings and the data of a suite."""
-        self.settings, self.data = study_data.describe(
-            {"adamw": replace(recipe, epochs=epochs)}, suite.backbone, suite.tasks, share=SHARE
-        )
         grids = {rule: list(RULES[rule][1]) for rule in rules}
-        self.settings |= {"shots": SHOTS, "recentre": RECENTRE, "test_images": TEST, "scaling_coefs": grids}
+        recipes = {"adamw": asdict(replace(recipe, epochs=epochs))}
+        self.settings = {
+            "backbone": suite.backbone.name, **suite.about, "recipes": recipes, "scaling_coefs": grids
+        }  # fmt: skip
+        self.data = suite.data
 
 
 @dataclass(eq=False)
@@ -146,6 +160,7 @@ class EarlyOrLate(MergingStudy):
     recipe: Settings = RECIPE
     epochs: Sequence[int] = EPOCHS
     rules: Sequence[str] = tuple(RULES)
+    make: Callable[..., Suite] = make_suite
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """All seeds, one after the other."""
@@ -154,11 +169,11 @@ class EarlyOrLate(MergingStudy):
         results |= {"rules": list(self.rules), "zero_shot": {}, "individual": {}, "joint": {}}
         results |= {"merged": [], "grid": [], "cross": {}, "train_accuracy": {}, "training_seconds": {}}
         for seed in self.seeds:
-            suite = make_suite(backbone, options.data, seed)
+            suite = self.make(backbone, options.data, seed)
             self.note(suite, self.epochs[-1], recipe=self.recipe, rules=self.rules)
             self._seed(suite, results)
         results["tasks"] = list(suite.tasks)
-        results["images"] = {name: len(task.train_labels) for name, task in suite.tasks.items()}
+        results |= suite.sizes()
         return results
 
     def _seed(self, suite: Suite, results: dict[str, Any]) -> None:
@@ -180,7 +195,7 @@ class EarlyOrLate(MergingStudy):
             for rule in self.rules:
                 found = {"seed": suite.seed, "epoch": epoch, "rule": rule, **suite.merge(rule, vectors)}
                 results["merged"].append(found)
-                study_data.say(f"seed {seed}, epoch {epoch}, {rule}: {sum(found['test'].values()) / 8:.3f}")
+                study_data.say(f"seed {seed}, epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
             results["grid"] += _grid(suite, epoch, vectors)
         results["cross"][seed] = _cross(suite, runs, results["zero_shot"][seed])
         results["training_seconds"][seed] = {

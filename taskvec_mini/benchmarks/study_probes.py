@@ -25,7 +25,7 @@ class Probes(study_data.Study):
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """Every encoder on every task."""
         tasks = study_data.suite(options.data, 0, SHARE)
-        self.data = {f"{task.name}.npz": task.sha256 for task in tasks.values()}
+        self.data = study_data.checksums(tasks)
         results: dict[str, Any] = {}
         for name in ENCODERS:
             backbone = load_backbone(name)

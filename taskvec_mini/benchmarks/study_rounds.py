@@ -15,8 +15,8 @@ from taskvec_mini import alternating
 from taskvec_mini.benchmarks import study_data
 from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.finetuning import Run, Settings, finetune_jointly
-from taskvec_mini.benchmarks.image_tasks import ImageTask
 from taskvec_mini.benchmarks.parameters import state_of, write_parameters
+from taskvec_mini.benchmarks.protocols import Task
 from taskvec_mini.benchmarks.study_merging import (
     RECIPE,
     RULES,
@@ -68,7 +68,7 @@ class Rounds(MergingStudy):
             if self.post_hoc:
                 results.setdefault("post_hoc", []).append({"seed": seed, **self._post_hoc(suite)})
         results["tasks"] = list(suite.tasks)
-        results["images"] = {name: len(task.part("train")[1]) for name, task in suite.tasks.items()}
+        results |= suite.sizes()
         results["parameters"] = sum(part.numel() for part in state_of(backbone.model).values())
         return results
 
@@ -107,7 +107,7 @@ class Rounds(MergingStudy):
         model = copy.deepcopy(suite.backbone.model)
         write_parameters(model, merged.apply_to(start, tuned["scaling_coef"]))
         backbone = replace(suite.backbone, name=f"{suite.backbone.name}-merged", model=model)
-        few = {name: _on_validation(task) for name, task in suite.tasks.items()}
+        few = {name: OnValidation(task) for name, task in suite.tasks.items()}
         recipe = replace(self.recipe, epochs=1, seed=suite.seed)
         history, _ = self._rounds(suite, TaskRounds(backbone, suite.heads, few, recipe), self.budget)
         settings = replace(recipe, epochs=self.budget)
@@ -149,6 +149,27 @@ def _told(here: Round) -> dict[str, Any]:
     }
 
 
-def _on_validation(task: ImageTask) -> ImageTask:
-    """The task whose training images are its validation images."""
-    return replace(task, train_images=task.val_images, train_labels=task.val_labels)
+@dataclass(frozen=True, eq=False)
+class OnValidation:
+    """A task that trains on its validation part: all that is left where the data of the experts are gone."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """That of the task."""
+        return self.task.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the task."""
+        return self.task.class_names
+
+    @property
+    def sha256(self) -> str:
+        """That of the task."""
+        return self.task.sha256
+
+    def part(self, part: str) -> tuple[Tensor, Tensor]:
+        """Inputs and labels; "train" gives those of "val"."""
+        return self.task.part("val" if part == "train" else part)

@@ -58,9 +58,9 @@ class Search(study_data.Study):
         settings = replace(CHOSEN, **changes)
         forget_prepared_images()
         tasks = study_data.suite(options.data, 0, SHARE)
-        self.data = {f"{task.name}.npz": task.sha256 for task in tasks.values()}
+        self.data = study_data.checksums(tasks)
         heads = {name: prototype_head(backbone, task, shots=shots) for name, task in tasks.items()}
-        suite = Suite(backbone, tasks, heads, 0)
+        suite = Suite(backbone, tasks, heads, 0, {}, self.data)
         runs = {
             name: finetune(backbone, heads[name], task, settings=settings, keep=[4], progress=False)
             for name, task in tasks.items()

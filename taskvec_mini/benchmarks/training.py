@@ -7,14 +7,14 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskvec_mini import descent
+from taskvec_mini.benchmarks import memory
 from taskvec_mini.benchmarks.parameters import (
     FrozenHead,
     centre_of,
@@ -22,26 +22,15 @@ from taskvec_mini.benchmarks.parameters import (
     trained_parameters,
     write_parameters,
 )
-from taskvec_mini.benchmarks.progress import ProgressLine
+from taskvec_mini.benchmarks.progress import ProgressLine, unit_of
 from taskvec_mini.benchmarks.settings import Settings
+from taskvec_mini.benchmarks.speed import PLAIN, Speed
+from taskvec_mini.benchmarks.tally import DivergedError, Part, Tally
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 ExtraLoss = Callable[[nn.Module, torch.Generator], Tensor]
-
-
-class DivergedError(descent.DivergedError):
-    """Finetuning left the finite numbers. `epoch`, `step` (both counted from 1) and `loss` say where."""
-
-    def __init__(self, title: str, epoch: int, step: int, loss: float, learning_rate: float):
-        super().__init__(epoch, loss, learning_rate)
-        self.step, self.learning_rate = step, learning_rate
-        self.args = (
-            f"finetuning on {title} diverged in epoch {epoch}, step {step} of it (loss {loss}) at "
-            f"learning_rate {learning_rate:g}; lower the learning rate, or clip the gradients (the "
-            "checkpoints of the epochs before are untouched)",
-        )
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -83,18 +72,19 @@ def check_head(backbone: Encoder, head: FrozenHead, task: Task) -> None:
         )
 
 
-@dataclass
-class _Totals:
-    """What is summed over the steps of an epoch."""
-
-    loss: float = 0.0
-    hits: int = 0
-    norms: float = 0.0
-    steps: int = 0
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a device; to a GPU from locked pages, because else the copy waits for all the GPU has yet to do."""
+    if tensor.device == device or device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Trainer:
-    """A copy of the encoder, its optimiser and the data on one device."""
+    """A copy of the encoder, its optimiser and the data on one device.
+
+    Data that do not fit the device beside the rest stay where they are, and every batch is moved; `memory`
+    says so, and what the run takes.
+    """
 
     def __init__(
         self,
@@ -105,13 +95,19 @@ class Trainer:
         *,
         extra_loss: ExtraLoss | None,
         device: torch.device,
+        speed: Speed = PLAIN,
+        gauge: memory.Gauge | None = None,
     ):
-        self.backbone = replace(backbone, model=copy.deepcopy(backbone.model).to(device).eval())
+        speed.check(settings, device)
+        model = speed.lay_out(copy.deepcopy(backbone.model).to(device).eval())
+        self.backbone, self.speed = replace(backbone, model=model), speed
+        self.compiled = torch.compile(model, dynamic=False) if speed.compile else model
         self.settings, self.extra_loss, self.title = settings, extra_loss, " + ".join(tasks)
+        self.unit = unit_of(tasks.values())
         self.heads = [on_device(heads[name], device) for name in tasks]
-        self.data = [tuple(each.to(device) for each in t.part("train")) for t in tasks.values()]
+        self.data = [t.part("train") for t in tasks.values()]
         self.sizes = [len(labels) for _, labels in self.data]
-        self.parameters = trained_parameters(self.backbone.model)
+        self.parameters = trained_parameters(model)
         for head, task in zip(self.heads, tasks.values(), strict=True):
             check_head(self.backbone, head, task)
             if settings.centre == "batch":
@@ -119,71 +115,125 @@ class Trainer:
         self.optimizer = settings.make_optimizer(self.parameters.values())
         batches = sum(math.ceil(size / settings.batch_size) for size in self.sizes)
         self.steps_per_epoch = 1 if settings.optimizer == "gd" else batches
+        self.at_a_time = speed.images_at_a_time(settings)
+        self.unseen = 1 if device.type == "cuda" else 0  # steps queued before anyone looks at their numbers
+        self.memory = self._place_data(device, memory.gauge_of(device) if gauge is None else gauge)
+
+    def _place_data(self, device: torch.device, gauge: memory.Gauge | None) -> memory.Memory:
+        """Estimate the memory, then move the data to the device if they fit."""
+        everything = [part for pair in self.data for part in pair]
+        largest = self.sizes.index(max(self.sizes))
+        found = memory.estimate(
+            self.backbone.model,
+            everything,
+            settings=self.settings,
+            images=min(self.at_a_time, self.sizes[largest]),
+            probe=lambda images: self._probe(largest, images),
+            device=device,
+            gauge=gauge,
+        )
+        if found.data_on_device:
+            self.data = [(inputs.to(device), labels.to(device)) for inputs, labels in self.data]
+        return found
+
+    def _probe(self, task: int, images: int) -> None:
+        """The first images forth and back, for the memory that it takes; no trace of it is left."""
+        try:
+            self._backward(task, torch.arange(images), 1.0)
+        finally:
+            self.optimizer.zero_grad()
 
     def epoch(self, epoch: int, line: ProgressLine) -> dict[str, Any]:
-        """Train for one epoch; what was measured meanwhile. A DivergedError where a number is not finite."""
-        begin, images, totals = time.perf_counter(), sum(self.sizes), _Totals()
+        """Train for one epoch; what was measured meanwhile.
+
+        Raises:
+            DivergedError: where a number is not finite.
+            TooLittleMemoryError: where a GPU has no more memory.
+        """
+        begin, images = time.perf_counter(), sum(self.sizes)
+        tally = Tally(self.title, epoch, self.unseen)
         steps = self._full_batch if self.settings.optimizer == "gd" else self._mini_batches
-        for seen in steps(epoch, totals):
-            line.add(seen, f"epoch {epoch}/{self.settings.epochs}")
+        try:
+            with self.speed.products():
+                for seen in steps(epoch, tally):
+                    line.add(seen, f"epoch {epoch}/{self.settings.epochs}")
+        except torch.OutOfMemoryError as error:
+            why, size = f"finetuning on {self.title} ran out of memory in epoch {epoch}", self.at_a_time
+            raise memory.too_little(why, size, size // 2, self.settings, fits="may fit") from error
+        tally.look()
         if not all(bool(torch.isfinite(part).all()) for part in self.parameters.values()):
-            raise DivergedError(self.title, epoch, totals.steps, math.nan, self.settings.learning_rate)
+            raise DivergedError(self.title, epoch, tally.steps, math.nan, self.settings.learning_rate)
         seconds = time.perf_counter() - begin
         return {
             "epoch": epoch,
-            "loss": totals.loss / images,
-            "accuracy": totals.hits / images,
-            "gradient_norm": totals.norms / totals.steps,
-            "steps": totals.steps,
+            "loss": tally.loss / images,
+            "accuracy": tally.hits / images,
+            "gradient_norm": tally.norms / tally.steps,
+            "steps": tally.steps,
             "seconds": seconds,
             "images_per_second": images / seconds,
         }
 
-    def _mini_batches(self, epoch: int, totals: _Totals) -> Iterator[int]:
+    def _mini_batches(self, epoch: int, tally: Tally) -> Iterator[int]:
         for task, index in plan(self.sizes, self.settings, epoch):
             self.optimizer.zero_grad()
-            loss = self._backward(task, index, 1.0, totals)
-            self._step(epoch, loss, totals)
+            parts = self._accumulate(task, index, 1.0)
+            self._step(epoch, parts, tally)
             yield len(index)
 
-    def _full_batch(self, epoch: int, totals: _Totals) -> Iterator[int]:
+    def _full_batch(self, epoch: int, tally: Tally) -> Iterator[int]:
         """One step along the mean over tasks of the mean over images, its gradient summed batch by batch."""
         self.optimizer.zero_grad()
+        parts: list[Part] = []
         for task, index in plan(self.sizes, self.settings, epoch):
             weight = len(index) / (self.sizes[task] * len(self.sizes))
-            self._backward(task, index, weight, totals)
+            parts += self._accumulate(task, index, weight)
             yield len(index)
-        self._step(epoch, totals.loss, totals)
+        self._step(epoch, parts, tally)
 
-    def _backward(self, task: int, index: Tensor, weight: float, totals: _Totals) -> float:
-        images, labels = self.data[task]
-        rows = index.to(images.device)
-        embedded = self.backbone.model(self.backbone.prepare(images[rows]))
+    def _accumulate(self, task: int, index: Tensor, weight: float) -> list[Part]:
+        """Add `weight` times the gradient of the mean loss over these images, by micro-batches."""
+        return [
+            self._backward(task, rows, weight * (len(rows) / len(index)))
+            for rows in torch.split(index, self.at_a_time)
+        ]
+
+    def _backward(self, task: int, rows: Tensor, weight: float) -> Part:
+        images, labels = self._batch(task, rows)
+        embedded = self._embed(images)
         if self.settings.centre == "batch":
             embedded = embedded - embedded.mean(0) + centre_of(self.heads[task])
         logits = self.heads[task](embedded)
-        loss = F.cross_entropy(logits, labels[rows])
+        loss = F.cross_entropy(logits, labels)
         (weight * loss).backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
-        totals.loss += value * len(index)
-        totals.hits += int((logits.detach().argmax(1) == labels[rows]).sum())
-        return value
+        return Part(len(rows), loss.detach(), (logits.detach().argmax(1) == labels).sum())
 
-    def _step(self, epoch: int, loss: float, totals: _Totals) -> None:
-        totals.steps += 1
-        step = (epoch - 1) * self.steps_per_epoch + totals.steps
+    def _batch(self, task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """These images and labels on the device, from wherever the data are."""
+        images, labels = self.data[task]
+        here, device = _moved(rows, images.device), self.backbone.device
+        return _moved(images[here], device), _moved(labels[here], device)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        encode = self.compiled if len(images) == self.at_a_time else self.backbone.model
+        inputs = self.speed.lay_out(self.backbone.prepare(images))
+        with self.speed.forward(self.backbone.device):
+            embedded: Tensor = encode(inputs)
+        return embedded.float() if embedded.dtype == torch.bfloat16 else embedded
+
+    def _step(self, epoch: int, parts: list[Part], tally: Tally) -> None:
+        number = tally.begun + 1
+        step = (epoch - 1) * self.steps_per_epoch + number
         if self.extra_loss is not None:
-            extra = self.extra_loss(self.backbone.model, seeded(self.settings.seed, epoch, totals.steps))
+            extra = self.extra_loss(self.backbone.model, seeded(self.settings.seed, epoch, number))
             extra.backward()  # type: ignore[no-untyped-call]
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         rate = self.settings.rate(step, self.steps_per_epoch * self.settings.epochs)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(self.title, epoch, totals.steps, loss, rate)
+        tally.add(parts, norm, rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        totals.norms += norm
 
     # what `latest.safetensors` holds of the optimiser
 
@@ -206,3 +256,5 @@ class Trainer:
             stored.setdefault(int(number), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": stored, "param_groups": groups})
+        for values in self.optimizer.state.values():  # fused steps want them in memory as the parameters are
+            values |= {name: self.speed.lay_out(value) for name, value in values.items()}

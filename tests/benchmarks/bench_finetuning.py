@@ -21,53 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from taskvec_mini.benchmarks import datasets
-from taskvec_mini.benchmarks.backbones import Backbone, load_backbone
+from taskvec_mini.benchmarks import datasets, throughput
+from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.evaluation import forget_prepared_images, sweep
-from taskvec_mini.benchmarks.finetuning import Settings, finetune
+from taskvec_mini.benchmarks.finetuning import Settings, Speed
 from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.image_encoders import Backbone
 from taskvec_mini.vectors import TaskVector
 
 COEFS = [i / 20 for i in range(1, 21)]
-RUNS = 3
-
-
-class ImageByImage(Dataset[tuple[Tensor, int]]):
-    """The usual data set: one image at a time through Pillow and torchvision's transforms."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, backbone: Backbone):
-        from torchvision import transforms
-
-        side = backbone.image_size
-        steps = [
-            transforms.Resize((side, side), antialias=True),
-            transforms.ToTensor(),
-            transforms.Normalize(backbone.mean, backbone.std),
-        ]
-        self.images, self.labels, self.transform = images, labels, transforms.Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self.images[index]).convert("RGB")
-        return self.transform(image), int(self.labels[index])
-
-
-def plain_epoch(backbone: Backbone, head: Head, task: datasets.ImageTask, settings: Settings) -> None:
-    """What most people write."""
-    data = ImageByImage(task.train_images.numpy(), task.train_labels.numpy(), backbone)
-    model = backbone.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
-    for images, labels in DataLoader(data, batch_size=settings.batch_size, shuffle=True):
-        optimizer.zero_grad()
-        F.cross_entropy(head(model(images)), labels).backward()
-        optimizer.step()
+PASSES = 3
 
 
 def plain_sweep(folder: Path, name: str, heads: dict[str, Head]) -> list[list[float]]:
@@ -80,14 +45,14 @@ def plain_sweep(folder: Path, name: str, heads: dict[str, Head]) -> list[list[fl
         backbone.model.load_state_dict(merged.apply_to(state, coef))
         for task, head in heads.items():
             stored = np.load(folder / f"{task}.npz")
-            data = ImageByImage(stored["images"], stored["labels"], backbone)
+            data = throughput.ImageByImage(stored["images"], stored["labels"], backbone)
             row.append(plain_accuracy(backbone, head, data))
         rows.append(row)
     return rows
 
 
 @torch.no_grad()
-def plain_accuracy(backbone: Backbone, head: Head, data: ImageByImage) -> float:
+def plain_accuracy(backbone: Backbone, head: Head, data: throughput.ImageByImage) -> float:
     right = 0
     for images, labels in DataLoader(data, batch_size=128):
         right += int((head(backbone.model(images)).argmax(1) == labels).sum())
@@ -102,25 +67,19 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def show_finetuning(backbone: Backbone, task: datasets.ImageTask) -> None:
-    """Images a second, the two ways in turn; the best of a few runs each."""
-    settings, head = Settings(learning_rate=1e-4, epochs=1), random_head(backbone, task)
-    ours, plain = [], []
-    for _ in range(RUNS):
-        ours.append(timed(lambda: finetune(backbone, head, task, settings=settings, progress=False))[:2])
-        fresh = load_backbone(backbone.name)
-        plain.append(timed(lambda fresh=fresh: plain_epoch(fresh, head, task, settings))[:2])
-    count = len(task.train_labels)
-    for which, clock in enumerate(("clock", "CPU time")):
-        fast, slow = min(pair[which] for pair in ours), min(pair[which] for pair in plain)
-        print(
-            f"finetuning, {count:,} images of {task.name}, by {clock}: {count / fast:,.0f} images/s, "
-            f"plain loop {count / slow:,.0f} images/s, {slow / fast:.2f}x"
-        )
+    """Images a second, the two ways in turn, as `python -m taskvec_mini.benchmarks throughput` has it."""
+    settings = Settings(learning_rate=1e-4, epochs=PASSES + 1)
+    found = throughput.measure(backbone, task, settings=settings, speed=Speed(), device=torch.device("cpu"))
+    print(
+        f"finetuning, {len(task.train_labels):,} images of {task.name}: {found['images_per_second']:,.0f} "
+        f"images/s, plain loop {found['plain_images_per_second']:,.0f} images/s, {found['ratio']:.2f}x; "
+        f"{found['utilisation']:.0%} of the peak ({found['peak_source']})"
+    )
 
 
 def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask]) -> None:
     """All scaling coefficients on all tasks, the first preparation of the images included."""
-    heads = {name: random_head(backbone, task) for name, task in tasks.items()}
+    heads = {name: throughput.random_head(backbone, len(task.class_names)) for name, task in tasks.items()}
     pretrained = {name: part.detach() for name, part in backbone.model.named_parameters()}
     moved = {name: part * 1.01 for name, part in pretrained.items()}
     merged = TaskVector.between(pretrained, moved)
@@ -149,23 +108,12 @@ def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask]) ->
 
 def noise_tasks(count: int) -> dict[str, datasets.ImageTask]:
     """Eight tasks of noise, 32 x 32 pixels in colour."""
-    generator = torch.Generator().manual_seed(0)
     tasks = {}
     for number in range(8):
-        parts: dict[str, Tensor] = {}
-        for part in ("train", "val", "test"):
-            pixels = torch.randint(0, 256, (count, 32, 32, 3), generator=generator)
-            parts |= {f"{part}_images": pixels.to(torch.uint8), f"{part}_labels": torch.arange(count) % 10}
-        names = tuple(f"class {label}" for label in range(10))
-        name = f"noise {number}"
-        tasks[name] = datasets.ImageTask(name=name, class_names=names, sha256="0" * 64, **parts)
+        name, noise = f"noise {number}", throughput.noise_task(count, 32, seed=number)
+        test = {"test_images": noise.train_images, "test_labels": noise.train_labels}
+        tasks[name] = dataclasses.replace(noise, name=name, **test)
     return tasks
-
-
-def random_head(backbone: Backbone, task: datasets.ImageTask) -> Head:
-    """As fast as any other head."""
-    rows = torch.randn(len(task.class_names), backbone.features, generator=torch.Generator().manual_seed(0))
-    return Head(F.normalize(rows, dim=1), torch.zeros(backbone.features), 16.0)
 
 
 def shortened(task: datasets.ImageTask, count: int) -> datasets.ImageTask:

@@ -1,0 +1,68 @@
+"""The jobs of `finetune`: here with what is loaded already, on a cluster with the names to load it by."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from taskvec_mini.benchmarks import engines
+from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
+from taskvec_mini.benchmarks._cli_throughput import speed_of
+from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE
+from taskvec_mini.benchmarks.finetuning import Run, Settings
+from taskvec_mini.benchmarks.protocols import Encoder, Task
+
+Load = Callable[[Encoder], tuple[Any, Task]]
+
+
+def finetune_all(
+    options: argparse.Namespace,
+    shelf: Shelf,
+    settings: Settings,
+    backbone: Encoder,
+    tasks: Mapping[str, Task],
+) -> dict[str, Run]:
+    """Finetune on each task into its folder of the shelf, by the engine that `finetune` was told."""
+    ray, speed = options.engine == "ray", speed_of(options)
+    start, loads = _away(options, shelf, tasks) if ray else _here(shelf, backbone, tasks)
+    return engines.finetune_all(
+        start,
+        {name: engines.Job(load=load, settings=settings, folder=shelf.folder / name, speed=speed)
+         for name, load in loads.items()},
+        engine=options.engine,
+        workers=options.workers,
+        address=options.address,
+        gpus_per_worker=0 if ray and options.device == "cpu" else None,
+    )  # fmt: skip
+
+
+def _here(
+    shelf: Shelf, backbone: Encoder, tasks: Mapping[str, Task]
+) -> tuple[Callable[[], Encoder], dict[str, Load]]:
+    return lambda: backbone, {name: partial(_parts, shelf, task) for name, task in tasks.items()}
+
+
+def _away(
+    options: argparse.Namespace, shelf: Shelf, tasks: Mapping[str, Task]
+) -> tuple[Callable[[], Encoder], dict[str, Load]]:
+    """For workers, which have another working directory and other environment variables."""
+    given = options.data or os.environ.get(FOLDER_VARIABLE)
+    data = Path(given).expanduser().absolute() if given else None
+    there = replace(shelf, folder=shelf.folder.absolute())
+    words = argparse.Namespace(**{**vars(options), "data": data})
+    return partial(encoder, options.backbone, words), {
+        name: partial(_loaded_parts, there, data, name) for name in tasks
+    }
+
+
+def _parts(shelf: Shelf, task: Task, backbone: Encoder) -> tuple[Any, Task]:
+    return shelf.head(backbone, task), task
+
+
+def _loaded_parts(shelf: Shelf, data: Path | None, name: str, backbone: Encoder) -> tuple[Any, Task]:
+    return _parts(shelf, shelf.tasks([name], data)[name], backbone)

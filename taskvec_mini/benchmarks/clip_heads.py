@@ -1,0 +1,72 @@
+"""Zero-shot heads: class vectors that CLIP's text encoder makes of words, before any image is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskvec_mini.benchmarks import clip
+from taskvec_mini.benchmarks.clip_templates import templates_for, words_for
+from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.protocols import Task
+
+
+def zero_shot_head(model: str | nn.Module, task: Task, *, templates: Sequence[str] | None = None) -> Head:
+    """The frozen head of a task from texts alone (Radford et al. 2021, arXiv:2103.00020, section 3.1).
+
+    Each class fills every template; the texts are embedded and brought to length one; the direction of their
+    mean is the class vector. The factor of the logits is CLIP's own, and the centre is zero. No image and no
+    label plays a part.
+
+    Args:
+        model: the name of a CLIP model, or the model itself with both encoders, from `clip.load_clip`. By
+            name it is loaded and dropped again: for several tasks, load it once. `Head.save` keeps a head for
+            machines that shall not load the text encoder.
+        task: the names of its classes are read, and with its own name our templates are looked up.
+        templates: texts with one `{}`, where the class goes; by default those of `clip_templates`.
+
+    Raises:
+        ValueError: if there is no such model, there are no templates for the task, one has not exactly one
+            `{}`, or a filled one is too long for the model.
+        TypeError: if the model has no text encoder.
+        OSError: if the weights cannot be read or downloaded.
+        ImportError: if open_clip is not installed.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.datasets import load_tasks
+        >>> task = load_tasks(["digits"], suite="digits", limit=9)["digits"]
+        >>> zero_shot_head("tiny-clip", task).prototypes.shape
+        torch.Size([10, 32])
+    """
+    texts = templates_for(task, templates)  # before a model is loaded, which takes time
+    both: Any = clip.load_clip(model) if isinstance(model, str) else model
+    if not hasattr(both, "encode_text"):
+        raise TypeError(
+            f"a zero-shot head needs both encoders of a CLIP model, got {type(both).__name__}; "
+            "clip.load_clip(name) loads them"
+        )
+    device = next(both.parameters()).device
+    columns: Tensor = clip.open_clip().build_zero_shot_classifier(
+        both, _tokenizer(both.context_length), words_for(task), texts, device=device
+    )
+    prototypes = columns.T.float().contiguous()
+    return Head(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
+
+
+def _tokenizer(length: int) -> Any:
+    """CLIP's tokenizer, which would cut texts of more tokens than this without a word."""
+
+    def tokens_of(texts: list[str]) -> Tensor:
+        tokens: Tensor = clip.open_clip().tokenize(texts, length)
+        full = tokens[:, -1].nonzero()
+        if len(full):
+            raise ValueError(
+                f"the text {texts[int(full[0])]!r} does not fit into the {length} tokens of the model; "
+                "shorten the template or the name of the class"
+            )
+        return tokens
+
+    return tokens_of

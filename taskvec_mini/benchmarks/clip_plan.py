@@ -1,0 +1,224 @@
+"""How much of the study of CLIP fits into a budget: planned from measured speeds, before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from taskvec_mini import _checks, scores
+from taskvec_mini.benchmarks import memory
+from taskvec_mini.benchmarks.backbones import embed
+from taskvec_mini.benchmarks.image_encoders import Backbone
+from taskvec_mini.benchmarks.progress import ProgressLine
+from taskvec_mini.benchmarks.settings import Settings
+from taskvec_mini.benchmarks.speed import Speed
+from taskvec_mini.benchmarks.throughput import CLASSES, noise_task, random_head
+from taskvec_mini.benchmarks.training import Trainer
+
+STEPS = 4  # of the measurement; as many before them do not count
+MARGIN = 0.05  # of the budget, for what no plan foresees
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What was measured on this machine.
+
+    Attributes:
+        training: images/s of finetuning.
+        judging: images/s of a forward pass in float32, as accuracies are measured.
+        memory: what finetuning takes, in words.
+    """
+
+    training: float
+    judging: float
+    memory: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        images: training images by task, in the order of work: the shortest epochs first.
+        seconds: of an epoch, by task.
+        epochs: how many every task shall have, or its own most where that is less.
+        most: the most that each task is trained for.
+        judging: seconds for accuracies and coefficients.
+        left_out: the tasks that do not fit, and why.
+        later: the epochs that do not fit, in words; empty where all do.
+    """
+
+    images: dict[str, int]
+    seconds: dict[str, float]
+    epochs: int
+    most: dict[str, int]
+    judging: float
+    left_out: dict[str, str]
+    later: str = ""
+
+    def __str__(self) -> str:
+        rows = [
+            {
+                "task": name,
+                "images": f"{count:,}",
+                "minutes an epoch": f"{self.seconds[name] / _SECONDS:.1f}",
+                "epochs": f"{min(self.epochs, self.most[name])}",
+            }
+            for name, count in self.images.items()
+        ]
+        left_out = [f"left out: {what} ({why})" for what, why in self.left_out.items()]
+        later = [f"left out: {self.later}"] if self.later else []
+        judging = f"judging: {self.judging / _SECONDS:.1f} minutes"
+        return "\n".join([scores.table(rows), judging, *left_out, *later])
+
+
+def measure(
+    backbone: Backbone, settings: Settings, device: torch.device, *, speed: Speed
+) -> tuple[Pace, Speed]:
+    """The pace of an encoder, which is on the device already, on images of noise.
+
+    Where a batch does not fit the device, it is split into micro-batches, and the speed that is returned says
+    so.
+
+    Raises:
+        TooLittleMemoryError: if not even one image fits.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.backbones import load_backbone
+        >>> encoder = load_backbone("random-pocket")
+        >>> recipe = Settings(learning_rate=1e-4, epochs=1, batch_size=2)
+        >>> pace, _ = measure(encoder, recipe, torch.device("cpu"), speed=Speed())
+        >>> pace.judging > 0 and pace.training > 0
+        True
+    """
+    task = noise_task(STEPS * settings.batch_size, backbone.image_size)
+    head, line = random_head(backbone, CLASSES), ProgressLine("", 0, show=False)
+
+    def trainer_at(speed: Speed) -> Trainer:
+        return Trainer(
+            backbone, {task.name: head}, {task.name: task}, replace(settings, epochs=2),
+            extra_loss=None, device=device, speed=speed,
+        )  # fmt: skip
+
+    try:
+        trainer = trainer_at(speed)
+    except memory.TooLittleMemoryError as error:
+        if not error.fits:
+            raise
+        speed = replace(speed, micro_batch_size=error.fits)
+        trainer = trainer_at(speed)
+    pace = [trainer.epoch(epoch, line)["images_per_second"] for epoch in (1, 2)]  # the first one warms up
+    judging = _judging(backbone, task.train_images)
+    return Pace(training=pace[-1], judging=judging, memory=str(trainer.memory)), speed
+
+
+def _judging(backbone: Backbone, images: torch.Tensor) -> float:
+    for _ in range(2):  # the first one warms up
+        begin = time.perf_counter()
+        embed(backbone, images).cpu()
+        seconds = time.perf_counter() - begin
+    return len(images) / seconds
+
+
+def plan(
+    images: Mapping[str, int],
+    *,
+    pace: Pace,
+    seconds: float,
+    judged: int,
+    most: Mapping[str, int],
+    done: Mapping[str, int],
+    spent: float = 0.0,
+) -> Plan:
+    """What fits: one epoch of as many tasks as possible, then a further epoch of all of them, and so on.
+
+    Args:
+        images: training images by task.
+        pace: what was measured.
+        seconds: the budget; a small part of it is kept back.
+        judged: how many images of each task are judged, over all models and coefficients.
+        most: the most epochs of each task.
+        done: the epochs that each task has already.
+        spent: seconds of the budget that are gone.
+
+    Raises:
+        ValueError: if there are fewer than two tasks, or not even two fit; the message says how many minutes
+            do.
+
+    Example:
+        >>> pace = Pace(training=100.0, judging=1000.0, memory="")
+        >>> found = plan(
+        ...     {"large": 60_000, "small": 3_000, "middle": 6_000},
+        ...     pace=pace, seconds=400.0, judged=20_000, most=dict.fromkeys(("large", "small", "middle"), 9),
+        ...     done={},
+        ... )
+        >>> list(found.images), found.epochs, list(found.left_out)
+        (['small', 'middle'], 3, ['large'])
+    """
+    if len(images) < 2:
+        raise ValueError(f"a merge needs at least two tasks, got {', '.join(images) or 'none'}")
+    order = sorted(images, key=lambda name: images[name])
+    epoch = {name: images[name] / pace.training for name in order}
+    judging, room = judged / pace.judging, seconds * (1 - MARGIN) - spent
+    first = {name: judging + (0.0 if done.get(name) else epoch[name]) for name in order}
+    chosen, used, left_out, later = [], 0.0, {}, ""
+    for name in order:
+        if used + first[name] <= room:
+            chosen.append(name)
+            used += first[name]
+        else:
+            left_out[name] = f"one epoch and its judging take {first[name] / _SECONDS:.1f} minutes more"
+    if len(chosen) < 2:
+        _refuse(seconds, spent + sum(sorted(first.values())[:2]), order)
+    epochs, last = 1, max(most[name] for name in chosen)
+    while epochs < last:
+        more = sum(epoch[name] for name in chosen if most[name] > epochs and done.get(name, 0) <= epochs)
+        if used + more > room:
+            later = f"epochs {epochs + 1} to {last} (the next takes {more / _SECONDS:.1f} minutes more)"
+            break
+        epochs, used = epochs + 1, used + more
+    return Plan(
+        images={name: images[name] for name in chosen},
+        seconds={name: epoch[name] for name in chosen},
+        epochs=epochs,
+        most={name: most[name] for name in chosen},
+        judging=judging * len(chosen),
+        left_out=left_out,
+        later=later,
+    )
+
+
+def _refuse(seconds: float, shortest: float, order: list[str]) -> None:
+    needed = shortest / (1 - MARGIN) / _SECONDS
+    raise ValueError(
+        f"a budget of {seconds / _SECONDS:g} minutes is too small: one epoch of the two shortest tasks, "
+        f"{order[0]} and {order[1]}, and judging them take {needed:.1f} minutes on this machine; give "
+        f"--budget-minutes {int(needed) + 1} or more, or a faster device"
+    )
+
+
+def rounded(pace: Pace) -> dict[str, Any]:
+    """The pace for a record, rounded."""
+    return {
+        "training_images_per_second": round(pace.training, 1),
+        "judging_images_per_second": round(pace.judging, 1),
+        "memory": pace.memory,
+    }
+
+
+def seconds_of(value: float) -> float:
+    """A budget in seconds.
+
+    Raises:
+        ValueError: if it is not above 0.
+
+    Example:
+        >>> seconds_of(1.5)
+        90.0
+    """
+    return _checks.positive_number("--budget-minutes", value) * _SECONDS

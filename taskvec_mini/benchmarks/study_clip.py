@@ -1,0 +1,217 @@
+"""CLIP within a budget of minutes: finetuned on vision benchmarks, merged early and late (chapter 8).
+
+Heads are CLIP's own, from texts, and stay frozen. First every task gets one epoch, then a second one, and so
+on, until the budget is spent. Checkpoints go to a folder; the same command with the same folder goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks import (
+    checkpoints,
+    clip,
+    clip_plan,
+    clip_work,
+    hub,
+    memory,
+    study_data,
+    study_merging,
+)
+from taskvec_mini.benchmarks.clip_heads import zero_shot_head
+from taskvec_mini.benchmarks.clip_templates import TEMPLATES
+from taskvec_mini.benchmarks.datasets import CORE, load_tasks
+from taskvec_mini.benchmarks.evaluation import forget_prepared_images
+from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.image_encoders import Backbone
+from taskvec_mini.benchmarks.image_tasks import ImageTask
+from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.speed import Speed
+from taskvec_mini.benchmarks.splits import VALIDATION_MOST, VALIDATION_SHARE
+
+BACKBONE, BUDGET = "ViT-B-32-quickgelu", 60.0  # minutes
+CONVERGED = {  # epochs after which the literature stops
+    "sun397": 14, "cars": 35, "resisc45": 15, "eurosat": 12, "svhn": 4, "gtsrb": 11, "mnist": 5, "dtd": 76,
+    "cifar100": 6,
+}  # fmt: skip
+MOST = 16  # epochs of any other task
+SUITES = {"hub": hub.EIGHT, "bundle": CORE, "digits": None}  # the tasks each takes by default, or all
+_COPIES = 6  # of the parameters, that a task takes on the disk: three epochs, and the last with its optimiser
+
+
+@dataclass(eq=False)
+class Clip(study_data.Study):
+    """The study behind chapter 8.
+
+    Attributes:
+        description: what it measures.
+        clock: seconds, for the budget.
+    """
+
+    description: str = "CLIP finetuned and merged early and late, within a budget of minutes (chapter 8)"
+    clock: Callable[[], float] = time.monotonic
+    seeds = (0,)
+    own_options = ("budget_minutes", "gpu", "runs", "backbone", "suite", "tasks")
+
+    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+        """All that fits into `options.budget_minutes`; loading data is not counted.
+
+        Raises:
+            RuntimeError: if there is no GPU where one was asked for.
+            ValueError: if the budget is too small, a name is unknown, or the folder holds other runs.
+            OSError: if weights or data cannot be fetched, or the disk is too small.
+        """
+        begin, seconds = self.clock(), clip_plan.seconds_of(options.budget_minutes or BUDGET)
+        device, speed = device_of(gpu=bool(options.gpu))
+        name, kind = options.backbone or BACKBONE, options.suite or "hub"
+        images = sizes(kind, options.tasks, options.data)
+        both = clip.load_clip(name).to(device)
+        backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
+        pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
+        planned = clip_plan.plan(
+            images, pace=pace, seconds=seconds, spent=self.clock() - begin, judged=clip_work.judged(),
+            most={task: CONVERGED.get(task, MOST) for task in images},
+            done={task: max(clip_work.kept(folder / task), default=0) for task in images},
+        )  # fmt: skip
+        disk = check_disk(folder, backbone.model, list(planned.images))
+        study_data.say(_words(planned, pace, speed, seconds, disk))
+        loading = self.clock()
+        suite = make_suite(both, backbone, kind, list(planned.images), options.data, folder)
+        deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
+        self.device, self.data = str(device), suite.data
+        self.settings = {
+            "backbone": name, "suite": kind, "budget_minutes": seconds / 60, **suite.about,
+            "speed": asdict(speed), "pace": clip_plan.rounded(pace),
+            "recipes": {"adamw": asdict(clip_work.RECIPE)},
+            "scaling_coefs": {rule: list(study_merging.RULES[rule][1]) for rule in clip_work.RULES},
+        }  # fmt: skip
+        return clip_work.Work(suite, folder, speed, planned, deadline, self.clock).results()
+
+
+def device_of(*, gpu: bool) -> tuple[torch.device, Speed]:
+    """Where it runs and how fast: with a GPU in bfloat16, where its processor has that.
+
+    Raises:
+        RuntimeError: if a GPU is asked for and torch sees none.
+
+    Example:
+        >>> device_of(gpu=False)[0]
+        device(type='cpu')
+    """
+    if not gpu:
+        return torch.device("cpu"), Speed()
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "--gpu was asked for, but torch sees no NVIDIA GPU here; in Colab choose one under Runtime, "
+            "Change runtime type; elsewhere look at `nvidia-smi`, and whether torch was installed with CUDA; "
+            "or try all steps on the CPU: --backbone tiny-clip --suite digits instead of --gpu"
+        )
+    quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.device("cuda"), Speed(precision="bfloat16" if quick else "float32")
+
+
+def sizes(suite: str, names: Sequence[str] | None, data: Path | None) -> dict[str, int]:
+    """Training images by task; for the suite "hub" from its documentation, so that nothing is fetched.
+
+    Raises:
+        ValueError: if suite or task is unknown, a task is named twice, or there are no templates for it.
+
+    Example:
+        >>> sizes("hub", ["dtd", "svhn"], None)
+        {'dtd': 3384, 'svhn': 68257}
+    """
+    default = _checks.named_choice("suite of images", suite, SUITES)
+    chosen = default if names is None else tuple(names)
+    for name in chosen or ():
+        if suite != "digits":
+            _checks.named_choice("task with templates,", name, TEMPLATES)
+        if chosen is not None and chosen.count(name) > 1:
+            raise ValueError(f"the task {name!r} is given twice; name each task once")
+    if suite != "hub":
+        tasks = load_tasks(chosen, suite=suite, folder=data)
+        return {name: len(task.part("train")[1]) for name, task in tasks.items()}
+    sources = [_checks.named_choice("task of the suite 'hub',", name, hub.SOURCES) for name in chosen or ()]
+    whole = dict(zip(chosen or (), (source.sizes[0] for source in sources), strict=True))
+    return {name: size - min(round(VALIDATION_SHARE * size), VALIDATION_MOST) for name, size in whole.items()}
+
+
+def make_suite(
+    both: nn.Module, backbone: Backbone, kind: str, names: Sequence[str], data: Path | None, folder: Path
+) -> clip_work.ClipSuite:
+    """The tasks with few validation images and their heads, which are kept in the folder.
+
+    A head is made once: on another machine it would differ in the last bits, and be another run.
+    """
+    forget_prepared_images()
+    checkpoints.RunFolder(folder, {"backbone": backbone.name, "suite": kind}, ignore=frozenset())
+    if not (folder / clip_work.PRETRAINED).exists():
+        checkpoints.write_tensors(folder / clip_work.PRETRAINED, state_of(backbone.model), {})
+    loaded = load_tasks(names, suite=kind, folder=data)
+    tasks = {name: _cut(task) for name, task in loaded.items()}
+    heads = {
+        name: _head(both, task, folder / name / "head.safetensors", TEMPLATES.get(name, TEMPLATES["digits"]))
+        for name, task in tasks.items()
+    }
+    about = {
+        "heads": "zero-shot", "validation_images": clip_work.VALIDATION, "test_images": clip_work.TEST,
+        "recentre": 0,
+    }  # fmt: skip
+    sums = {name: task.sha256 for name, task in tasks.items()}
+    return clip_work.ClipSuite(backbone, tasks, heads, 0, about, sums)
+
+
+def _cut(task: ImageTask) -> ImageTask:
+    most = clip_work.VALIDATION
+    return replace(task, val_images=task.val_images[:most], val_labels=task.val_labels[:most])
+
+
+def _head(both: nn.Module, task: ImageTask, path: Path, templates: Sequence[str]) -> Head:
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        made = zero_shot_head(both, task, templates=templates)
+        Head(made.prototypes.cpu(), made.centre.cpu(), made.logit_scale).save(path)
+    return Head.load(path)
+
+
+def check_disk(folder: Path, model: nn.Module, names: Sequence[str]) -> str:
+    """What the runs take on the disk at most, in words.
+
+    Raises:
+        OSError: if there is less room.
+    """
+    size = sum(part.nbytes for part in model.parameters())
+    there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    needed = size * (_COPIES * len(names) + 1 + _COPIES)  # files are written anew beside the old ones
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if needed - there > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the checkpoints of {len(names)} tasks may take {memory.amount(needed)}, and the disk of "
+            f"{folder} has {memory.amount(free)} free: give fewer --tasks, or another folder with --runs",
+        )
+    return f"checkpoints: up to {memory.amount(needed)}, {memory.amount(there)} of it is there"
+
+
+def _words(planned: clip_plan.Plan, pace: clip_plan.Pace, speed: Speed, seconds: float, disk: str) -> str:
+    """The plan, as it is said before anything is trained."""
+    how = f"{speed.precision}, {speed.micro_batch_size or clip_work.RECIPE.batch_size} images at a time"
+    lines = [
+        f"plan for {seconds / 60:g} minutes; loading data is not counted",
+        f"measured: {pace.training:,.0f} images/s in training ({how}), {pace.judging:,.0f} in judging",
+        str(planned),
+        pace.memory,
+        disk,
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,231 @@
+"""Merging straight from safetensors files: for models of which eight do not fit into memory side by side.
+
+The rules and their options are those of `merging`, and so are the results, to rounding. But no task vector is
+ever whole in memory: all files are read tensor by tensor, mapped and not copied, and what was read is let go
+before the next few tensors. The merged model, and copies of one tensor, are all that is held.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from safetensors.torch import save_file
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name, row in {"pretrained": [1.0, 1.0], "cars": [3.0, 1.0], "mnist": [1.0, 5.0]}.items():
+    ...     save_file({"bias": torch.tensor(row)}, folder / f"{name}.safetensors")
+    >>> start, *taught = (folder / f"{name}.safetensors" for name in ("pretrained", "cars", "mnist"))
+    >>> merge_files(start, taught, rule="mean", scaling_coef=1.0)["bias"]
+    tensor([2., 3.])
+
+Files of float16 or bfloat16 are read as float32, and so is the result; float64 stays float64. To try many
+scaling coefficients, make a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which writes
+every model into one buffer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks, _files, merging
+from taskvec_mini._stored import Path, Stored, stored_layout
+from taskvec_mini.vectors import TaskVector
+
+Merger = Callable[
+    [str, Tensor, list[Tensor]], Tensor
+]  # name, pretrained (n,), finetuned T times (n,) to (n,)
+
+RULES: dict[str, Callable[..., TaskVector]] = {
+    rule.__name__: rule
+    for rule in (
+        merging.task_arithmetic, merging.mean, merging.ties, merging.dare, merging.breadcrumbs,
+        merging.tsv, merging.regmean_from_vectors,
+    )
+}  # fmt: skip
+_PIECE = 1 << 17  # entries summed at a time: a few buffers of them fit into a processor's cache
+_DIGIT = 16  # bits of a magnitude that one reading of the files settles
+
+
+def merge_files(
+    pretrained: Path,
+    finetuned: Sequence[Path],
+    *,
+    rule: str = "mean",
+    scaling_coef: float = 1.0,
+    out: Path | None = None,
+    integer_buffers: Literal["refuse", "carry"] = "refuse",
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The state dict `pretrained + scaling_coef * merged` of T finetuned state dicts in safetensors files.
+
+    Args:
+        pretrained: the file of the start.
+        finetuned: T files with the same names, shapes and dtypes, each another one.
+        rule: the name of a function of `merging`, such as "mean", "task_arithmetic", "ties" or "tsv".
+        scaling_coef: λ; for the sum and the mean see `merging.task_arithmetic`.
+        out: a file that the result is written to as well, whole or not at all; it may be one of those read.
+        integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained file.
+        options: the options of the rule, such as `density=0.2`. `merging.dare` draws its masks tensor by
+            tensor here, in the order of names, so they are other ones than for vectors in memory.
+
+    Returns:
+        The tensors by name, names sorted.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if `out` cannot be written; an older file stays as it is.
+        TypeError: if dtypes differ or have no meaningful difference, or the rule has no such option.
+        ValueError: if a file is no whole safetensors file or is given twice; if names or shapes differ; if an
+            entry is NaN or infinite; if the rule is unknown; and what the rule itself raises.
+    """
+    coef = _checks.finite_number("scaling_coef", scaling_coef)
+    stored = stored_layout(pretrained, finetuned, integer_buffers)
+    state = stored.carried_tensors()
+    for name, start, merged in _merged_parts(stored, rule, options):
+        part = merged.mul_(coef).add_(start)
+        if not _sum_is_finite(part):
+            _checks.check_finite(f"{name!r} of the merged model", part)
+        state[name] = part.view(stored.shapes[name])
+    state = {name: state[name] for name in sorted(state)}
+    if out is not None:
+        _files.write_tensors(out, state, {"format": "pt"})
+    return state
+
+
+def merged_vector(
+    pretrained: Path,
+    finetuned: Sequence[Path],
+    *,
+    rule: str = "mean",
+    integer_buffers: Literal["refuse", "carry"] = "refuse",
+    **options: Any,
+) -> TaskVector:
+    """The merged task vector of T finetuned state dicts in safetensors files, its tensors sorted by name.
+
+    Arguments and errors are those of `merge_files`. What the rule holds besides is the vector twice over.
+    """
+    stored = stored_layout(pretrained, finetuned, integer_buffers)
+    sizes = {name: math.prod(shape) for name, shape in stored.shapes.items()}
+    flat = torch.empty(sum(sizes.values()), dtype=stored.dtype)
+    places = dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
+    for name, _, merged in _merged_parts(stored, rule, options):
+        places[name].copy_(merged)
+    return TaskVector(flat, list(stored.shapes.items()), stored.carried)
+
+
+# merging, tensor by tensor
+
+
+def _merged_parts(stored: Stored, rule: str, options: dict[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, pretrained entries (n,) and merged ones (n,); only the latter may be written to."""
+    merge = _merger(stored, rule, options)
+    for name, (start, *ends) in stored.walk(stored.files):
+        merged = merge(name, start, ends) if len(start) else start.clone()
+        if not _sum_is_finite(merged):
+            for file, part in zip(stored.files, [start, *ends], strict=True):
+                _checks.check_finite(f"{name!r} in {file}", part)
+            _checks.check_finite(f"{name!r} of the merged task vector", merged)
+        yield name, start, merged
+
+
+def _merger(stored: Stored, rule: str, options: dict[str, Any]) -> Merger:
+    function = _checks.named_choice("merging rule", rule, RULES)
+    _check_options(rule, function, options)
+    if rule in ("mean", "task_arithmetic"):
+        return partial(_summed, divisor=len(stored.files) - 1 if rule == "mean" else 1)
+    if rule == "ties" and not options.get("per_tensor", False):
+        merging.ties([TaskVector(torch.ones(1), [("", (1,))])], **options)  # checks them before a long read
+        density = options.pop("density", inspect.signature(merging.ties).parameters["density"].default)
+        trims = [_trim(stored, file, density) for file in stored.files[1:]]
+        return partial(_by_rule, partial(merging.ties, density=1.0, **options), stored, trims)
+    return partial(_by_rule, partial(function, **options), stored, None)
+
+
+def _check_options(rule: str, function: Callable[..., TaskVector], options: dict[str, Any]) -> None:
+    signature = inspect.signature(function)
+    known = list(signature.parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{rule} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+    signature.bind([], **options)  # a TypeError for one that has no default and is not given
+
+
+def _summed(name: str, start: Tensor, ends: list[Tensor], *, divisor: int) -> Tensor:
+    """Σ_t τ_t / divisor, in the dtype of the vectors: rounding of T terms, no buffers but one piece."""
+    total, room = torch.zeros_like(start), torch.empty_like(start[:_PIECE])
+    for first in range(0, len(start), _PIECE):
+        here = slice(first, first + _PIECE)
+        begin, sums = start[here], total[here]
+        for end in ends:
+            sums.add_(torch.sub(end[here], begin, out=room[: len(begin)]))
+    return total.div_(divisor)
+
+
+def _by_rule(
+    function: Callable[[list[TaskVector]], TaskVector],
+    stored: Stored,
+    trims: list[_Trim] | None,
+    name: str,
+    start: Tensor,
+    ends: list[Tensor],
+) -> Tensor:
+    """What a rule of `merging` makes of vectors of one tensor; the merged entries (n,)."""
+    parts = [end - start for end in ends]
+    for file, end, part in zip(stored.files[1:], ends, parts, strict=True):
+        if not _sum_is_finite(part):
+            _checks.check_finite(f"{name!r} in {stored.files[0]}", start)
+            _checks.check_finite(f"{name!r} in {file}", end)
+    if trims is not None:
+        parts = [trim.apply(part) for trim, part in zip(trims, parts, strict=True)]
+    return function([TaskVector(part, [(name, stored.shapes[name])]) for part in parts]).flat
+
+
+def _sum_is_finite(part: Tensor) -> bool:
+    """False where an entry is NaN or infinite, and hardly ever else: one quick pass before a thorough one."""
+    return math.isfinite(float(part.sum(dtype=torch.float64)))
+
+
+# the global trim of TIES
+
+
+@dataclass
+class _Trim:
+    """What one task keeps: all above a magnitude, and of those equal to it the first few."""
+
+    threshold: float
+    spare: int  # how many of the equal ones may still be kept
+
+    def apply(self, part: Tensor) -> Tensor:
+        magnitudes = part.abs()
+        kept = magnitudes > self.threshold
+        equal = (magnitudes == self.threshold).nonzero().squeeze(1)[: self.spare]
+        kept[equal] = True
+        self.spare -= len(equal)
+        return part.where(kept, 0)
+
+
+def _trim(stored: Stored, file: Path, density: float) -> _Trim:
+    """The cut after the ⌈density · D⌉ largest magnitudes of one task, exact and without its vector in memory.
+
+    The bits of magnitudes, read as whole numbers, are in the order of the magnitudes. So each reading of the
+    file settles the next 16 bits of the one sought, by counting: two readings for float32, four for float64.
+    """
+    size = sum(math.prod(shape) for shape in stored.shapes.values())
+    spare = max(math.ceil(merging._entries(density, size)), 1)
+    whole = torch.int32 if stored.dtype == torch.float32 else torch.int64
+    found, places = 0, 1 << _DIGIT
+    for shift in range(torch.iinfo(whole).bits - _DIGIT, -1, -_DIGIT):
+        counts = torch.zeros(places, dtype=torch.int64)
+        for _, (start, end) in stored.walk([stored.files[0], file]):
+            bits = (end - start).abs().view(whole) >> shift
+            bits = bits[bits >> _DIGIT == found]  # those that agree with all that is settled
+            counts += torch.bincount(bits & (places - 1), minlength=places)
+        from_above = counts.flip(0).cumsum(0)
+        passed = int((from_above < spare).sum())
+        spare -= int(from_above[passed - 1]) if passed else 0
+        found = found << _DIGIT | places - 1 - passed
+    return _Trim(float(torch.tensor([found], dtype=whole).view(stored.dtype)), spare)

@@ -1,0 +1,320 @@
+"""The study of CLIP: what fits into a budget, going on after a stop, merging from files, its record."""
+
+import argparse
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+from taskvec_mini import merging, records
+from taskvec_mini.benchmarks import (
+    __main__ as command_line,
+)
+from taskvec_mini.benchmarks import (
+    _cli_record,
+    clip_plan,
+    clip_work,
+    study_clip,
+    study_merging,
+)
+from taskvec_mini.benchmarks.checkpoints import read_tensors
+from taskvec_mini.benchmarks.clip_plan import Pace
+from taskvec_mini.benchmarks.datasets import load_tasks
+from taskvec_mini.benchmarks.studies import STUDIES
+from taskvec_mini.vectors import TaskVector
+
+pytest.importorskip("open_clip")
+PACE = Pace(training=100.0, judging=1000.0, memory="memory on cpu: some")
+IMAGES = {"long": 60_000, "short": 3_000, "middle": 6_000, "even": 9_000}
+MOST = {"long": 4, "short": 9, "middle": 2, "even": 9}
+
+
+def data_folder():
+    """The folder of real images, or None."""
+    folder = Path(os.environ.get("TASKVEC_MINI_DATA") or ROOT.parent / "shared" / "data")
+    return folder if (folder / "mnist.npz").exists() else None
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+
+def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000):
+    return clip_plan.plan(
+        images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent
+    )
+
+
+def cost_of(names, epochs, done):
+    """Seconds by hand: 20 for judging a task, and every epoch that is not done."""
+    trained = sum(max(0, min(epochs, MOST[name]) - done.get(name, 0)) * IMAGES[name] / 100 for name in names)
+    return trained + 20 * len(names)
+
+
+@pytest.mark.parametrize("done", [{}, {"short": 2, "middle": 1}, dict.fromkeys(IMAGES, 1)])
+@pytest.mark.parametrize("seconds", [200, 370, 600, 1200, 3000, 9000])
+def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done):
+    plan = plan_of(seconds, done=done)
+    names, room = list(plan.images), 0.95 * seconds
+    assert cost_of(names, plan.epochs, done) <= room + 1e-9
+    assert names == sorted(names, key=IMAGES.get)
+    for name in set(IMAGES) - set(names):
+        assert cost_of([*names, name], 1, done) > room
+        assert name in plan.left_out
+    if plan.epochs < max(MOST[name] for name in names):
+        assert cost_of(names, plan.epochs + 1, done) > room
+        assert f"left out: epochs {plan.epochs + 1} to {max(MOST[name] for name in names)}" in str(plan)
+    assert plan.judging == pytest.approx(20 * len(names))
+
+
+def test_a_plan_says_images_minutes_and_what_is_left_out():
+    words = str(plan_of(400))
+    assert "minutes an epoch" in words
+    assert "3,000" in words
+    assert "left out: long (one epoch and its judging take 10.3 minutes more)" in words
+
+
+@pytest.mark.parametrize(("seconds", "spent"), [(60, 0.0), (150, 30.0)])
+def test_a_budget_too_small_for_two_tasks_says_how_much_it_takes(seconds, spent):
+    needed = (cost_of(["short", "middle"], 1, {}) + spent) / 0.95 / 60
+    with pytest.raises(ValueError, match=rf"of {seconds / 60:g} minutes is too small.*short and middle") as e:
+        plan_of(seconds, spent=spent)
+    assert f"take {needed:.1f} minutes" in str(e.value)
+    enough = math.floor(needed) + 1
+    assert f"--budget-minutes {enough} " in str(e.value)
+    assert list(plan_of(60 * enough, spent=spent).images)[:2] == ["short", "middle"]
+
+
+def test_one_task_is_no_merge():
+    with pytest.raises(ValueError, match="at least two tasks, got short"):
+        plan_of(1e6, images={"short": 3000})
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+def test_a_budget_is_above_zero(value):
+    with pytest.raises(ValueError, match="--budget-minutes must be"):
+        clip_plan.seconds_of(value)
+
+
+def test_images_judged_are_those_of_all_models_and_coefficients(monkeypatch):
+    monkeypatch.setattr(clip_work, "TEST", 10)
+    monkeypatch.setattr(clip_work, "VALIDATION", 1)
+    mean, regmean = (len(study_merging.RULES[rule][1]) for rule in clip_work.RULES)
+    assert clip_work.judged() == 10 + 2 * 10 + 2 * (10 + mean) + 2 * (10 + regmean)
+
+
+def test_the_hub_s_images_are_counted_without_fetching_them():
+    found = study_clip.sizes("hub", None, None)
+    assert list(found) == ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+    assert (found["mnist"], found["dtd"], found["svhn"]) == (55_000, 3_384, 68_257)
+
+
+@pytest.mark.parametrize(
+    ("suite", "names", "message"),
+    [
+        ("hub", ["dtd", "dtd"], "'dtd' is given twice"),
+        ("hub", ["dtt"], "did you mean 'dtd'"),
+        ("hub", ["scenes15"], "unknown task of the suite 'hub', 'scenes15'"),
+        ("hup", None, "did you mean 'hub'"),
+    ],
+)
+def test_names_are_checked_before_anything_is_loaded(suite, names, message):
+    with pytest.raises(ValueError, match=message):
+        study_clip.sizes(suite, names, None)
+
+
+# --- the run ---------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that pass only while somebody trains: ten for each new epoch, unless `lasts` has others."""
+
+    def __init__(self, finetune):
+        self.now, self.finetune, self.trained, self.lasts = 0.0, finetune, [], {}
+
+    def __call__(self):
+        return self.now
+
+    def train(self, backbone, head, task, *, folder, settings, **options):
+        if not (folder / f"epoch_{settings.epochs:03}.json").exists():
+            self.trained.append((task.name, settings.epochs))
+            self.now += self.lasts.get(len(self.trained), 10.0)
+        return self.finetune(backbone, head, task, folder=folder, settings=settings, **options)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and judging a task one."""
+    found = Clock(clip_work.finetune)
+    monkeypatch.setattr(clip_work, "finetune", found.train)
+    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=80))
+    monkeypatch.setattr(study_clip, "MOST", 3)
+    monkeypatch.setattr(study_clip, "CONVERGED", {})
+    for name, value in (("TEST", 60), ("VALIDATION", 30)):
+        monkeypatch.setattr(clip_work, name, value)
+    recipe = replace(clip_work.RECIPE, batch_size=40, learning_rate=1e-3)
+    monkeypatch.setattr(clip_work, "RECIPE", recipe)
+    pace = replace(PACE, training=8.0, judging=float(clip_work.judged()))
+    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+    return found
+
+
+def ask(folder, **changes):
+    """The options of the command line, for real images where there are any."""
+    data = data_folder()
+    given = {"suite": "bundle", "tasks": ["mnist", "gtsrb"]}
+    if data is None:
+        given = {"suite": "digits", "tasks": ["digits", "mirrored"]}
+    given |= {"budget_minutes": 10, "gpu": False, "runs": folder, "backbone": "tiny-clip", "data": data}
+    return argparse.Namespace(**(given | changes))
+
+
+def test_a_study_from_heads_to_its_record(tmp_path, clock, capsys):
+    study = study_clip.Clip(clock=clock)
+    asked = ask(tmp_path / "runs")
+    results = study.run(asked)
+    names = asked.tasks if asked.suite == "digits" else sorted(asked.tasks, key=results["images"].get)
+    assert sorted(results["tasks"]) == sorted(names)
+    assert results["epochs"] == [1, 3]
+    assert results["trained_epochs"] == dict.fromkeys(results["tasks"], 3)
+    assert [(row["rule"], row["epoch"]) for row in results["merged"]] == [
+        ("mean", 1), ("mean", 3), ("regmean_from_vectors", 1), ("regmean_from_vectors", 3)
+    ]  # fmt: skip
+    assert results["left_out"] == []
+    check_merge(tmp_path / "runs", results, results["merged"][1])
+    said = capsys.readouterr().err
+    assert "plan for 10 minutes" in said
+    assert "8 images/s in training" in said
+    assert said.index("memory on cpu: some") < said.index("epoch 1/1")
+    about = {"seeds": study.seeds, "settings": study.settings, "data": study.data}
+    written = records.write(tmp_path / "clip.json", results, command="record clip", seconds=1.0, **about)
+    assert records.read(tmp_path / "clip.json") == written
+    assert written["settings"]["speed"]["precision"] == "float32"
+    check_going_on(tmp_path / "runs", results, clock)
+
+
+def check_merge(folder, results, row):
+    """The row of a merge, counted again with vectors in memory and heads by hand."""
+    assert row["scaling_coef"] in study_merging.RULES["mean"][1]
+    start = read_tensors(folder / clip_work.PRETRAINED)[0]
+    vectors = []
+    for name in results["tasks"]:
+        end = read_tensors(folder / name / "epoch_003.safetensors")[0]
+        vectors.append(TaskVector.between(start, {key: end[key] for key in start}))
+    state = merging.mean(vectors).apply_to(start, row["scaling_coef"])
+    backbone = study_clip.clip.load_visual("tiny-clip")
+    backbone.model.load_state_dict(state)
+    asked = ask(folder)
+    tasks = load_tasks(results["tasks"], suite=asked.suite, folder=asked.data, limit=80)
+    for name, task in tasks.items():
+        head = study_clip.Head.load(folder / name / "head.safetensors")
+        with torch.no_grad():
+            embedded = backbone.model(backbone.prepare(task.test_images[:60]))
+        right = (embedded @ head.prototypes.T).argmax(1) == task.test_labels[:60]
+        assert row["test"][name] == pytest.approx(float(right.double().mean()), abs=1e-5)
+
+
+def check_going_on(folder, results, clock):
+    """Nothing is trained twice, and the numbers are the same; after a loss only what was lost is trained."""
+    clock.trained.clear()
+    again = study_clip.Clip(clock=clock).run(ask(folder))
+    assert clock.trained == []
+    assert again == results
+    name = results["tasks"][0]
+    shutil.rmtree(folder / name)
+    again = study_clip.Clip(clock=clock).run(ask(folder))
+    assert clock.trained == [(name, 1), (name, 2), (name, 3)]
+    for part in ("zero_shot", "individual", "merged", "train_accuracy"):
+        assert again[part] == results[part]
+
+
+def test_a_budget_ends_a_run_and_a_further_one_takes_it_up(tmp_path, clock):
+    folder = tmp_path / "runs"
+    first = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "a round that does not fit is not begun"
+    assert first["epochs"] == [1]
+    assert [each["what"] for each in first["left_out"]] == ["epochs 2 to 3"]
+    assert clock.now <= 36
+    clock.now, before = 0.0, list(clock.trained)
+    clock.trained.clear()
+    second = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [2, 2]
+    assert second["epochs"] == [1, 2]
+    assert second["zero_shot"] == first["zero_shot"]
+    assert second["merged"][0] == first["merged"][0]
+    assert len(before) == 2
+
+
+def test_an_epoch_that_takes_longer_than_planned_ends_the_round(tmp_path, clock):
+    clock.lasts = {3: 20.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=45 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 2]
+    assert results["epochs"] == [1], "only a round that all tasks have finished is merged"
+    assert "no time for epoch 2 of" in results["left_out"][-1]["why"]
+    assert {1, 2} == clip_work.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
+
+
+def test_only_the_first_and_the_last_round_stay_on_the_disk(tmp_path, clock):
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    assert [clip_work.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
+
+
+def test_another_encoder_needs_another_folder(tmp_path, clock):
+    study_clip.checkpoints.RunFolder(tmp_path, {"backbone": "other", "suite": "hub"}, ignore=frozenset())
+    with pytest.raises(ValueError, match=r"holds a run with backbone = 'other'.*use another folder"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+
+
+def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match=r"may take 2\.5 MB.*has 1\.0 MB free: give fewer --tasks"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+    assert clock.trained == []
+
+
+def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command_line.main(["record", "clip", "--gpu", "--runs", str(tmp_path)]) == 2
+    assert "torch sees no NVIDIA GPU here; in Colab choose one under Runtime" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("has_bfloat16", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_means_bfloat16_where_its_processor_has_it(monkeypatch, has_bfloat16, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bfloat16)
+    device, speed = study_clip.device_of(gpu=True)
+    assert (device.type, speed.precision) == ("cuda", precision)
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
+    line = (
+        "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored"
+    )
+    options = command_line.parser().parse_args([*line.split(), "--runs", str(tmp_path)])
+    command = _cli_record.command_of(options)
+    assert command == f"python -m taskvec_mini.benchmarks {line}"
+    again = command_line.parser().parse_args(command.split()[3:])
+    assert {**vars(again), "runs": tmp_path} == vars(options)
+
+
+@pytest.mark.parametrize("words", ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub"])
+def test_other_studies_refuse_the_options_of_this_one(capsys, words):
+    assert command_line.main(["record", "06_search", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"the study '06_search' takes no {words.split()[0]}, only clip does" in said
+
+
+def test_the_study_is_in_the_list():
+    assert isinstance(STUDIES["clip"], study_clip.Clip)
+    assert json.dumps(STUDIES["clip"].description)
+    assert set(study_clip.Clip.own_options) == set(_cli_record.OWN_OPTIONS)
