@@ -19,9 +19,9 @@ from taskvec_mini import TaskVector, merging, records
 from taskvec_mini.benchmarks import __main__ as command_line
 from taskvec_mini.benchmarks import (
     _cli_list,
-    _cli_parser,
     _cli_record,
     _cli_runs,
+    _cli_words,
     datasets,
     evaluation,
     studies,
@@ -68,7 +68,7 @@ def commands():
 @pytest.mark.parametrize("name", [None, "list", "finetune", "merge", "evaluate", "record", "throughput"])
 def test_the_examples_in_the_help_are_lines_that_parse(name):
     text = (command_line.parser() if name is None else commands()[name]).format_help()
-    examples = re.findall(rf"^  {_cli_parser.PROGRAM} (.*)$", text, re.MULTILINE)
+    examples = re.findall(rf"^  {_cli_words.PROGRAM} (.*)$", text, re.MULTILINE)
     assert name == "list" or len(examples) >= 2
     for example in examples:
         assert command_line.parser().parse_args(shlex.split(example)).command

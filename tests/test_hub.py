@@ -367,7 +367,9 @@ def test_a_second_process_that_was_slower_changes_nothing(digits, tmp_path):
     before = checksum(place / "images.npy"), (place / "about.json").stat().st_mtime_ns
     labels = hub_access.labels(SOURCES["mnist"], digits.parts, other_counts=False)
     about = {"class_names": list(DIGITS)}
-    hub_images.make(place, digits.parts, labels, SOURCES["mnist"], size=224, about=about, scratch=tmp_path)
+    hub_images.make(
+        place, digits.parts, labels, source=SOURCES["mnist"], size=224, about=about, scratch=tmp_path
+    )
     assert (checksum(place / "images.npy"), (place / "about.json").stat().st_mtime_ns) == before
     assert hub_images.leftovers(place) == []
 

@@ -131,6 +131,8 @@ def public(tree, prefix=""):
     """Name and node of the public functions and classes of a tree, with the methods of the latter."""
     for node in tree.body:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
+            if any(ast.unparse(each) == "overload" for each in node.decorator_list):
+                continue  # the documentation stands once, where the function is
             yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public(node, f"{node.name}.")

@@ -21,12 +21,14 @@ from taskvec_mini.benchmarks import (
     _cli_record,
     clip_plan,
     clip_work,
+    memory,
     study_clip,
     study_merging,
 )
 from taskvec_mini.benchmarks.checkpoints import read_tensors
 from taskvec_mini.benchmarks.clip_plan import Pace
 from taskvec_mini.benchmarks.datasets import load_tasks
+from taskvec_mini.benchmarks.speed import Speed
 from taskvec_mini.benchmarks.studies import STUDIES
 from taskvec_mini.vectors import TaskVector
 
@@ -293,6 +295,24 @@ def test_a_gpu_means_bfloat16_where_its_processor_has_it(monkeypatch, has_bfloat
     assert (device.type, speed.precision) == ("cuda", precision)
 
 
+def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
+    asked = []
+
+    def trainer(*_args, speed, **_options):
+        asked.append(speed.micro_batch_size)
+        if speed.micro_batch_size != 16:
+            raise memory.TooLittleMemoryError("too little", 16)
+        return argparse.Namespace(epoch=lambda epoch, _line: {"images_per_second": 10.0 * epoch}, memory="m")
+
+    monkeypatch.setattr(clip_plan, "Trainer", trainer)
+    backbone, recipe = study_clip.clip.load_visual("tiny-clip"), replace(clip_work.RECIPE, batch_size=4)
+    pace, speed = clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed())
+    assert asked == [None, 16]
+    assert speed == Speed(micro_batch_size=16)
+    assert (pace.training, pace.memory) == (20.0, "m"), "the first epoch warms up"
+    assert pace.judging > 0
+
+
 # --- the command line ------------------------------------------------------------------------------------
 
 
@@ -305,6 +325,26 @@ def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
     assert command == f"python -m taskvec_mini.benchmarks {line}"
     again = command_line.parser().parse_args(command.split()[3:])
     assert {**vars(again), "runs": tmp_path} == vars(options)
+
+
+def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=30))
+    monkeypatch.setattr(clip_work, "RECIPE", replace(clip_work.RECIPE, batch_size=10))
+    for module, name, value in (
+        (study_clip, "MOST", 1),
+        (clip_work, "TEST", 20),
+        (clip_work, "VALIDATION", 9),
+    ):
+        monkeypatch.setattr(module, name, value)
+    line = "record clip --budget-minutes 600 --backbone tiny-clip --suite digits --tasks digits mirrored"
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "clip.json")]
+    assert command_line.main([*line.split(), *where]) == 0
+    found = records.read(tmp_path / "clip.json")
+    assert found["command"] == f"python -m taskvec_mini.benchmarks {line}"
+    assert found["results"]["epochs"] == [1]
+    assert found["settings"]["pace"]["training_images_per_second"] > 0
+    assert set(found["data"]) == {"digits", "mirrored"}
+    assert "measured: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub"])

@@ -1,4 +1,4 @@
-"""The words of the command line: commands, options, and what `--help` says about them."""
+"""The command line: commands and options, with what `--help` says about each."""
 
 from __future__ import annotations
 
@@ -6,63 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from taskvec_mini.benchmarks import _cli_words
 from taskvec_mini.benchmarks._cli_throughput import add_speed, add_throughput
-
-PROGRAM = "python -m taskvec_mini.benchmarks"
-OVERVIEW = f"""examples:
-  {PROGRAM} list
-  {PROGRAM} finetune --tasks mnist gtsrb --epochs 3
-  {PROGRAM} merge --tasks mnist gtsrb --epoch 1 --rule task_arithmetic
-  {PROGRAM} evaluate --tune
-
-These four lines are a whole experiment: what there is; one encoder finetuned on each of two tasks; their
-task vectors after one epoch, added up; the merged model beside the pretrained and the finetuned ones.
-
-Texts instead of images? Add --suite text to finetune. No data on this machine? Add --suite digits: small
-real digits, which need no download."""
-FINETUNE = f"""examples:
-  {PROGRAM} finetune --tasks mnist gtsrb --epochs 3
-  {PROGRAM} finetune --suite digits --tasks digits mirrored --out local/digits
-  {PROGRAM} finetune --suite text --tasks sst2 trec6 --out local/texts
-  {PROGRAM} finetune --epochs 10 --learning-rate 1e-5 --schedule cosine --clip-norm 1
-  {PROGRAM} finetune --engine ray --address 10.0.0.1:6379 --out /shared/runs
-
-Each task gets a folder under --out, with a checkpoint for each epoch. Only the encoder is trained; the head
-(class prototypes under the pretrained encoder) is made first and stays frozen. A run that was stopped, at
-any moment, is taken up again by the same command and ends in the same weights. Other settings need another
---out. With --engine ray all machines must see --out and --data under the same paths; set OMP_NUM_THREADS,
-and every worker has so many threads and takes so many CPUs, or one GPU where there are any."""
-MERGE = f"""examples:
-  {PROGRAM} merge --tasks mnist gtsrb --epoch 1
-  {PROGRAM} merge --rule ties --option density=0.3 --out local/ties.safetensors
-
-The file holds one task vector; taskvec_mini.TaskVector.load(path) reads it. It is not scaled: `evaluate`
-chooses the scaling coefficient. `list` shows the rules with their options."""
-EVALUATE = f"""examples:
-  {PROGRAM} evaluate --tune
-  {PROGRAM} evaluate --vector local/ties.safetensors --scaling-coef 0.3
-
-The table has a row for each task: the accuracy of the pretrained encoder (zero-shot), of the one finetuned
-on this task (individual), of the merged one, and merged / individual (normalised). --tune tries a range of
-scaling coefficients and keeps the best mean accuracy on the validation part; the test part decides
-nothing."""
-RECORD = f"""examples:
-  {PROGRAM} list
-  {PROGRAM} record STUDY
-  {PROGRAM} record clip --budget-minutes 60 --gpu --runs drive/MyDrive/clip
-
-A study is a long experiment behind a chapter. Its record is one JSON file with the results and all that is
-needed to make them again: this command, the commit, versions, seeds, seconds, checksums of the data."""
-
-THROUGHPUT = f"""examples:
-  {PROGRAM} throughput
-  {PROGRAM} throughput --backbone ViT-B-32-quickgelu --images 256 --batch-size 64
-  {PROGRAM} throughput --backbone ViT-L-14-quickgelu --device cuda --precision bfloat16 --compile
-
-Finetunes on images of noise, in turn with a plain float32 loop over a DataLoader that opens every image by
-itself, and prints images a second of both and the share of the device's peak that the encoder's arithmetic
-takes. Nothing is downloaded: the weights are random."""
-
 
 SETTINGS = (  # of numbers; the defaults are those of `finetuning.Settings`, but for the learning rate
     ("learning-rate", float, "step size (default: 1e-4)"),
@@ -81,8 +26,10 @@ _LOOK: dict[str, Any] = {
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    words = "Finetune encoders on real tasks, merge what they learnt, and measure the result."
-    main = argparse.ArgumentParser(prog=PROGRAM, description=words, epilog=OVERVIEW, **_LOOK)
+    does = "Finetune encoders on real tasks, merge what they learnt, and measure the result."
+    main = argparse.ArgumentParser(
+        prog=_cli_words.PROGRAM, description=does, epilog=_cli_words.OVERVIEW, **_LOOK
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, does, epilog) in COMMANDS.items():
         sentence = f"{does[0].upper()}{does[1:]}."
@@ -294,9 +241,9 @@ def _add_epoch(command: argparse.ArgumentParser, words: str) -> None:
 
 COMMANDS = {
     "list": (_add_data, "show suites, tasks, backbones, merging rules and studies", None),
-    "finetune": (_add_finetune, "finetune an encoder on each of some tasks", FINETUNE),
-    "merge": (_add_merge, "merge the task vectors of some runs into one", MERGE),
-    "evaluate": (_add_evaluate, "measure a merged task vector on its tasks", EVALUATE),
-    "record": (_add_record, "run a study of the book and record it", RECORD),
-    "throughput": (_add_throughput, "measure how fast finetuning is on this machine", THROUGHPUT),
+    "finetune": (_add_finetune, "finetune an encoder on each of some tasks", _cli_words.FINETUNE),
+    "merge": (_add_merge, "merge the task vectors of some runs into one", _cli_words.MERGE),
+    "evaluate": (_add_evaluate, "measure a merged task vector on its tasks", _cli_words.EVALUATE),
+    "record": (_add_record, "run a study of the book and record it", _cli_words.RECORD),
+    "throughput": (_add_throughput, "measure how fast finetuning is on this machine", _cli_words.THROUGHPUT),
 }

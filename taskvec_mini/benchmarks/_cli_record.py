@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini import _checks, records
-from taskvec_mini.benchmarks._cli_parser import PROGRAM
+from taskvec_mini.benchmarks._cli_words import PROGRAM
 
 OWN_OPTIONS = ("budget_minutes", "gpu", "runs", "backbone", "suite", "tasks")  # of studies that name them
 _REPOSITORY = Path(__file__).resolve().parents[2]

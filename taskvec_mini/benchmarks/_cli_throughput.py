@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec_mini.benchmarks._cli_words import PROGRAM
+
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.speed import Speed
 
@@ -140,7 +142,6 @@ def text(found: dict[str, Any], options: argparse.Namespace) -> str:
 
 def command_of(options: argparse.Namespace) -> str:
     """The line that makes the record anew; where the record lies is left out."""
-    from taskvec_mini.benchmarks._cli_parser import PROGRAM
 
     words = [f"--{name} {getattr(options, name)}" for name in ("backbone", "images")]
     words += [f"--batch-size {options.batch_size} --passes {options.passes} --precision {options.precision}"]

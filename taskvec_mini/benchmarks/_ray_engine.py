@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from taskvec_mini.benchmarks import _ray_cluster, checkpoints
-from taskvec_mini.benchmarks.engines import Job, JobError, error_words
 from taskvec_mini.benchmarks.finetuning import Run
+from taskvec_mini.benchmarks.jobs import Job, JobError, error_words
 from taskvec_mini.benchmarks.parameters import checksum, state_of
 
 if TYPE_CHECKING:

@@ -166,7 +166,7 @@ def plan(
     epoch = {name: images[name] / pace.training for name in order}
     judging, room = judged / pace.judging, seconds * (1 - MARGIN) - spent
     first = {name: judging + (0.0 if done.get(name) else epoch[name]) for name in order}
-    chosen, used, left_out, later = [], 0.0, {}, ""
+    chosen, used, left_out = [], 0.0, {}
     for name in order:
         if used + first[name] <= room:
             chosen.append(name)
@@ -175,22 +175,32 @@ def plan(
             left_out[name] = f"one epoch and its judging take {first[name] / _SECONDS:.1f} minutes more"
     if len(chosen) < 2:
         _refuse(seconds, spent + sum(sorted(first.values())[:2]), order)
-    epochs, last = 1, max(most[name] for name in chosen)
-    while epochs < last:
-        more = sum(epoch[name] for name in chosen if most[name] > epochs and done.get(name, 0) <= epochs)
-        if used + more > room:
-            later = f"epochs {epochs + 1} to {last} (the next takes {more / _SECONDS:.1f} minutes more)"
-            break
-        epochs, used = epochs + 1, used + more
+    costs = {name: epoch[name] for name in chosen}
+    epochs, later = _rounds(costs, most, done, room - used)
     return Plan(
         images={name: images[name] for name in chosen},
-        seconds={name: epoch[name] for name in chosen},
+        seconds=costs,
         epochs=epochs,
         most={name: most[name] for name in chosen},
         judging=judging * len(chosen),
         left_out=left_out,
         later=later,
     )
+
+
+def _rounds(
+    costs: Mapping[str, float], most: Mapping[str, int], done: Mapping[str, int], room: float
+) -> tuple[int, str]:
+    """How many epochs of every task fit, of which the first is paid; and what the next would take."""
+    epochs, last = 1, max(most[name] for name in costs)
+    while epochs < last:
+        wanting = [name for name in costs if most[name] > epochs >= done.get(name, 0)]
+        more = sum(costs[name] for name in wanting)
+        if more > room:
+            words = f"the next takes {more / _SECONDS:.1f} minutes more"
+            return epochs, f"epochs {epochs + 1} to {last} ({words})"
+        epochs, room = epochs + 1, room - more
+    return epochs, ""
 
 
 def _refuse(seconds: float, shortest: float, order: list[str]) -> None:

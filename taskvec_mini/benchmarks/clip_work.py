@@ -193,4 +193,4 @@ class Work:
         files = [self._file(name, epoch) for name in names]
         merged = streaming.merged_vector(self.folder / PRETRAINED, files, rule=rule)
         start: Mapping[str, Tensor] = state_of(self.suite.backbone.model)
-        return self.suite.tuned(start, merged, study_merging.RULES[rule][1], names, recentre=0)
+        return self.suite.tuned(start, merged, study_merging.RULES[rule][1], names=names, recentre=0)

@@ -9,60 +9,20 @@ differently.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.finetuning import Run, finetune
-from taskvec_mini.benchmarks.parameters import FrozenHead
-from taskvec_mini.benchmarks.settings import Settings
-from taskvec_mini.benchmarks.speed import PLAIN, Speed
+from taskvec_mini.benchmarks import _ray_engine
+from taskvec_mini.benchmarks.finetuning import Run
+from taskvec_mini.benchmarks.jobs import Job, JobError, error_words
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.protocols import Encoder, Task
+    from taskvec_mini.benchmarks.protocols import Encoder
+
+__all__ = ["ENGINES", "Job", "JobError", "finetune_all"]
 
 ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One task to finetune on.
-
-    Attributes:
-        load: from the encoder as it is before finetuning to the frozen head and the task. It is called where
-            the training runs.
-        settings: optimiser, rate, epochs and so on.
-        folder: where checkpoints go; with Ray a folder that every machine sees under this path.
-        keep: the epochs whose parameters are kept; all by default.
-        speed: as in `finetuning.finetune`.
-    """
-
-    load: Callable[[Encoder], tuple[FrozenHead, Task]]
-    settings: Settings
-    folder: str | os.PathLike[str] | None = None
-    keep: Collection[int] | None = None
-    speed: Speed = PLAIN
-
-    def run(self, encoder: Encoder, *, progress: bool) -> Run:
-        """Finetune a copy of the encoder here and now; errors are those of `load` and of `finetune`."""
-        head, task = self.load(encoder)
-        return finetune(
-            encoder, head, task, settings=self.settings, folder=self.folder, keep=self.keep,
-            progress=progress, speed=self.speed,
-        )  # fmt: skip
-
-
-class JobError(RuntimeError):
-    """A task whose finetuning failed. `name` says which, `why` holds the kind of the error and its words."""
-
-    def __init__(self, name: str, why: str):
-        super().__init__(name, why)
-        self.name, self.why = name, why
-
-    def __str__(self) -> str:
-        return f"task {self.name!r}: {self.why}"
 
 
 def finetune_all(
@@ -113,6 +73,7 @@ def finetune_all(
         >>> from taskvec_mini.benchmarks.backbones import load_backbone
         >>> from taskvec_mini.benchmarks.datasets import load_tasks
         >>> from taskvec_mini.benchmarks.heads import prototype_head
+        >>> from taskvec_mini.benchmarks.settings import Settings
         >>> task = load_tasks(["digits"], suite="digits", limit=60)["digits"]
         >>> job = Job(
         ...     load=lambda encoder: (prototype_head(encoder, task), task),
@@ -130,23 +91,11 @@ def finetune_all(
     if gpus_per_worker is not None and _checks.finite_number("gpus_per_worker", gpus_per_worker) < 0:
         raise ValueError(f"gpus_per_worker must be at least 0, got {gpus_per_worker}")
     if engine == "ray":
-        from taskvec_mini.benchmarks import _ray_engine  # here, because it builds on this module
-
         return _ray_engine.finetune_all(backbone, jobs, workers, gpus_per_worker, address, retries, progress)
     for name, value in (("workers", workers), ("gpus_per_worker", gpus_per_worker), ("address", address)):
         if value is not None:
             raise ValueError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
     return _one_by_one(backbone, jobs, progress)
-
-
-def error_words(error: Exception) -> str:
-    """The kind of an error and its message.
-
-    Example:
-        >>> error_words(KeyError("digits"))
-        "KeyError: 'digits'"
-    """
-    return f"{type(error).__name__}: {error}"
 
 
 def _one_by_one(backbone: Callable[[], Encoder], jobs: Mapping[str, Job], progress: bool) -> dict[str, Run]:

@@ -156,7 +156,7 @@ def _make(offer: Offer, place: Path, size: int, scratch: Path, *, other_counts: 
     try:
         about["class_names"] = hub_access.class_names(source, parts)
         labels = hub_access.labels(source, parts, other_counts=other_counts)
-        found = hub_images.make(place, parts, labels, source, size=size, about=about, scratch=scratch)
+        found = hub_images.make(place, parts, labels, source=source, size=size, about=about, scratch=scratch)
     except ValueError as error:
         where = f"{source.repository} at revision {offer.revision}"
         raise ValueError(f"task {offer.name!r}, {where}: {error}") from error

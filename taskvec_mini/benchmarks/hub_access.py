@@ -32,7 +32,14 @@ class Offer:
 
 
 def ask(name: str, revision: str | None) -> Offer:
-    """What the Hub has of a task: one request, answered within seconds or an error that says why not."""
+    """What the Hub has of a task: one request, answered within seconds.
+
+    Raises:
+        PermissionError: if the data set wants a login.
+        ValueError: if it has no such revision.
+        FileNotFoundError: if it was moved, deleted or made private.
+        OSError: if the Hub cannot be asked.
+    """
     source, hub, errors = SOURCES[name], extra("huggingface_hub"), extra("huggingface_hub.errors")
     api, page = hub.HfApi(), f"https://huggingface.co/datasets/{source.repository}"
     what = f"task {name!r}: the data set {source.repository}"
@@ -184,7 +191,11 @@ def labels(source: Source, parts: Mapping[str, Any], *, other_counts: bool) -> A
 
 
 def extra(module: str) -> Any:
-    """A module of the extra "data", imported on use: it takes seconds, and nothing else needs it."""
+    """A module of the extra "data", imported on use: it takes seconds, and nothing else needs it.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -199,16 +199,17 @@ def _refuse(
         if peak is not None and peak <= room:
             break
         fits //= 2
-    raise too_little(free, images, fits, settings)
+    raise too_little(free, images, fits, settings=settings)
 
 
 def too_little(
-    why: str, images: int, smaller: int, settings: Settings, *, fits: str = "fits"
+    why: str, images: int, smaller: int, *, settings: Settings, fits: str = "fits"
 ) -> TooLittleMemoryError:
     """The error that names a smaller number: of a micro-batch, where the step can stay what it is.
 
     Example:
-        >>> error = too_little("cuda:0 has 900 MB free", 64, 16, Settings(learning_rate=0.1, epochs=1))
+        >>> settings = Settings(learning_rate=0.1, epochs=1)
+        >>> error = too_little("cuda:0 has 900 MB free", 64, 16, settings=settings)
         >>> str(error).partition(" (")[0]
         'cuda:0 has 900 MB free, too little for 64 at a time; micro_batch_size=16 fits'
     """

@@ -88,6 +88,7 @@ class Clip(study_data.Study):
         study_data.say(_words(planned, pace, speed, seconds, disk))
         loading = self.clock()
         suite = make_suite(both, backbone, kind, list(planned.images), options.data, folder)
+        del both  # the text encoder has done its work
         deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
         self.device, self.data = str(device), suite.data
         self.settings = {

@@ -75,12 +75,17 @@ class Suite:
         """Merge under a rule, tune λ on validation images, and measure on test images."""
         combine, coefs = RULES[rule]
         merged, start = combine(list(vectors.values())), state_of(self.backbone.model)
-        return self.tuned(start, merged, coefs, vectors, recentre=recentre)
+        return self.tuned(start, merged, coefs, names=vectors, recentre=recentre)
 
     def tuned(
-        self, start: Mapping[str, Tensor], merged: TaskVector, coefs: Sequence[float], names: Iterable[str],
-        *, recentre: int = RECENTRE,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        start: Mapping[str, Tensor],
+        merged: TaskVector,
+        coefs: Sequence[float],
+        *,
+        names: Iterable[str],
+        recentre: int = RECENTRE,
+    ) -> dict[str, Any]:
         """start + λ merged, for the λ with the best mean accuracy on validation images."""
         chosen = {name: self.tasks[name] for name in names}
         table = sweep(

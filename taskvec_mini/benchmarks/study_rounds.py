@@ -93,7 +93,7 @@ class Rounds(MergingStudy):
         )  # fmt: skip
         history, last = self._rounds(suite, each, rounds)
         before = dict(TaskVector(history[-2].theta, each.layout).items())
-        tuned = suite.tuned(before, last, RULES[self.rule][1], suite.tasks)
+        tuned = suite.tuned(before, last, RULES[self.rule][1], names=suite.tasks)
         return {"epochs": settings.epochs, "history": [_told(here) for here in history], "tuned": tuned}
 
     def _post_hoc(self, suite: Suite) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Rounds(MergingStudy):
         """
         vectors = [run.task_vector() for run in self._experts(suite).values()]
         merged, start = RULES[self.rule][0](vectors), state_of(suite.backbone.model)
-        tuned = suite.tuned(start, merged, RULES[self.rule][1], suite.tasks)
+        tuned = suite.tuned(start, merged, RULES[self.rule][1], names=suite.tasks)
         model = copy.deepcopy(suite.backbone.model)
         write_parameters(model, merged.apply_to(start, tuned["scaling_coef"]))
         backbone = replace(suite.backbone, name=f"{suite.backbone.name}-merged", model=model)

@@ -159,7 +159,7 @@ class Trainer:
                     line.add(seen, f"epoch {epoch}/{self.settings.epochs}")
         except torch.OutOfMemoryError as error:
             why, size = f"finetuning on {self.title} ran out of memory in epoch {epoch}", self.at_a_time
-            raise memory.too_little(why, size, size // 2, self.settings, fits="may fit") from error
+            raise memory.too_little(why, size, size // 2, settings=self.settings, fits="may fit") from error
         tally.look()
         if not all(bool(torch.isfinite(part).all()) for part in self.parameters.values()):
             raise DivergedError(self.title, epoch, tally.steps, math.nan, self.settings.learning_rate)

@@ -1,0 +1,65 @@
+"""One task to finetune on, as the engines take it, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from taskvec_mini.benchmarks.finetuning import Run, finetune
+from taskvec_mini.benchmarks.parameters import FrozenHead
+from taskvec_mini.benchmarks.settings import Settings
+from taskvec_mini.benchmarks.speed import PLAIN, Speed
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.protocols import Encoder, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One task to finetune on.
+
+    Attributes:
+        load: from the encoder as it is before finetuning to the frozen head and the task. It is called where
+            the training runs.
+        settings: optimiser, rate, epochs and so on.
+        folder: where checkpoints go; with Ray a folder that every machine sees under this path.
+        keep: the epochs whose parameters are kept; all by default.
+        speed: as in `finetuning.finetune`.
+    """
+
+    load: Callable[[Encoder], tuple[FrozenHead, Task]]
+    settings: Settings
+    folder: str | os.PathLike[str] | None = None
+    keep: Collection[int] | None = None
+    speed: Speed = PLAIN
+
+    def run(self, encoder: Encoder, *, progress: bool) -> Run:
+        """Finetune a copy of the encoder here and now; errors are those of `load` and of `finetune`."""
+        head, task = self.load(encoder)
+        return finetune(
+            encoder, head, task, settings=self.settings, folder=self.folder, keep=self.keep,
+            progress=progress, speed=self.speed,
+        )  # fmt: skip
+
+
+class JobError(RuntimeError):
+    """A task whose finetuning failed. `name` says which, `why` holds the kind of the error and its words."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(name, why)
+        self.name, self.why = name, why
+
+    def __str__(self) -> str:
+        return f"task {self.name!r}: {self.why}"
+
+
+def error_words(error: Exception) -> str:
+    """The kind of an error and its message.
+
+    Example:
+        >>> error_words(KeyError("digits"))
+        "KeyError: 'digits'"
+    """
+    return f"{type(error).__name__}: {error}"
