@@ -78,7 +78,13 @@ def check_paths(case, log_rate, epochs, scaling_coef, rungs):
         gap, drift = float(merge_gap(losses, theta, **run.options).norm()), run.true_drift
     except DivergedError:
         return
-    for rung in [make(run) for make in rungs]:
+    for make in rungs:
+        try:
+            rung = make(run)
+        except ValueError as error:
+            if "must be finite" in str(error):  # a curvature that overflowed promises nothing
+                continue
+            raise
         assert gap <= rung.gap * SLACK + 1e-13, rung
         assert drift <= rung.drift * SLACK + 1e-13, rung
 

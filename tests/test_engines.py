@@ -313,7 +313,11 @@ def test_an_interrupt_ends_all_workers():
     with pytest.raises(KeyboardInterrupt):
         ray.queue(3).run(3)
     ray = ScriptedRay(a=[None], b=[None])
-    ray.wait = lambda *_, **__: signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    ray.wait = interrupted
     with pytest.raises(KeyboardInterrupt):
         ray.queue(3).run(2)
     assert ray.cancelled == [("a", True), ("b", True)]
@@ -343,10 +347,7 @@ def test_the_cluster_gives_the_bits_of_one_machine(cluster, here, tmp_path, capf
 
 
 def test_nothing_is_reported_to_the_makers_of_ray(cluster):
-    from ray._private.usage import usage_lib
-
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert not usage_lib.usage_stats_enabled()
 
 
 def mortal(folder, marker):

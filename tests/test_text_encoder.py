@@ -148,6 +148,7 @@ def test_initial_weights_have_the_deviations_that_are_promised():
     model = PocketText()
     draw_weights(model, source())
     block = model.blocks[0]
+    model.requires_grad_(False)
     found = {"tokens": model.tokens.weight, "mix": block.mix.weight, "narrow": block.narrow.weight}
     expected = {"tokens": 1.0, "mix": 0.5 / 128**0.5, "narrow": 0.5 / 512**0.5}
     assert {name: float(part.std()) for name, part in found.items()} == pytest.approx(expected, rel=0.02)

@@ -76,6 +76,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)  # of the last epoch of a task, as measured
 
     def results(self) -> dict[str, Any]:
+        """Judged and merged after the first epoch and after the last that all tasks have."""
         names = self._first_epochs()
         late = self._later_epochs(names)
         epochs = sorted({1, late})

@@ -75,8 +75,8 @@ def nearness(length: int) -> Tensor:
     Example:
         >>> nearness(3)[0, 0]  # from each token, the one before counts most
         tensor([[-2., -4., -6.],
-                [ 0., -2., -4.],
-                [-2.,  0., -2.]])
+                [-0., -2., -4.],
+                [-2., -0., -2.]])
     """
     places = torch.arange(length, dtype=torch.float32)
     ahead = places[None, :] - places[:, None]  # how far the token that is looked at is ahead
@@ -112,8 +112,8 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     Example:
         >>> model = PocketText(vocabulary_size=50)
         >>> draw_weights(model, torch.Generator().manual_seed(0))
-        >>> round(float(model.tokens.weight.std()), 1), round(float(model.positions.std()), 2)
-        (1.0, 0.1)
+        >>> [round(float(part.detach().std()), 2) for part in (model.tokens.weight, model.positions)]
+        [1.01, 0.1]
     """
     for layer in model.modules():
         if isinstance(layer, PocketText):

@@ -87,7 +87,7 @@ class Clip(study_data.Study):
         disk = check_disk(folder, backbone.model, list(planned.images))
         study_data.say(_words(planned, pace, speed, seconds, disk))
         loading = self.clock()
-        suite = make_suite(both, backbone, kind, list(planned.images), options.data, folder)
+        suite = make_suite(both, backbone, kind, names=list(planned.images), data=options.data, folder=folder)
         del both  # the text encoder has done its work
         deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
         self.device, self.data = str(device), suite.data
@@ -148,7 +148,7 @@ def sizes(suite: str, names: Sequence[str] | None, data: Path | None) -> dict[st
 
 
 def make_suite(
-    both: nn.Module, backbone: Backbone, kind: str, names: Sequence[str], data: Path | None, folder: Path
+    both: nn.Module, backbone: Backbone, kind: str, *, names: Sequence[str], data: Path | None, folder: Path
 ) -> clip_work.ClipSuite:
     """The tasks with few validation images and their heads, which are kept in the folder.
 
