@@ -18,12 +18,10 @@ from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taskvec_mini import _checks, records
-from taskvec_mini.benchmarks import clip, mobilenet, text_encoder
+from taskvec_mini.benchmarks import _weights, clip, mobilenet, text_encoder
 from taskvec_mini.benchmarks.image_encoders import Backbone, Channels, embed
 from taskvec_mini.benchmarks.pocket import EMBEDDING, Pocket
 from taskvec_mini.benchmarks.text_encoder import TextBackbone
@@ -122,16 +120,13 @@ def _pocket(weights: Source) -> Backbone:
     remedy = "scripts/pretrain_pocket.py makes both"
     record = path.with_suffix(".json")
     for each in (path, record):
-        _check_exists(each, f"pocket's weights are {path.name} with the record {record.name}: {remedy}")
-    _check_sha256(path, str(records.read(record)["results"].get("sha256")), remedy)
+        _weights.check_exists(
+            each, f"pocket's weights are {path.name} with the record {record.name}: {remedy}"
+        )
+    _weights.check_sha256(path, str(records.read(record)["results"].get("sha256")), remedy)
     with torch.device("meta"):  # no weights are drawn, because all are read
         model = Pocket()
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-        model.load_state_dict(state, assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of pocket ({error}); {remedy}") from error
-    return _pocket_backbone("pocket", model)
+    return _pocket_backbone("pocket", _weights.read_into(model, path, name="pocket", remedy=remedy))
 
 
 def _random_pocket(weights: Source) -> Backbone:
@@ -164,22 +159,11 @@ def _mobilenet(weights: Source) -> Backbone:
             f"variable {DATA_VARIABLE} to the folder whose folder 'weights' holds them"
         )
     path = Path(weights) if weights is not None else Path(str(folder)) / "weights" / MOBILENET_WEIGHTS
-    _check_exists(
+    _weights.check_exists(
         path, f"mobilenet's weights: pass weights=, or set {DATA_VARIABLE} to the folder of the data"
     )
-    _check_sha256(path, _MOBILENET_SHA256, "copy it again")
+    _weights.check_sha256(path, _MOBILENET_SHA256, "copy it again")
     return Backbone("mobilenet", mobilenet.load_mobilenet(path), 64, _HALF, _HALF, mobilenet.FEATURES)
-
-
-def _check_exists(path: Path, purpose: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; {purpose}")
-
-
-def _check_sha256(path: Path, expected: str, remedy: str) -> None:
-    found = records.checksum(path)
-    if found != expected:
-        raise ValueError(f"{path} has the sha256 {found}, expected {expected}; {remedy}")
 
 
 # --- torchvision's -----------------------------------------------------------------------------------------
@@ -257,7 +241,7 @@ def _downloaded(name: str, published: Any) -> Any:
 
 def _read_pickle(name: str, path: Path, url: str) -> Any:
     """A file in torchvision's format; nothing in it can run code, because only tensors are read."""
-    _check_exists(path, f"fetch {url} and pass its path as weights=")
+    _weights.check_exists(path, f"fetch {url} and pass its path as weights=")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

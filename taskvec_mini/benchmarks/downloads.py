@@ -211,20 +211,27 @@ def _keep_archives(raw: Path, source: Source) -> None:
 
 def _explained(name: str, raw: Path, error: BaseException) -> OSError:
     """The error to raise: what failed, why, and what to do."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            return OSError(
-                cause.errno,
-                f"the disk is full while task {name!r} was being made in {raw} ({cause.strerror}); free some "
-                "space or give another folder, and call again",
-            )
-        cause = cause.__cause__ or cause.__context__
+    if full := full_disk(error):
+        return OSError(
+            full.errno,
+            f"the disk is full while task {name!r} was being made in {raw} ({full.strerror}); free some "
+            "space or give another folder, and call again",
+        )
     why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return OSError(
         f"task {name!r} could not be downloaded to {raw}: {why}; look at the network connection and call "
         "again (archives that arrived whole are kept), or take suite='digits', which needs no download"
     )
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The error of a full disk that is behind an error, or None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _torchvision(module: str) -> Any:

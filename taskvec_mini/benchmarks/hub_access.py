@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import re
 from collections.abc import Mapping
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from taskvec_mini.benchmarks._arrays import Array
+from taskvec_mini.benchmarks.downloads import full_disk
 from taskvec_mini.benchmarks.hub_tables import SOURCES, Source
 
 PARTS = ("train", "test")
 _TIMEOUT = 10.0  # seconds until an unanswered question to the Hub is an error
 _SPELLINGS = {"cra": "crab"}  # CIFAR-100's card has lost a letter
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -126,16 +125,12 @@ def _explained(offer: Offer, error: BaseException) -> OSError:
 
 def disk_full(offer: Offer, error: BaseException) -> OSError | None:
     """An error with the remedy where a full disk is behind an error, else None."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            return OSError(
-                cause.errno,
-                f"the disk is full while task {offer.name!r} was being made ({_words(cause)}); free some "
-                "space, give another folder, or set HF_HOME to a folder on a larger disk, and call again",
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
+    full = full_disk(error)
+    return full and OSError(
+        full.errno,
+        f"the disk is full while task {offer.name!r} was being made ({_words(full)}); free some "
+        "space, give another folder, or set HF_HOME to a folder on a larger disk, and call again",
+    )
 
 
 def class_names(source: Source, parts: Mapping[str, Any]) -> list[str]:

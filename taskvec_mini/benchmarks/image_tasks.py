@@ -85,6 +85,11 @@ def check_part(what: str, images: Tensor, labels: Tensor, *, classes: int) -> No
             f"{what}: {len(images)} images and labels of shape {tuple(labels.shape)}; "
             "give one label for each image, and at least one"
         )
+    check_labels(what, labels, classes)
+
+
+def check_labels(what: str, labels: Tensor, classes: int) -> None:
+    """A ValueError where a label has no class."""
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(
             f"{what}: labels run from {int(labels.min())} to {int(labels.max())} for {classes} classes; "

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taskvec_mini import records
+from taskvec_mini.benchmarks import _weights
 from taskvec_mini.benchmarks.pocket_text import (
     MAX_LENGTH,
     PADDING,
@@ -96,7 +95,7 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
         raise ImportError(
             'the package tokenizers cuts texts into tokens: python -m pip install "taskvec-mini[text]"'
         ) from error
-    _check_exists(Path(vocabulary))
+    _weights.check_exists(Path(vocabulary), _REMEDY)
     try:
         words = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
     except Exception as error:  # of no narrower kind: the library raises Exception itself
@@ -204,19 +203,13 @@ def pocket_text(weights: Source = None) -> TextBackbone:
     path = Path(weights) if weights is not None else WEIGHTS
     vocabulary, record = path.with_name(f"{path.stem}_vocabulary.json"), path.with_suffix(".json")
     for each in (path, vocabulary, record):
-        _check_exists(each)
+        _weights.check_exists(each, _REMEDY)
     results = records.read(record)["results"]
     for each, key in ((path, "sha256"), (vocabulary, "vocabulary_sha256")):
-        found = records.checksum(each)
-        if found != results.get(key):
-            raise ValueError(f"{each} has the sha256 {found}, expected {results.get(key)}; {_REMEDY}")
+        _weights.check_sha256(each, str(results.get(key)), _REMEDY)
     with torch.device("meta"):  # no weights are drawn, because all are read
         model = PocketText()
-    try:
-        state = {name: value.float() for name, value in load_file(path).items()}
-        model.load_state_dict(state, assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of pocket-text ({error}); {_REMEDY}") from error
+    model = _weights.read_into(model, path, name="pocket-text", remedy=_REMEDY)
     return TextBackbone("pocket-text", model, WIDTH, MAX_LENGTH, vocabulary, results["vocabulary_sha256"])
 
 
@@ -233,15 +226,10 @@ def random_pocket_text(weights: Source = None) -> TextBackbone:
     """
     if weights is not None:
         raise ValueError(f'"random-pocket-text" reads no weights, got {weights}; ask for "pocket-text"')
-    _check_exists(VOCABULARY)
+    _weights.check_exists(VOCABULARY, _REMEDY)
     with torch.device("meta"):
         model = PocketText()
     model.to_empty(device="cpu")
     draw_weights(model, torch.Generator().manual_seed(0))
     checksum = records.checksum(VOCABULARY)
     return TextBackbone("random-pocket-text", model, WIDTH, MAX_LENGTH, VOCABULARY, checksum)
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; {_REMEDY}")

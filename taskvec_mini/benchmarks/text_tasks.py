@@ -15,7 +15,7 @@ from torch import Tensor
 from taskvec_mini import _checks, records
 from taskvec_mini.benchmarks import splits, text_encoder, text_hub
 from taskvec_mini.benchmarks.backbones import DATA_VARIABLE
-from taskvec_mini.benchmarks.image_tasks import PARTS
+from taskvec_mini.benchmarks.image_tasks import PARTS, check_labels
 from taskvec_mini.benchmarks.text_hub import Rows
 from taskvec_mini.benchmarks.text_sources import BUNDLE, CLASSES, CORE, same_texts
 
@@ -104,11 +104,7 @@ def _check_part(what: str, tokens: Tensor, labels: Tensor, *, classes: int) -> N
         )
     if int(tokens.min()) < 0:
         raise ValueError(f"{what}: token ids must be at least 0, got {int(tokens.min())}; 0 is padding")
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(
-            f"{what}: labels run from {int(labels.min())} to {int(labels.max())} for {classes} classes; "
-            "number the classes from 0 and name each"
-        )
+    check_labels(what, labels, classes)
 
 
 def load_text_tasks(
