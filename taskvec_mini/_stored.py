@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,14 @@ class Stored:
 
     files: list[Path]
     shapes: dict[str, tuple[int, ...]]
-    dtype: torch.dtype
+    kinds: dict[str, str]  # dtypes as the files call them, of the same names
+    dtype: torch.dtype  # what all are read as
     carried: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Entries by name."""
+        return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
     def walk(self, files: Sequence[Path]) -> Iterator[tuple[str, list[Tensor]]]:
         """Name by name, one flat tensor (n,) of each file: mapped, so nobody may write into them.
@@ -42,15 +49,23 @@ class Stored:
                 for name in group:
                     yield name, [each.get_tensor(name).reshape(-1).to(self.dtype) for each in opened]
 
+    def tensors(self, name: str) -> list[Tensor]:
+        """One flat tensor (n,) of each file."""
+        found = []
+        for file in self.files:
+            with _opened(file) as opened:
+                found.append(opened.get_tensor(name).reshape(-1).to(self.dtype))
+        return found
+
     def carried_tensors(self) -> dict[str, Tensor]:
         with _opened(self.files[0]) as start:
             return {name: start.get_tensor(name).clone() for name in self.carried}
 
     def _groups(self) -> Iterator[list[str]]:
         group, total = [], 0
-        for name, shape in self.shapes.items():
+        for name, size in self.sizes.items():
             group.append(name)
-            total += math.prod(shape)
+            total += size
             if total >= _GROUP:
                 yield group
                 group, total = [], 0
@@ -82,10 +97,27 @@ def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: 
         _check_alike(contents, _contents(file), pretrained, file)
     dtypes = {name: _read_as(name, kind, carry) for name, (_, kind) in contents.items()}
     shapes = {name: contents[name][0] for name, dtype in dtypes.items() if dtype is not None}
-    if not any(math.prod(shape) for shape in shapes.values()):
-        raise ValueError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
+    kinds = {name: contents[name][1] for name in shapes}
     wide = torch.float64 if torch.float64 in dtypes.values() else torch.float32
-    return Stored(files, shapes, wide, tuple(name for name in contents if name not in shapes))
+    stored = Stored(files, shapes, kinds, wide, tuple(name for name in contents if name not in shapes))
+    if not any(stored.sizes.values()):
+        raise ValueError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
+    return stored
+
+
+def data_offsets(file: Path) -> dict[str, int]:
+    """Where the bytes of each tensor begin, from the start of a file that `stored_layout` has looked at.
+
+    The format: the length of the header in 8 bytes, the header in JSON, the tensors.
+    """
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return {
+        name: 8 + length + about["data_offsets"][0]
+        for name, about in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

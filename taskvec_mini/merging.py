@@ -108,13 +108,13 @@ def ties(
     counted = _checks.named_choice("election", elect, {"mass": False, "count": True})
     averaged = _checks.named_choice("combination", combine, {"mean": True, "sum": False})
     vectors = _matching(task_vectors)
-    masks = [_trim_mask(vector, density, per_tensor) for vector in vectors]
+    masks = None if density == 1 else [_trim_mask(vector, density, per_tensor) for vector in vectors]
 
     def merge(kept: Tensor) -> Tensor:
         elected = (kept.sign() if counted else kept).sum(0).sign()
-        agreeing = kept.where(kept.sign() == elected, 0)
-        voters = (agreeing != 0).sum(0).clamp(min=1) if averaged else 1
-        return agreeing.sum(0) / voters
+        agreeing = (kept * elected).clamp(min=0)  # the magnitudes of entries with the elected sign
+        voters = agreeing.sign().sum(0).clamp(min=1) if averaged else 1
+        return elected * agreeing.sum(0) / voters
 
     return _merged(_across(vectors, merge, masks), vectors[0])
 

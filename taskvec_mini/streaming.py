@@ -28,10 +28,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files, merging
+from taskvec_mini._pieces import Array, sum_vectors
 from taskvec_mini._stored import Path, Stored, stored_layout
 from taskvec_mini.vectors import TaskVector
 
@@ -46,8 +48,7 @@ RULES: dict[str, Callable[..., TaskVector]] = {
         merging.tsv, merging.regmean_from_vectors,
     )
 }  # fmt: skip
-_PIECE = 1 << 17  # entries summed at a time: a few buffers of them fit into a processor's cache
-_DIGIT = 16  # bits of a magnitude that one reading of the files settles
+_SUMS = ("mean", "task_arithmetic")
 
 
 def merge_files(
@@ -85,12 +86,12 @@ def merge_files(
     coef = _checks.finite_number("scaling_coef", scaling_coef)
     stored = stored_layout(pretrained, finetuned, integer_buffers)
     state = stored.carried_tensors()
-    for name, start, merged in _merged_parts(stored, rule, options):
-        part = merged.mul_(coef).add_(start)
-        if not _sum_is_finite(part):
-            _checks.check_finite(f"{name!r} of the merged model", part)
-        state[name] = part.view(stored.shapes[name])
-    state = {name: state[name] for name in sorted(state)}
+    function = _checked_rule(rule, options)
+    if rule in _SUMS:
+        state |= zip(stored.shapes, _parts(stored, _sum(stored, rule, coef)), strict=True)
+    else:
+        state |= _merged(stored, function, options, coef)
+    state = {name: state[name].view(stored.shapes.get(name, state[name].shape)) for name in sorted(state)}
     if out is not None:
         _files.write_tensors(out, state, {"format": "pt"})
     return state
@@ -109,35 +110,65 @@ def merged_vector(
     Arguments and errors are those of `merge_files`. What the rule holds besides is the vector twice over.
     """
     stored = stored_layout(pretrained, finetuned, integer_buffers)
-    sizes = {name: math.prod(shape) for name, shape in stored.shapes.items()}
-    flat = torch.empty(sum(sizes.values()), dtype=stored.dtype)
-    places = dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
-    for name, _, merged in _merged_parts(stored, rule, options):
-        places[name].copy_(merged)
+    function = _checked_rule(rule, options)
+    if rule in _SUMS:
+        flat = _sum(stored, rule, None)
+    else:
+        flat = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
+        merged = _merged(stored, function, options, None)
+        for place, (_, part) in zip(_parts(stored, flat), merged, strict=True):
+            place.copy_(part)
     return TaskVector(flat, list(stored.shapes.items()), stored.carried)
 
 
 # merging, tensor by tensor
 
 
-def _merged_parts(stored: Stored, rule: str, options: dict[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, pretrained entries (n,) and merged ones (n,); only the latter may be written to."""
-    merge = _merger(stored, rule, options)
+def _merged(
+    stored: Stored, function: Callable[..., TaskVector], options: dict[str, Any], coef: float | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name by name the entries (n,) of the merged task vector or, with a coefficient, of the merged model."""
+    merge = _merger(stored, function, options)
     for name, (start, *ends) in stored.walk(stored.files):
         merged = merge(name, start, ends) if len(start) else start.clone()
+        if coef is not None:
+            merged.mul_(coef).add_(start)
         if not _sum_is_finite(merged):
-            for file, part in zip(stored.files, [start, *ends], strict=True):
-                _checks.check_finite(f"{name!r} in {file}", part)
-            _checks.check_finite(f"{name!r} of the merged task vector", merged)
-        yield name, start, merged
+            _complain(stored, name, [start, *ends], merged, coef)
+        yield name, merged
 
 
-def _merger(stored: Stored, rule: str, options: dict[str, Any]) -> Merger:
-    function = _checks.named_choice("merging rule", rule, RULES)
-    _check_options(rule, function, options)
-    if rule in ("mean", "task_arithmetic"):
-        return partial(_summed, divisor=len(stored.files) - 1 if rule == "mean" else 1)
-    if rule == "ties" and not options.get("per_tensor", False):
+def _sum(stored: Stored, rule: str, coef: float | None) -> Tensor:
+    """The same, all entries (D,), of a rule that is a sum: it needs no tensor whole, so it is quicker."""
+    divisor = len(stored.files) - 1 if rule == "mean" else 1
+
+    def finish(total: Array, start: Array, merged: Array) -> None:
+        np.divide(total, divisor, out=total if coef is not None else merged)
+        if coef is not None:
+            total *= coef
+            np.add(total, start, out=merged)
+
+    flat, bad = sum_vectors(stored, finish)
+    for name, part in zip(stored.shapes, _parts(stored, flat), strict=True):
+        if name in bad:
+            _complain(stored, name, stored.tensors(name), part, coef)
+    return flat
+
+
+def _parts(stored: Stored, flat: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(flat, list(stored.sizes.values()))
+
+
+def _complain(stored: Stored, name: str, read: list[Tensor], merged: Tensor, coef: float | None) -> None:
+    """A ValueError about what is not finite: a file, or else what was made of the files."""
+    for file, part in zip(stored.files, read, strict=True):
+        _checks.check_finite(f"{name!r} in {file}", part)
+    what = "merged task vector" if coef is None else "merged model"
+    _checks.check_finite(f"{name!r} of the {what}", merged)
+
+
+def _merger(stored: Stored, function: Callable[..., TaskVector], options: dict[str, Any]) -> Merger:
+    if function is merging.ties and not options.get("per_tensor", False):
         merging.ties([TaskVector(torch.ones(1), [("", (1,))])], **options)  # checks them before a long read
         density = options.pop("density", inspect.signature(merging.ties).parameters["density"].default)
         trims = [_trim(stored, file, density) for file in stored.files[1:]]
@@ -145,24 +176,15 @@ def _merger(stored: Stored, rule: str, options: dict[str, Any]) -> Merger:
     return partial(_by_rule, partial(function, **options), stored, None)
 
 
-def _check_options(rule: str, function: Callable[..., TaskVector], options: dict[str, Any]) -> None:
+def _checked_rule(rule: str, options: dict[str, Any]) -> Callable[..., TaskVector]:
+    function = _checks.named_choice("merging rule", rule, RULES)
     signature = inspect.signature(function)
     known = list(signature.parameters)[1:]
     for option in options:
         if option not in known:
             raise TypeError(f"{rule} has no option {option!r}; its options: {', '.join(known) or 'none'}")
     signature.bind([], **options)  # a TypeError for one that has no default and is not given
-
-
-def _summed(name: str, start: Tensor, ends: list[Tensor], *, divisor: int) -> Tensor:
-    """Σ_t τ_t / divisor, in the dtype of the vectors: rounding of T terms, no buffers but one piece."""
-    total, room = torch.zeros_like(start), torch.empty_like(start[:_PIECE])
-    for first in range(0, len(start), _PIECE):
-        here = slice(first, first + _PIECE)
-        begin, sums = start[here], total[here]
-        for end in ends:
-            sums.add_(torch.sub(end[here], begin, out=room[: len(begin)]))
-    return total.div_(divisor)
+    return function
 
 
 def _by_rule(
@@ -179,6 +201,7 @@ def _by_rule(
         if not _sum_is_finite(part):
             _checks.check_finite(f"{name!r} in {stored.files[0]}", start)
             _checks.check_finite(f"{name!r} in {file}", end)
+            _checks.check_finite(f"{name!r} of the task vector of {file}", part)
     if trims is not None:
         parts = [trim.apply(part) for trim, part in zip(trims, parts, strict=True)]
     return function([TaskVector(part, [(name, stored.shapes[name])]) for part in parts]).flat
@@ -209,23 +232,13 @@ class _Trim:
 
 
 def _trim(stored: Stored, file: Path, density: float) -> _Trim:
-    """The cut after the ⌈density · D⌉ largest magnitudes of one task, exact and without its vector in memory.
-
-    The bits of magnitudes, read as whole numbers, are in the order of the magnitudes. So each reading of the
-    file settles the next 16 bits of the one sought, by counting: two readings for float32, four for float64.
-    """
-    size = sum(math.prod(shape) for shape in stored.shapes.values())
-    spare = max(math.ceil(merging._entries(density, size)), 1)
-    whole = torch.int32 if stored.dtype == torch.float32 else torch.int64
-    found, places = 0, 1 << _DIGIT
-    for shift in range(torch.iinfo(whole).bits - _DIGIT, -1, -_DIGIT):
-        counts = torch.zeros(places, dtype=torch.int64)
-        for _, (start, end) in stored.walk([stored.files[0], file]):
-            bits = (end - start).abs().view(whole) >> shift
-            bits = bits[bits >> _DIGIT == found]  # those that agree with all that is settled
-            counts += torch.bincount(bits & (places - 1), minlength=places)
-        from_above = counts.flip(0).cumsum(0)
-        passed = int((from_above < spare).sum())
-        spare -= int(from_above[passed - 1]) if passed else 0
-        found = found << _DIGIT | places - 1 - passed
-    return _Trim(float(torch.tensor([found], dtype=whole).view(stored.dtype)), spare)
+    """The cut after the ⌈density · D⌉ largest magnitudes of one task; one vector is in memory for it."""
+    magnitudes = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
+    walk = stored.walk([stored.files[0], file])
+    for place, (_, (start, end)) in zip(_parts(stored, magnitudes), walk, strict=True):
+        torch.sub(end, start, out=place).abs_()
+    count = max(math.ceil(merging._entries(density, len(magnitudes))), 1)
+    ranked = magnitudes.numpy()
+    ranked.partition(len(ranked) - count)
+    largest = ranked[-count:]  # its first entry is its smallest
+    return _Trim(float(largest[0]), count - int(np.count_nonzero(largest > largest[0])))

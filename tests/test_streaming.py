@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from small_vectors import noise, source
-from taskvec_mini import TaskVector, _files, _stored, merging, streaming
+from taskvec_mini import TaskVector, _files, _pieces, _stored, merging, streaming
 from taskvec_mini.benchmarks._cli_list import rules
 from taskvec_mini.streaming import merge_files, merged_vector
 
@@ -55,7 +55,7 @@ def four(tmp_path):
 def grouped(request, monkeypatch):
     if request.param == "tensor by tensor":
         monkeypatch.setattr(_stored, "_GROUP", 1)
-        monkeypatch.setattr(streaming, "_PIECE", 7)
+        monkeypatch.setattr(_pieces, "_PIECE", 7)
 
 
 RULES = [
@@ -146,6 +146,23 @@ def test_float64_stays_float64(tmp_path):
     first, *others = (each["w"] for each in states)
     assert {part.dtype for part in merged.values()} == {torch.float64}
     torch.testing.assert_close(merged["w"], first + 0.3 * (sum(others) - 2 * first), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_bits(tmp_path, monkeypatch, threads):
+    """Of tensors in four precisions, against sums in torch; pieces are shorter than tensors."""
+    monkeypatch.setattr(_pieces, "_PIECE", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    kinds = {"a": torch.float64, "b": torch.float32, "c": torch.float16, "d": torch.bfloat16}
+    states = [
+        {name: noise(53, seed=10 * seed + place).to(kind) for place, (name, kind) in enumerate(kinds.items())}
+        for seed in range(4)
+    ]
+    merged = merge_files(*write(tmp_path, states), rule="mean", scaling_coef=0.7)
+    for name, part in merged.items():
+        start, *ends = (each[name].double() for each in states)
+        total = (ends[0] - start) + (ends[1] - start) + (ends[2] - start)
+        assert torch.equal(part, total / 3 * 0.7 + start)
 
 
 def test_dare_draws_tensor_by_tensor(tmp_path):
@@ -259,6 +276,35 @@ def test_a_pretrained_file_that_diverged_is_named(four, rule):
     safetensors.torch.save_file(states[0], pretrained)
     with pytest.raises(ValueError, match=r"'proj' in .*0\.safetensors holds 1 value.*position \(3,\)"):
         merge_files(pretrained, finetuned, rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "call", "message"),
+    [
+        ("mean", merge_files, "'w' of the merged model holds 1"),
+        ("mean", merged_vector, "'w' of the merged task vector holds 1"),
+        ("tsv", merge_files, r"'w' of the task vector of .*1\.safetensors holds 1"),
+    ],
+)
+def test_a_difference_too_large_for_its_dtype_is_no_file_s_fault(tmp_path, rule, call, message):
+    states = [{"v": torch.ones(3), "w": torch.tensor([0.0, sign * 3e38])} for sign in (-1, 1)]
+    with pytest.raises(ValueError, match=message):
+        call(*write(tmp_path, states), rule=rule)
+
+
+def test_a_file_that_shrinks_while_it_is_read(four, monkeypatch):
+    pretrained, finetuned, _ = four
+    whole = _pieces.data_offsets
+
+    def and_then_cut(file):
+        offsets = whole(file)
+        if file == finetuned[1]:
+            os.truncate(file, file.stat().st_size - 2)
+        return offsets
+
+    monkeypatch.setattr(_pieces, "data_offsets", and_then_cut)
+    with pytest.raises(ValueError, match=r"2\.safetensors became shorter while it was read"):
+        merge_files(pretrained, finetuned)
 
 
 def test_a_file_given_twice(four):
