@@ -7,8 +7,10 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -22,12 +24,16 @@ from taskvec_mini.benchmarks import (
     _cli_record,
     _cli_runs,
     _cli_words,
+    clip,
+    clip_heads,
     datasets,
     evaluation,
+    jobs,
     studies,
 )
 from taskvec_mini.benchmarks.backbones import load_backbone
-from taskvec_mini.benchmarks.heads import prototype_head
+from taskvec_mini.benchmarks.clip_templates import TEMPLATES
+from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.settings import Settings
 
 TASKS = ["digits", "odd or even"]
@@ -178,7 +184,13 @@ def test_finetune_writes_a_run_a_task_and_what_they_share(runs):
             path.name for path in (runs / name).iterdir()
         }
     shared = json.loads((runs / "runs.json").read_text(encoding="utf-8"))
-    assert shared == {"suite": "digits", "backbone": "random-pocket", "limit": 60, "seed": 0}
+    assert shared == {
+        "suite": "digits",
+        "backbone": "random-pocket",
+        "heads": "prototypes",
+        "limit": 60,
+        "seed": 0,
+    }
 
 
 def contents(folder):
@@ -212,6 +224,7 @@ def test_more_epochs_go_on_from_those_that_are_there(runs, tmp_path, capsys):
         (["--limit", "61"], "holds runs with limit = 60, not 61; choose another folder with --out"),
         (["--seed", "1"], "holds runs with seed = 0, not 1"),
         (["--suite", "torchvision"], "holds runs with suite = 'digits', not 'torchvision'"),
+        (["--heads", "zero-shot"], "random-pocket has no text encoder, which zero-shot heads are made with"),
         (["--batch-size", "30"], "settings.batch_size = 20, but this run has 30; use another folder"),
     ],
 )
@@ -225,6 +238,97 @@ def test_runs_of_another_kind_need_another_folder(runs, capsys, words, message):
 def test_a_word_mistyped_leaves_no_folder_behind(tmp_path):
     assert finetune(tmp_path / "runs", "--tasks", "digts") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the heads of CLIP -----------------------------------------------------------------------------------
+
+
+def clip_runs(folder, *more):
+    words = ["--suite", "digits", "--backbone", "tiny-clip", "--limit", 60, "--device", "cpu"]
+    return call("finetune", *words, "--tasks", "digits", "mirrored", "--out", folder, *more)
+
+
+def prototypes_of(folder):
+    return {name: Head.load(folder / name / "head.safetensors").prototypes for name in ("digits", "mirrored")}
+
+
+@pytest.fixture
+def clip_tasks():
+    pytest.importorskip("open_clip")
+    return datasets.load_tasks(["digits", "mirrored"], suite="digits", limit=60)
+
+
+def test_encoders_of_clip_get_heads_from_texts_unless_told_otherwise(clip_tasks, tmp_path, capsys):
+    both = clip.load_clip("tiny-clip")
+    heads = {
+        name: clip_heads.zero_shot_head(both, task, templates=TEMPLATES["digits"])
+        for name, task in clip_tasks.items()
+    }
+    assert clip_runs(tmp_path / "texts") == clip_runs(tmp_path / "means", "--heads", "prototypes") == 0
+    for name, found in prototypes_of(tmp_path / "texts").items():
+        assert torch.equal(found, heads[name].prototypes)
+    for name, found in prototypes_of(tmp_path / "means").items():
+        assert torch.equal(found, prototype_head(load_backbone("tiny-clip"), clip_tasks[name]).prototypes)
+    for folder, kind, other in (("texts", "zero-shot", "prototypes"), ("means", "prototypes", "zero-shot")):
+        assert json.loads((tmp_path / folder / "runs.json").read_text())["heads"] == kind
+        before = contents(tmp_path / folder)
+        assert clip_runs(tmp_path / folder, "--heads", other) == 2
+        assert f"holds runs with heads = {kind!r}, not {other!r}" in capsys.readouterr().err
+        assert contents(tmp_path / folder) == before
+    path = tmp_path / "merged.safetensors"
+    assert call("merge", "--runs", tmp_path / "texts", "--out", path) == 0
+    words = ["--runs", tmp_path / "texts", "--vector", path, "--device", "cpu"]
+    assert call("evaluate", *words, "--scaling-coef", 0.5) == 0
+    zero_shot = evaluation.accuracies(load_backbone("tiny-clip"), heads, clip_tasks, split="test")
+    rows = rows_of(capsys.readouterr().out.partition("\n")[2])
+    assert {name: rows[name][0] for name in zero_shot} == pytest.approx(zero_shot, abs=6e-4)
+
+
+def test_a_folder_from_before_there_was_a_choice_has_prototypes(runs, tmp_path, capsys):
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    noted = json.loads((tmp_path / "runs.json").read_text(encoding="utf-8"))
+    del noted["heads"]
+    (tmp_path / "runs.json").write_text(json.dumps(noted), encoding="utf-8")
+    before = contents(tmp_path)
+    assert finetune(tmp_path) == finetune(tmp_path, "--heads", "prototypes") == 0
+    assert contents(tmp_path) == before
+    noted["backbone"] = "tiny-clip"
+    (tmp_path / "runs.json").write_text(json.dumps(noted), encoding="utf-8")
+    assert finetune(tmp_path, "--backbone", "tiny-clip") == 2
+    assert "holds runs with heads = 'prototypes', not 'zero-shot'" in capsys.readouterr().err
+
+
+def test_a_task_without_templates_is_told_before_anything_is_made(clip_tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(TEMPLATES, "digits")
+    assert clip_runs(tmp_path / "runs") == 2
+    said = capsys.readouterr().err
+    assert "there are no templates for the task 'digits', so it has no zero-shot head" in said
+    assert "take --heads prototypes for all" in said
+    assert list(tmp_path.iterdir()) == []
+    assert clip_runs(tmp_path / "runs", "--heads", "prototypes") == 0
+
+
+def test_the_text_encoder_is_gone_when_finetuning_begins(clip_tasks, tmp_path, monkeypatch):
+    loaded, there, load, train = [], [], clip.load_clip, jobs.finetune
+
+    def watched(*words, **more):
+        model = load(*words, **more)
+        loaded.append(weakref.ref(model.transformer))
+        return model
+
+    def finetuned(*words, **more):
+        there.append([each() is not None for each in loaded])
+        return train(*words, **more)
+
+    monkeypatch.setattr(clip, "load_clip", watched)
+    monkeypatch.setattr(jobs, "finetune", finetuned)
+    assert clip_runs(tmp_path) == 0
+    assert there == [[False], [False, False]]
+
+
+def test_the_kinds_of_heads_are_the_words_of_the_option():
+    heads = next(action for action in commands()["finetune"]._actions if action.dest == "heads")
+    assert tuple(heads.choices) == clip_heads.KINDS
 
 
 # --- merge -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from taskvec_mini import records
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks import _ray_cluster, _ray_engine
+from taskvec_mini.benchmarks import _ray_cluster, _ray_engine, clip_plan, clip_work, study_clip
 from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.datasets import load_tasks
-from taskvec_mini.benchmarks.engines import Job, JobError, finetune_all
+from taskvec_mini.benchmarks.engines import Job, JobError, finetune_all, opened
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.parameters import checksum, state_of
 from taskvec_mini.benchmarks.settings import Settings
@@ -411,8 +413,9 @@ def test_an_open_connection_cannot_take_another_address(cluster, tmp_path):
     assert cluster.is_initialized()
 
 
+@pytest.mark.parametrize("backbone", ["random-pocket", "tiny-clip"])
 def test_the_command_line_prints_and_writes_the_same_with_both_engines(
-    cluster, tmp_path, capsys, monkeypatch
+    cluster, tmp_path, capsys, monkeypatch, backbone
 ):
     monkeypatch.chdir(tmp_path)  # the paths are relative, and a worker has another working directory
     words = [
@@ -420,7 +423,7 @@ def test_the_command_line_prints_and_writes_the_same_with_both_engines(
         "--suite",
         "digits",
         "--backbone",
-        "random-pocket",
+        backbone,
         "--limit",
         "60",
         "--tasks",
@@ -438,3 +441,69 @@ def test_the_command_line_prints_and_writes_the_same_with_both_engines(
         assert tensors_of(tmp_path / "local" / name) == tensors_of(tmp_path / "ray" / name)
     assert command_line.main([*words, "--workers", "2"]) == 2
     assert "workers=2 is for engine='ray'" in capsys.readouterr().err
+
+
+def study_words(folder, *more):
+    """The study of CLIP on small digits, with its checkpoints in a folder and its record beside."""
+    words = "record clip --budget-minutes 600 --backbone tiny-clip --suite digits --tasks"
+    return [*words.split(), *TASKS, "--runs", str(folder), "--out", f"{folder}.json", *more]
+
+
+@pytest.fixture
+def short_study(monkeypatch):
+    """Two rounds, few images judged; workers train on what the settings of their job say."""
+    pytest.importorskip("open_clip")
+    pace = clip_plan.Pace(training=1000.0, judging=1000.0, memory="")
+    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+    recipe = replace(clip_work.RECIPE, learning_rate=1e-3, batch_size=200)
+    for module, name, value in (
+        (study_clip, "MOST", 3), (clip_work, "RECIPE", recipe),
+        (clip_work, "TEST", 100), (clip_work, "VALIDATION", 30),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+
+
+def test_the_study_of_clip_finds_on_a_cluster_what_one_machine_finds(
+    cluster, short_study, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)  # the paths are relative, and a worker has another working directory
+    found, asked, spread = [], [], _ray_engine.finetune_all
+
+    def watched(encoder, given, workers, *more):
+        asked.append((list(given), workers))
+        return spread(encoder, given, workers, *more)
+
+    monkeypatch.setattr(_ray_engine, "finetune_all", watched)
+    for folder, more in (("here", ()), ("there", ("--engine", "ray", "--workers", "2"))):
+        assert command_line.main(study_words(folder, *more)) == 0
+        found.append(records.read(tmp_path / f"{folder}.json"))
+        found[-1]["results"].pop("training_seconds")
+    assert found[1]["results"] == found[0]["results"]
+    assert found[0]["results"]["epochs"] == [1, 3]
+    assert [each["settings"].pop("workers") for each in found] == [1, 2]
+    assert found[1]["settings"] == found[0]["settings"]
+    assert found[1]["command"] == f"{found[0]['command']} --engine ray"
+    assert file_names(tmp_path / "there") == file_names(tmp_path / "here")
+    for name in ("", *TASKS):
+        assert tensors_of(tmp_path / "there" / name) == tensors_of(tmp_path / "here" / name)
+    assert [(sorted(names), workers) for names, workers in asked] == [(sorted(TASKS), 2)] * 3, "all rounds"
+    said = capfd.readouterr().err
+    assert "2 workers, each taken to be as fast as this machine" in said
+    assert cluster.is_initialized()
+    assert command_line.main(study_words("here", "--engine", "ray")) == 0, "a run may change its engine"
+    assert records.read(tmp_path / "here.json")["results"]["merged"] == found[0]["results"]["merged"]
+
+
+def test_an_opened_engine_tells_how_many_jobs_it_does_at_a_time(cluster):
+    for options, expected in (
+        ({"jobs": 8}, 2), ({"jobs": 1}, 1), ({"jobs": 8, "workers": 1}, 1), ({"jobs": 8, "workers": 9}, 2)
+    ):  # fmt: skip
+        with opened("ray", gpus_per_worker=0, **options) as at_a_time:
+            assert at_a_time == expected, options
+    with (
+        pytest.raises(ValueError, match=r"needs 1 CPUs .* and 1 GPUs on one machine"),
+        opened("ray", jobs=2, gpus_per_worker=1),
+    ):
+        pass
+    with pytest.raises(ValueError, match="workers=2 is for engine='ray'"), opened(jobs=2, workers=2):
+        pass

@@ -1,6 +1,7 @@
 """The options of speed change the rounding of a run, and nothing else of it."""
 
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -189,12 +190,40 @@ def test_only_whole_micro_batches_are_compiled(monkeypatch):
     assert torch.equal(run.task_vector().flat, plain.task_vector().flat)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_encoder_gives_the_same_numbers():
+@pytest.fixture
+def compiler():
+    """What is compiled in one test is forgotten before and after it, as in another process."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and neither g++ nor clang++ is here")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_compiled_encoder_gives_the_same_numbers(compiler):
     run = tiny_run(epochs=1, optimizer="sgd", speed=Speed(compile=True))
     torch._dynamo.reset()
     assert list(run.state()) == list(tiny_backbone().model.state_dict())
     assert apart(run.task_vector().flat, tiny_run(epochs=1, optimizer="sgd").task_vector().flat) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "speed", [Speed(compile=True), Speed(compile=True, precision="bfloat16", channels_last=True)]
+)
+def test_a_compiled_run_that_was_stopped_ends_at_the_same_bytes(tmp_path, compiler, speed):
+    """It is compiled anew when it goes on, and from parameters that lie elsewhere in memory."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny_run(folder=whole, epochs=2, speed=speed)
+    torch._dynamo.reset()
+    tiny_run(folder=stopped, epochs=1, speed=speed)
+    assert not (stopped / "epoch_002.safetensors").exists()
+    torch._dynamo.reset()
+    tiny_run(folder=stopped, epochs=2, speed=speed)
+    for name in ("epoch_001.safetensors", "epoch_002.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    ends = [load_file(folder / "latest.safetensors") for folder in (whole, stopped)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(part, ends[1][name]) for name, part in ends[0].items())
 
 
 # --- what is refused -------------------------------------------------------------------------------------

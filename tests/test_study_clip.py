@@ -1,6 +1,7 @@
 """The study of CLIP: what fits into a budget, going on after a stop, merging from files, its record."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from taskvec_mini.benchmarks import (
     _cli_record,
     clip_plan,
     clip_work,
+    engines,
+    jobs,
     memory,
     study_clip,
     study_merging,
@@ -47,30 +50,42 @@ def data_folder():
 # --- the plan --------------------------------------------------------------------------------------------
 
 
-def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000):
+def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1):
     return clip_plan.plan(
-        images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent
-    )
+        images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent,
+        workers=workers,
+    )  # fmt: skip
 
 
-def cost_of(names, epochs, done):
-    """Seconds by hand: 20 for judging a task, and every epoch that is not done."""
-    trained = sum(max(0, min(epochs, MOST[name]) - done.get(name, 0)) * IMAGES[name] / 100 for name in names)
-    return trained + 20 * len(names)
+def cost_of(names, epochs, done, workers=1):
+    """Seconds by hand: 20 for judging a task, and the rounds, each minute by minute with so many workers."""
+    seconds = 20 * len(names)
+    for epoch in range(1, epochs + 1):
+        left = [IMAGES[name] / 100 for name in names if MOST[name] >= epoch > done.get(name, 0)]
+        left.sort(reverse=True)
+        working = []
+        while left or working:
+            while left and len(working) < workers:
+                working.append(left.pop(0))
+            step = min(working)
+            seconds += step
+            working = [each - step for each in working if each > step]
+    return seconds
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
 @pytest.mark.parametrize("done", [{}, {"short": 2, "middle": 1}, dict.fromkeys(IMAGES, 1)])
 @pytest.mark.parametrize("seconds", [200, 370, 600, 1200, 3000, 9000])
-def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done):
-    plan = plan_of(seconds, done=done)
+def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done, workers):
+    plan = plan_of(seconds, done=done, workers=workers)
     names, room = list(plan.images), 0.95 * seconds
-    assert cost_of(names, plan.epochs, done) <= room + 1e-9
+    assert cost_of(names, plan.epochs, done, workers) <= room + 1e-9
     assert names == sorted(names, key=IMAGES.get)
     for name in set(IMAGES) - set(names):
-        assert cost_of([*names, name], 1, done) > room
+        assert cost_of([*names, name], 1, done, workers) > room
         assert name in plan.left_out
     if plan.epochs < max(MOST[name] for name in names):
-        assert cost_of(names, plan.epochs + 1, done) > room
+        assert cost_of(names, plan.epochs + 1, done, workers) > room
         assert f"left out: epochs {plan.epochs + 1} to {max(MOST[name] for name in names)}" in str(plan)
     assert plan.judging == pytest.approx(20 * len(names))
 
@@ -80,6 +95,15 @@ def test_a_plan_says_images_minutes_and_what_is_left_out():
     assert "minutes an epoch" in words
     assert "3,000" in words
     assert "left out: long (one epoch and its judging take 10.3 minutes more)" in words
+    assert "workers" not in words
+
+
+def test_a_plan_for_several_workers_says_how_long_a_round_of_theirs_takes():
+    words = str(plan_of(2000, workers=2))
+    assert "2 workers, each taken to be as fast as this machine, the longest epochs first: an" in words
+    assert "epoch of every task takes 10.0 minutes; all is judged here" in words
+    few = {name: IMAGES[name] for name in ("short", "middle", "even")}
+    assert "epoch of every task takes 1.5 minutes" in str(plan_of(2000, workers=3, images=few))
 
 
 @pytest.mark.parametrize(("seconds", "spent"), [(60, 0.0), (150, 30.0)])
@@ -153,8 +177,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and judging a task one."""
-    found = Clock(clip_work.finetune)
-    monkeypatch.setattr(clip_work, "finetune", found.train)
+    found = Clock(jobs.finetune)
+    monkeypatch.setattr(jobs, "finetune", found.train)
     monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=80))
     monkeypatch.setattr(study_clip, "MOST", 3)
     monkeypatch.setattr(study_clip, "CONVERGED", {})
@@ -174,6 +198,7 @@ def ask(folder, **changes):
     if data is None:
         given = {"suite": "digits", "tasks": ["digits", "mirrored"]}
     given |= {"budget_minutes": 10, "gpu": False, "runs": folder, "backbone": "tiny-clip", "data": data}
+    given |= dict.fromkeys(("engine", "workers", "address", "micro_batch_size"))
     return argparse.Namespace(**(given | changes))
 
 
@@ -262,9 +287,22 @@ def test_an_epoch_that_takes_longer_than_planned_ends_the_round(tmp_path, clock)
     assert {1, 2} == clip_work.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
 
 
+def test_the_next_round_is_expected_to_take_what_the_last_one_took(tmp_path, clock):
+    clock.lasts = {1: 20.0, 2: 20.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=70 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "30 seconds are left, and 40 are needed"
+    assert results["epochs"] == [1]
+
+
 def test_only_the_first_and_the_last_round_stay_on_the_disk(tmp_path, clock):
     results = study_clip.Clip(clock=clock).run(ask(tmp_path))
     assert [clip_work.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
+
+
+def test_a_task_that_may_go_on_keeps_its_optimiser(tmp_path, clock):
+    study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=56 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 2, 2]
+    assert len(list(tmp_path.rglob("latest.safetensors"))) == 2
 
 
 def test_another_encoder_needs_another_folder(tmp_path, clock):
@@ -276,9 +314,30 @@ def test_another_encoder_needs_another_folder(tmp_path, clock):
 def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
-    with pytest.raises(OSError, match=r"may take 2\.5 MB.*has 1\.0 MB free: give fewer --tasks"):
+    with pytest.raises(OSError, match=r"may take 2\.1 MB.*has 1\.0 MB free: give fewer --tasks"):
         study_clip.Clip(clock=clock).run(ask(tmp_path))
     assert clock.trained == []
+
+
+def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
+    tmp_path, clock, monkeypatch, capsys
+):
+    monkeypatch.setattr(study_clip, "MOST", 4)
+    sizes, replace_file = [], os.replace
+
+    def watched(part, path):  # a file is whole, and the old one is still there
+        sizes.append(sum(each.stat().st_size for each in tmp_path.rglob("*.safetensors*")))
+        replace_file(part, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    study_clip.Clip(clock=clock).run(ask(tmp_path))
+    copy = 4 * 33_280
+    heads = sum(path.stat().st_size for path in tmp_path.rglob("head.safetensors"))
+    found = [(size - heads) / copy for size in (max(sizes), sizes[-1])]
+    assert found[0] == pytest.approx(clip_work.copies([4, 4]), abs=0.5), "and file headers"
+    assert "checkpoints: up to 2.1 MB, 0 B of it is there" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
+    assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4
 
 
 def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys):
@@ -311,6 +370,38 @@ def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
     assert speed == Speed(micro_batch_size=16)
     assert (pace.training, pace.memory) == (20.0, "m"), "the first epoch warms up"
     assert pace.judging > 0
+    asked.clear()
+    with pytest.raises(memory.TooLittleMemoryError):
+        clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed(micro_batch_size=32))
+    assert asked == [32], "what was asked for is not replaced"
+
+
+# --- several workers -------------------------------------------------------------------------------------
+
+
+def test_the_tasks_of_a_round_are_begun_together_the_longest_first(tmp_path, clock, monkeypatch):
+    """Two workers in the plan; the calls of the engine are real, but a round lasts as long as planned."""
+    rounds, finetune_all = [], engines.finetune_all
+
+    def together(encoder, given, **options):
+        begin = clock.now
+        found = finetune_all(encoder, given, **options)
+        rounds.append([(name, job.settings.epochs) for name, job in given.items()])
+        clock.now = begin + 10.0 * math.ceil((clock.now - begin) / 20.0)
+        return found
+
+    monkeypatch.setattr(engines, "finetune_all", together)
+    monkeypatch.setattr(engines, "opened", lambda *_, **__: contextlib.nullcontext(2))
+    monkeypatch.setattr(study_clip, "load_tasks", lambda *words, **more: load_tasks(*words, **more, limit=80))
+    monkeypatch.setattr(study_clip, "CONVERGED", {"inverted": 1})
+    monkeypatch.setattr(study_clip, "sizes", lambda *_: {"digits": 60, "inverted": 80, "mirrored": 70})
+    words = {"suite": "digits", "tasks": ["digits", "inverted", "mirrored"], "data": None}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=38 / 60 / 0.95, **words))
+    first, second = [("inverted", 1), ("mirrored", 1), ("digits", 1)], [("mirrored", 2), ("digits", 2)]
+    assert rounds == [first, second]
+    assert clock.now == 30.0, "two workers need two turns for three tasks, and one for two"
+    assert results["epochs"] == [1, 2]
+    assert "no time for epoch 3 of digits, mirrored" in results["left_out"][-1]["why"]
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -318,13 +409,16 @@ def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
 
 def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
     line = (
-        "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored"
+        "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored "
+        "--micro-batch-size 16 --engine ray"
     )
-    options = command_line.parser().parse_args([*line.split(), "--runs", str(tmp_path)])
+    here = ["--runs", str(tmp_path), "--address", "10.0.0.1:6379", "--workers", "3"]
+    options = command_line.parser().parse_args([*line.split(), *here])
     command = _cli_record.command_of(options)
     assert command == f"python -m taskvec_mini.benchmarks {line}"
     again = command_line.parser().parse_args(command.split()[3:])
-    assert {**vars(again), "runs": tmp_path} == vars(options)
+    places = {"runs": tmp_path, "address": "10.0.0.1:6379", "workers": 3}
+    assert {**vars(again), **places} == vars(options)
 
 
 def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
@@ -336,18 +430,29 @@ def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
         (clip_work, "VALIDATION", 9),
     ):
         monkeypatch.setattr(module, name, value)
-    line = "record clip --budget-minutes 600 --backbone tiny-clip --suite digits --tasks digits mirrored"
+    line = (
+        "record clip --budget-minutes 600 --backbone tiny-clip --suite digits --tasks digits mirrored "
+        "--micro-batch-size 5"
+    )
     where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "clip.json")]
     assert command_line.main([*line.split(), *where]) == 0
     found = records.read(tmp_path / "clip.json")
     assert found["command"] == f"python -m taskvec_mini.benchmarks {line}"
     assert found["results"]["epochs"] == [1]
+    assert (found["settings"]["speed"]["micro_batch_size"], found["settings"]["workers"]) == (5, 1)
+    assert json.loads((tmp_path / "runs" / "digits" / "settings.json").read_text())["speed"] == {
+        "micro_batch_size": 5
+    }
     assert found["settings"]["pace"]["training_images_per_second"] > 0
     assert set(found["data"]) == {"digits", "mirrored"}
     assert "measured: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub"])
+@pytest.mark.parametrize(
+    "words",
+    ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub", "--engine ray", "--workers 2",
+     "--micro-batch-size 4"],
+)  # fmt: skip
 def test_other_studies_refuse_the_options_of_this_one(capsys, words):
     assert command_line.main(["record", "06_search", *words.split()]) == 2
     said = capsys.readouterr().err

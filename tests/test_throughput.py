@@ -43,6 +43,22 @@ def test_flops_of_the_tiny_encoder_are_those_of_its_convolution_and_its_layer():
     assert throughput.flops_per_image(tiny_backbone()) == 2 * (2 * (9 * 4 * 27) + 3 * (36 * 6))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_flops_of_a_convolution_in_groups(groups):
+    """Each channel sees those of its own group alone, forth and back."""
+    first, second = 16 * 8 * 3, 16 * 8 * (8 // groups) * 9
+    layers = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=groups, padding=1, bias=False)
+    backbone = Backbone("groups", nn.Sequential(*layers, nn.Flatten()), 4, (0, 0, 0), (1, 1, 1), 128)
+    assert throughput.flops_per_image(backbone) == 2 * (2 * first + 3 * second)
+
+
+def test_flops_of_a_transposed_convolution():
+    """Every number that comes in meets every weight of its channel."""
+    layers = nn.Conv2d(3, 8, 1, bias=False), nn.ConvTranspose2d(8, 4, 3, bias=False)
+    backbone = Backbone("up", nn.Sequential(*layers, nn.Flatten()), 4, (0, 0, 0), (1, 1, 1), 144)
+    assert throughput.flops_per_image(backbone) == 2 * (2 * 16 * 8 * 3 + 3 * 16 * 8 * 4 * 9)
+
+
 def test_flops_of_a_vision_transformer_hold_its_attention():
     pytest.importorskip("open_clip")
     tokens, width, layers = 16 + 1, 32, 2

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import importlib
+import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -13,10 +19,25 @@ import torch
 
 from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
-from taskvec_mini.benchmarks import backbones, checkpoints, downloads
+from taskvec_mini.benchmarks import (
+    _ray_cluster,
+    backbones,
+    checkpoints,
+    clip,
+    clip_plan,
+    clip_work,
+    downloads,
+    hub,
+    hub_access,
+    memory,
+    study_clip,
+    text_encoder,
+)
 from taskvec_mini.benchmarks._cli_shelf import Shelf
 from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE, load_tasks
 from taskvec_mini.benchmarks.heads import prototype_head
+from taskvec_mini.benchmarks.settings import Settings
+from taskvec_mini.benchmarks.speed import Speed
 from taskvec_mini.bounds import network_bounds
 from taskvec_mini.descent import finetune, gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten
@@ -104,6 +125,141 @@ def cut_checkpoint(folder: Path) -> object:
     return checkpoints.read_tensors(path)
 
 
+# --- CLIP ------------------------------------------------------------------------------------------------
+
+
+class ConnectError(Exception):
+    """As the network library of huggingface_hub has it."""
+
+
+NO_NETWORK = ConnectError("[Errno -2] Name or service not known")
+REVISION = "5a1c0ffee0"
+
+
+def without_gpu() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        return study_clip.device_of(gpu=True)
+
+
+def without_memory(most: int) -> object:
+    """The estimate of a run on a GPU that bears so many images at a time."""
+    gauge = SimpleNamespace(free=lambda: 14_200_000_000, peak=lambda call: call())
+    settings = Settings(learning_rate=1e-5, epochs=1)
+    return memory.estimate(
+        tiny_backbone().model, [], settings=settings, images=128, device=torch.device("cuda"),
+        probe=lambda images: None if images > most else 0, gauge=gauge,
+    )  # fmt: skip
+
+
+def memory_ends() -> object:
+    def hungry(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return tiny_run(task=tiny_task("mnist"), extra_loss=hungry, batch_size=128)
+
+
+def clip_without_network() -> object:
+    package = pytest.importorskip("huggingface_hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "try_to_load_from_cache", lambda *_: None)
+        patch.setattr(package, "get_hf_file_metadata", raising(NO_NETWORK))
+        return clip.load_clip("ViT-B-32-quickgelu")
+
+
+def damaged_weights(folder: Path) -> object:
+    (folder / "clip.safetensors").write_bytes(b"cut short")
+    return clip.load_clip("ViT-B-32-quickgelu", weights=folder / "clip.safetensors")
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> object:
+        raise error
+
+    return call
+
+
+def hub_refuses(folder: Path, kind: str) -> object:
+    """What becomes of an error of huggingface_hub (or of the network) when the data set is asked for."""
+    package = pytest.importorskip("huggingface_hub")
+    refusal = getattr(importlib.import_module("huggingface_hub.errors"), kind, None)
+    error = NO_NETWORK if refusal is None else refusal.__new__(refusal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package.HfApi, "dataset_info", raising(error))
+        return load_tasks(["dtd"], suite="hub", folder=folder / "data")
+
+
+def hub_has(name: str, *files: str) -> object:
+    siblings = [SimpleNamespace(rfilename=file, size=1) for file in files]
+    return hub_access._offer(name, hub.SOURCES[name], SimpleNamespace(siblings=siblings, sha=REVISION))
+
+
+def hub_gives(folder: Path, answer: object, *, free: int = 10**12) -> object:
+    """What becomes of the files of MNIST: an error on their way, or parts that are not the known ones."""
+    offer = hub_access.Offer("mnist", hub.SOURCES["mnist"], REVISION, {}, 18_000_000)
+    config = SimpleNamespace(HF_DATASETS_CACHE=folder / "cache")
+    fetched = raising(answer) if isinstance(answer, Exception) else lambda *_, **__: answer
+    library = SimpleNamespace(config=config, load_dataset=fetched)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_access, "ask", lambda *_: offer)
+        patch.setattr(hub_access, "extra", lambda _: library)
+        patch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        return load_tasks(["mnist"], suite="hub", folder=folder / "data")
+
+
+class Rows(dict):  # type: ignore[type-arg]
+    """One part of a data set, as far as its labels are asked for."""
+
+    def __init__(self, count: int):
+        super().__init__(label=[row % 10 for row in range(count)])
+        self.features = {"image": None, "label": SimpleNamespace(names=[str(digit) for digit in range(10)])}
+
+
+def damaged_images(folder: Path) -> object:
+    place = folder / "data" / "hub" / "dtd_224"
+    place.mkdir(parents=True)
+    (place / "images.npy").write_bytes(b"cut short")
+    sums = {"images.npy": hashlib.sha256(b"whole").hexdigest()}
+    (place / "about.json").write_text(json.dumps({"sha256": sums}))
+    return load_tasks(["dtd"], suite="hub", folder=folder / "data")
+
+
+def small_disk(folder: Path) -> object:
+    tower = clip.without_weights("ViT-B-32-quickgelu").get_submodule("visual")
+    eight = SimpleNamespace(most={name: study_clip.CONVERGED[name] for name in hub.EIGHT}, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_clip.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
+        return study_clip.check_disk(folder / "clip-runs", tower, eight)
+
+
+def planned(minutes: float) -> clip_plan.Plan:
+    images = {"dtd": 3_384, "cars": 7_330, "sun397": 17_865}
+    pace = clip_plan.Pace(training=10.0, judging=30.0, memory="")
+    told = {"judged": 20_000, "most": dict.fromkeys(images, 9), "done": {}}
+    return clip_plan.plan(images, pace=pace, seconds=60.0 * minutes, **told)
+
+
+def spent_budget(folder: Path) -> object:
+    words: dict[str, Any] = {"plan": planned(60), "deadline": 0.0, "clock": lambda: 1.0, "speed": Speed()}
+    nothing: Any = {"suite": None, "place": None}
+    return clip_work.Work(folder=folder / "clip-runs", **words, **nothing).results()
+
+
+def without_package(name: str, call: Callable[[], object]) -> object:
+    """A call where the import of a package fails, as Python words it."""
+
+    def missing(module: str, *rest: Any) -> object:
+        if module.partition(".")[0] == name:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        return found(module, *rest)
+
+    found = importlib.import_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib, "import_module", missing)
+        patch.setitem(sys.modules, name, None)  # for what is imported by a statement
+        return call()
+
+
 BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "keys": lambda _: TaskVector.between(START, {"weight": torch.zeros(2, 3), "scale": torch.zeros(2)}),
     "shapes": lambda _: between({"bias": torch.zeros(3)}),
@@ -146,14 +302,40 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
         tiny_backbone(), load_tasks(["digits"], suite="digits", limit=5)["digits"]
     ),
     "no record": lambda folder: records.read(folder / "06_search.json"),
+    "no GPU": lambda _: without_gpu(),
+    "no memory, fewer": lambda _: without_memory(40),
+    "no memory, none": lambda _: without_memory(0),
+    "memory ends": lambda _: memory_ends(),
+    "no network, CLIP": lambda _: clip_without_network(),
+    "CLIP cut short": damaged_weights,
+    "GELU": lambda _: clip.load_clip("ViT-B-32"),
+    "no network, hub": lambda folder: hub_refuses(folder, "no network"),
+    "gated": lambda folder: hub_refuses(folder, "GatedRepoError"),
+    "moved": lambda folder: hub_refuses(folder, "RepositoryNotFoundError"),
+    "other files": lambda _: hub_has("dtd", "README.md", "train.zip"),
+    "other counts": lambda folder: hub_gives(folder, {"train": Rows(59_000), "test": Rows(10_000)}),
+    "breaks off": lambda folder: hub_gives(folder, NO_NETWORK),
+    "small disk, hub": lambda folder: hub_gives(folder, {}, free=100_000_000),
+    "full disk, hub": lambda folder: hub_gives(folder, OSError(errno.ENOSPC, "No space left on device")),
+    "images cut short": damaged_images,
+    "small disk, runs": small_disk,
+    "small budget": lambda _: planned(10),
+    "spent budget": spent_budget,
+    "no open_clip": lambda _: without_package("open_clip", clip.tiny_clip),
+    "no datasets": lambda _: without_package("datasets", lambda: hub_access.extra("datasets")),
+    "no Ray": lambda _: without_package("ray", _ray_cluster.load_ray),
+    "no tokenizers": lambda _: without_package("tokenizers", text_encoder.load_tokenizer),
     "no direction": lambda _: TaskVector.between(START, START).cosine(TaskVector.between(START, START)),
 }
+
+
+KINDS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError)
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_message_is_quoted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
-    with pytest.raises((ValueError, TypeError, ArithmeticError, OSError)) as caught:
+    with pytest.raises(KINDS) as caught:
         BAD_CALLS[name](tmp_path)
     message = str(caught.value).replace(f"{tmp_path}/", "").replace(f"{tmp_path}\\", "")
     assert f"{caught.type.__name__}: {message}" in quoted()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,8 +12,8 @@ from typing import Any
 from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
 from taskvec_mini.benchmarks._cli_throughput import speed_of
-from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE
 from taskvec_mini.benchmarks.finetuning import Run, Settings
+from taskvec_mini.benchmarks.jobs import shared_folder
 from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 Load = Callable[[Encoder], tuple[Any, Task]]
@@ -50,9 +49,8 @@ def _here(
 def _away(
     options: argparse.Namespace, shelf: Shelf, tasks: Mapping[str, Task]
 ) -> tuple[Callable[[], Encoder], dict[str, Load]]:
-    """For workers, which have another working directory and other environment variables."""
-    given = options.data or os.environ.get(FOLDER_VARIABLE)
-    data = Path(given).expanduser().absolute() if given else None
+    """For workers."""
+    data = shared_folder(options.data)
     there = replace(shelf, folder=shelf.folder.absolute())
     words = argparse.Namespace(**{**vars(options), "data": data})
     return partial(encoder, options.backbone, words), {

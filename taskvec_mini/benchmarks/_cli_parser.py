@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini.benchmarks import _cli_words
-from taskvec_mini.benchmarks._cli_throughput import add_speed, add_throughput
+from taskvec_mini.benchmarks._cli_throughput import add_engine, add_micro_batch, add_speed, add_throughput
 
 SETTINGS = (  # of numbers; the defaults are those of `finetuning.Settings`, but for the learning rate
     ("learning-rate", float, "step size (default: 1e-4)"),
@@ -54,6 +54,13 @@ def _add_finetune(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the encoder; see `list` (default: pocket, for texts pocket-text)",
     )
+    command.add_argument(
+        "--heads",
+        choices=["zero-shot", "prototypes"],
+        help="what turns embeddings into classes, and stays frozen; zero-shot: CLIP's own, from texts about "
+        "the classes; prototypes: the mean training image, or text, of each class "
+        "(default: zero-shot for CLIP, prototypes for all other encoders)",
+    )
     _add_tasks(command, "all of the suite")
     command.add_argument(
         "--epochs", type=int, default=1, metavar="N", help="passes over the training part (default: 1)"
@@ -69,25 +76,7 @@ def _add_finetune(command: argparse.ArgumentParser) -> None:
     )
     _add_settings(command.add_argument_group("settings of finetuning"))
     add_speed(command.add_argument_group("speed; with another rounding a run is another run"))
-    _add_engine(command.add_argument_group("where it runs"))
-
-
-def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="local: one task after the other on this machine; ray: one task a worker of a Ray cluster, with "
-        "the same result (default: local)",
-    )
-    group.add_argument(
-        "--workers", type=int, metavar="N", help="of ray: tasks at a time (default: what there is room for)"
-    )
-    group.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="of ray: the cluster's head (default: a cluster on this machine while the command runs)",
-    )
+    add_engine(command.add_argument_group("where it runs"))
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
@@ -177,7 +166,9 @@ def _add_clip(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--budget-minutes", type=float, metavar="X", help="do what fits into so many (default: 60)"
     )
-    group.add_argument("--gpu", action="store_true", help="on an NVIDIA GPU, in bfloat16 where it has that")
+    group.add_argument(
+        "--gpu", action="store_true", help="on an NVIDIA GPU, one a worker; in bfloat16 where it has that"
+    )
     group.add_argument(
         "--runs",
         type=Path,
@@ -191,6 +182,9 @@ def _add_clip(group: argparse._ArgumentGroup) -> None:
         "--suite", choices=["hub", "bundle", "digits"], help="where the images come from (default: hub)"
     )
     _add_tasks(group, "the first eight of the suite")
+    add_micro_batch(group, "as many as fit the device")
+    add_engine(group)
+    group.set_defaults(engine=None)  # only what was asked for stands in the record's command
 
 
 def _add_throughput(command: argparse.ArgumentParser) -> None:

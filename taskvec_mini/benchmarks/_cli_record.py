@@ -11,7 +11,10 @@ from typing import Any
 from taskvec_mini import _checks, records
 from taskvec_mini.benchmarks._cli_words import PROGRAM
 
-OWN_OPTIONS = ("budget_minutes", "gpu", "runs", "backbone", "suite", "tasks")  # of studies that name them
+_PLACES = ("runs", "workers", "address")  # options that are about these machines
+OWN_OPTIONS = (  # of studies that name them
+    "budget_minutes", "gpu", "backbone", "suite", "tasks", "micro_batch_size", "engine", *_PLACES
+)  # fmt: skip
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -51,15 +54,22 @@ def record(options: argparse.Namespace, studies: Mapping[str, Any]) -> None:
 def command_of(options: argparse.Namespace) -> str:
     """The line that makes the record anew: where data, runs and record lie on this machine is left out.
 
+    So are the address of a cluster and the number of its workers: like the speed of the machines, that number
+    decides how many epochs fit into a budget, and changes no bit of those that do. The record's settings
+    hold it, beside the speed.
+
     Example:
         >>> command_of(argparse.Namespace(study="clip", data="anywhere", tasks=["dtd", "cars"], gpu=True))
         'python -m taskvec_mini.benchmarks record clip --gpu --tasks dtd cars'
     """
     words = [PROGRAM, "record", options.study]
     for name, value in _given(options).items():
-        if name != "runs":
+        if name not in _PLACES:
             values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [_option(name), *(f"{each:g}" if isinstance(each, float) else each for each in values)]
+            words += [
+                _option(name),
+                *(f"{each:g}" if isinstance(each, float) else str(each) for each in values),
+            ]
     return " ".join(words)
 
 

@@ -18,6 +18,8 @@ from taskvec_mini.benchmarks._cli_list import rules
 from taskvec_mini.benchmarks._cli_parser import SCALING_COEFS, SETTINGS
 from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
 from taskvec_mini.benchmarks._cli_throughput import speed_of
+from taskvec_mini.benchmarks.clip_heads import kind_of
+from taskvec_mini.benchmarks.clip_templates import templates_in
 from taskvec_mini.benchmarks.finetuning import Run, Settings
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.parameters import state_of
@@ -32,7 +34,8 @@ def finetune(options: argparse.Namespace) -> None:
     """Finetune the encoder on each task, each into a folder of its own, and print what was trained."""
     settings = settings_of(options)
     options.backbone = options.backbone or ("pocket-text" if options.suite in datasets.TEXTS else "pocket")
-    what = {name: getattr(options, name) for name in ("suite", "backbone", "limit", "seed")}
+    options.heads = kind_of(options.backbone, options.heads)
+    what = {name: getattr(options, name) for name in ("suite", "backbone", "heads", "limit", "seed")}
     shelf = Shelf.for_runs(options.out, what)
     backbone = encoder(options.backbone, options)
     tasks = datasets.load_tasks(
@@ -40,6 +43,9 @@ def finetune(options: argparse.Namespace) -> None:
     )
     speed_of(options).check(settings, backbone.device)
     _check_fit(backbone, tasks)
+    if options.heads == "zero-shot":
+        for name in tasks:
+            templates_in(options.suite, name)  # an error for the last task before the first is trained
     shelf.make()  # not before, so that a word mistyped leaves no folder behind
     before = {name: sum(epoch <= settings.epochs for epoch in shelf.epochs(name)) for name in tasks}
     runs = finetune_all(options, shelf, settings, backbone, tasks)

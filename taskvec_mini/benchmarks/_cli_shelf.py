@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks import backbones, checkpoints, datasets
+from taskvec_mini.benchmarks.clip_heads import kept_head, zero_shot_head
+from taskvec_mini.benchmarks.clip_templates import templates_in
 from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.parameters import checksum
 from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 _NAME = "runs.json"
+_BEFORE = {"heads": "prototypes"}  # what all runs had before there was a choice to note
 
 
 def encoder(name: str, options: argparse.Namespace) -> Encoder:
@@ -37,7 +41,7 @@ class Shelf:
 
     Attributes:
         folder: where it is; each task has a folder in it, by its name.
-        what: suite, backbone, limit and seed, which all runs share.
+        what: suite, backbone, heads (their kind), limit and seed, which all runs share.
     """
 
     folder: Path
@@ -55,7 +59,7 @@ class Shelf:
             if there.get(name) != value:
                 raise ValueError(
                     f"{folder} holds runs with {name} = {there.get(name)!r}, not {value!r}; "
-                    "choose another folder with --out"
+                    f"choose another folder with --out, or the same --{name} as there"
                 )
         return cls(folder, what)
 
@@ -76,7 +80,7 @@ class Shelf:
             raise FileNotFoundError(
                 f"{folder} holds no runs; make some with `finetune`, or name another folder"
             )
-        return cls(folder, checkpoints.read_json(folder / _NAME))
+        return cls(folder, _BEFORE | checkpoints.read_json(folder / _NAME))
 
     def chosen(self, names: Sequence[str] | None) -> list[str]:
         """The tasks asked for, by default all that have a finished epoch, in the order of their names.
@@ -140,8 +144,9 @@ class Shelf:
 
     def head(self, backbone: Encoder, task: Task) -> Head:
         """The frozen head of a task, made and kept at the first call."""
-        path = self.head_file(task.name)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            prototype_head(backbone, task).save(path)
-        return Head.load(path)
+        if self.what["heads"] == "prototypes":
+            return kept_head(self.head_file(task.name), task, partial(prototype_head, backbone))
+        # by name: the text encoder is in memory while the head is made, not while the encoder is finetuned
+        texts = templates_in(self.what["suite"], task.name)
+        make = partial(zero_shot_head, backbone.name, templates=texts, device=backbone.device)
+        return kept_head(self.head_file(task.name), task, make)

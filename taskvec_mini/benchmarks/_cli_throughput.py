@@ -1,4 +1,4 @@
-"""`throughput`: how fast finetuning is on this machine. And the words about speed that `finetune` shares."""
+"""`throughput`: how fast finetuning is on this machine. And words that other commands share."""
 
 from __future__ import annotations
 
@@ -24,17 +24,41 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
         default="float32",
         help="of matrix products; the parameters stay float32 (default: float32)",
     )
-    group.add_argument(
-        "--micro-batch-size",
-        type=int,
-        metavar="N",
-        help="so many in memory at a time; a step is still the mean over its batch (default: all of it)",
-    )
+    add_micro_batch(group, "all of it")
     group.add_argument(
         "--compile", action="store_true", help="translate the encoder with torch.compile first"
     )
     group.add_argument(
         "--channels-last", action="store_true", help="order of images and convolutions that suits GPUs"
+    )
+
+
+def add_micro_batch(group: argparse._ArgumentGroup, default: str) -> None:
+    """The option that splits a batch, with what happens without it."""
+    group.add_argument(
+        "--micro-batch-size",
+        type=int,
+        metavar="N",
+        help=f"so many in memory at a time; a step is still the mean over its batch (default: {default})",
+    )
+
+
+def add_engine(group: argparse._ArgumentGroup) -> None:
+    """The options of `engines.finetune_all`, for a group of a command."""
+    group.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local: one task after the other on this machine; ray: one task a worker of a Ray cluster, with "
+        "the same result (default: local)",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="of ray: tasks at a time (default: what there is room for)"
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of ray: the cluster's head (default: a cluster on this machine while the command runs)",
     )
 
 

@@ -18,12 +18,13 @@ FINETUNE = f"""examples:
   {PROGRAM} finetune --tasks mnist gtsrb --epochs 3
   {PROGRAM} finetune --suite digits --tasks digits mirrored --out local/digits
   {PROGRAM} finetune --suite text --tasks sst2 trec6 --out local/texts
+  {PROGRAM} finetune --suite hub --backbone ViT-B-32-quickgelu --learning-rate 1e-5
   {PROGRAM} finetune --epochs 10 --learning-rate 1e-5 --schedule cosine --clip-norm 1
   {PROGRAM} finetune --engine ray --address 10.0.0.1:6379 --out /shared/runs
 
 Each task gets a folder under --out, with a checkpoint for each epoch. Only the encoder is trained; the head
-(class prototypes under the pretrained encoder) is made first and stays frozen. A run that was stopped, at
-any moment, is taken up again by the same command and ends in the same weights. Other settings need another
+(--heads) is made first, under the pretrained encoder, and stays frozen. A run that was stopped, at any
+moment, is taken up again by the same command and ends in the same weights. Other settings need another
 --out. With --engine ray all machines must see --out and --data under the same paths; set OMP_NUM_THREADS,
 and every worker has so many threads and takes so many CPUs, or one GPU where there are any."""
 MERGE = f"""examples:
@@ -44,9 +45,14 @@ RECORD = f"""examples:
   {PROGRAM} list
   {PROGRAM} record STUDY
   {PROGRAM} record clip --budget-minutes 60 --gpu --runs drive/MyDrive/clip
+  {PROGRAM} record clip --gpu --engine ray --address 10.0.0.1:6379 --runs /shared/clip
 
 A study is a long experiment behind a chapter. Its record is one JSON file with the results and all that is
-needed to make them again: this command, the commit, versions, seeds, seconds, checksums of the data."""
+needed to make them again: this command, the commit, versions, seeds, seconds, checksums of the data.
+
+The study `clip` trains first one epoch of every task, then a second one, and so on within its budget. With
+--engine ray the epochs of a round are spread over the workers of a cluster, and every machine must see --runs
+and --data under the same paths."""
 THROUGHPUT = f"""examples:
   {PROGRAM} throughput
   {PROGRAM} throughput --backbone ViT-B-32-quickgelu --images 256 --batch-size 64

@@ -104,12 +104,15 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def check_room(ray: Any, num_cpus: int, num_gpus: float) -> None:
-    """A ValueError where a worker fits on no machine: Ray would wait for one for ever."""
+def check_room(ray: Any, num_cpus: int, num_gpus: float) -> int:
+    """How many workers fit the machines; a ValueError where none does: Ray would wait for one for ever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(each.get("CPU", 0) >= num_cpus and each.get("GPU", 0) >= num_gpus for each in machines):
+    needs = {"CPU": num_cpus, "GPU": num_gpus}
+    fit = sum(min(int(m.get(what, 0) / size) for what, size in needs.items() if size) for m in machines)
+    if not fit:
         found = "; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in machines)
         raise ValueError(
             f"a worker needs {num_cpus} CPUs (one a thread) and {num_gpus:g} GPUs on one machine, but the "
             f"machines have: {found}; set OMP_NUM_THREADS to fewer threads, or gpus_per_worker to fewer GPUs"
         )
+    return fit

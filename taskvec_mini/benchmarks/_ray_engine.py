@@ -64,21 +64,28 @@ def finetune_all(
 ) -> dict[str, Run]:
     """See `engines.finetune_all`, which checks the arguments."""
     placed = _placed(jobs)
+    with opened(len(jobs), workers, gpus, address) as (ray, needs, _), _marked(placed) as mark:
+        pretrained = state_of(backbone().model)
+        # with retries of its own Ray would say nothing, and never give up where memory runs out
+        work = ray.remote(_work).options(max_retries=0, scheduling_strategy="SPREAD", **needs)
+        given = ray.put(backbone), _Rules(mark, checksum(pretrained), torch.get_num_threads())
+        start = {name: partial(work.remote, job, *given) for name, job in placed.items()}
+        _Queue(ray, start, retries, _Watch(placed, progress)).run(workers or len(jobs))
+    return {name: _read(job, pretrained) for name, job in jobs.items()}
+
+
+@contextlib.contextmanager
+def opened(
+    jobs: int, workers: int | None, gpus: float | None, address: str | None
+) -> Iterator[tuple[Any, dict[str, Any], int]]:
+    """Ray, connected; what each worker takes of a machine; and how many workers there is room for."""
     ray, threads = _ray_cluster.load_ray(), torch.get_num_threads()
     address = _ray_cluster.find(ray, address)
-    pretrained = state_of(backbone().model)
-    room = _ray_cluster.room(workers, len(jobs), threads)
-    with _ray_cluster.connected(ray, address, room * threads):
+    cpus = _ray_cluster.room(workers, jobs, threads) * threads
+    with _ray_cluster.connected(ray, address, cpus):
         each = (1.0 if ray.cluster_resources().get("GPU") else 0.0) if gpus is None else gpus
         needs: dict[str, Any] = {"num_cpus": 1 if each else threads, "num_gpus": each}
-        _ray_cluster.check_room(ray, **needs)
-        with _marked(placed) as mark:
-            # with retries of its own Ray would say nothing, and never give up where memory runs out
-            work = ray.remote(_work).options(max_retries=0, scheduling_strategy="SPREAD", **needs)
-            given = ray.put(backbone), _Rules(mark, checksum(pretrained), threads)
-            start = {name: partial(work.remote, job, *given) for name, job in placed.items()}
-            _Queue(ray, start, retries, _Watch(placed, progress)).run(workers or len(jobs))
-    return {name: _read(job, pretrained) for name, job in jobs.items()}
+        yield ray, needs, _ray_cluster.check_room(ray, **needs)
 
 
 def _placed(jobs: Mapping[str, Job]) -> dict[str, Job]:

@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taskvec_mini import _checks
 from taskvec_mini.benchmarks import clip
 from taskvec_mini.benchmarks.clip_templates import templates_for, words_for
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.protocols import Task
 
+KINDS = ("zero-shot", "prototypes")
 
-def zero_shot_head(model: str | nn.Module, task: Task, *, templates: Sequence[str] | None = None) -> Head:
+
+def kind_of(backbone: str, wanted: str | None = None) -> str:
+    """The kind of head an encoder gets: the one wanted, else zero-shot for CLIP's, prototypes for others.
+
+    Raises:
+        ValueError: if there is no such kind, or zero-shot is wanted of an encoder that has no text side.
+
+    Example:
+        >>> kind_of("tiny-clip"), kind_of("tiny-clip", "prototypes"), kind_of("pocket")
+        ('zero-shot', 'prototypes', 'prototypes')
+    """
+    clip.refuse_gelu(backbone)
+    if wanted is None:
+        return "zero-shot" if backbone in clip.PARAMETERS else "prototypes"
+    _checks.named_choice("kind of heads", wanted, dict.fromkeys(KINDS))
+    if wanted == "zero-shot" and backbone not in clip.PARAMETERS:
+        raise ValueError(
+            f"{backbone} has no text encoder, which zero-shot heads are made with; take --heads prototypes, "
+            f"or one of CLIP's encoders: {', '.join(clip.PARAMETERS)}"
+        )
+    return wanted
+
+
+def kept_head(path: Path, task: Task, make: Callable[[Task], Head]) -> Head:
+    """The head of a task in a file; where there is none yet, it is made and written there.
+
+    A head is made once: on another machine it would differ in the last bits, and be another run's.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if the file is damaged.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(task).save(path)
+    return Head.load(path)
+
+
+def zero_shot_head(
+    model: str | nn.Module,
+    task: Task,
+    *,
+    templates: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Head:
     """The frozen head of a task from texts alone (Radford et al. 2021, arXiv:2103.00020, section 3.1).
 
     Each class fills every template; the texts are embedded and brought to length one; the direction of their
@@ -27,6 +74,7 @@ def zero_shot_head(model: str | nn.Module, task: Task, *, templates: Sequence[st
             machines that shall not load the text encoder.
         task: the names of its classes are read, and with its own name our templates are looked up.
         templates: texts with one `{}`, where the class goes; by default those of `clip_templates`.
+        device: where a model that is loaded by name embeds the texts.
 
     Raises:
         ValueError: if there is no such model, there are no templates for the task, one has not exactly one
@@ -42,15 +90,14 @@ def zero_shot_head(model: str | nn.Module, task: Task, *, templates: Sequence[st
         torch.Size([10, 32])
     """
     texts = templates_for(task, templates)  # before a model is loaded, which takes time
-    both: Any = clip.load_clip(model) if isinstance(model, str) else model
+    both: Any = clip.load_clip(model).to(device) if isinstance(model, str) else model
     if not hasattr(both, "encode_text"):
         raise TypeError(
             f"a zero-shot head needs both encoders of a CLIP model, got {type(both).__name__}; "
             "clip.load_clip(name) loads them"
         )
-    device = next(both.parameters()).device
     columns: Tensor = clip.open_clip().build_zero_shot_classifier(
-        both, _tokenizer(both.context_length), words_for(task), texts, device=device
+        both, _tokenizer(both.context_length), words_for(task), texts, device=next(both.parameters()).device
     )
     prototypes = columns.T.float().contiguous()
     return Head(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Plan:
         judging: seconds for accuracies and coefficients.
         left_out: the tasks that do not fit, and why.
         later: the epochs that do not fit, in words; empty where all do.
+        workers: how many tasks are trained at a time.
     """
 
     images: dict[str, int]
@@ -60,6 +61,7 @@ class Plan:
     judging: float
     left_out: dict[str, str]
     later: str = ""
+    workers: int = 1
 
     def __str__(self) -> str:
         rows = [
@@ -74,7 +76,16 @@ class Plan:
         left_out = [f"left out: {what} ({why})" for what, why in self.left_out.items()]
         later = [f"left out: {self.later}"] if self.later else []
         judging = f"judging: {self.judging / _SECONDS:.1f} minutes"
-        return "\n".join([scores.table(rows), judging, *left_out, *later])
+        return "\n".join([scores.table(rows), *self._side_by_side(), judging, *left_out, *later])
+
+    def _side_by_side(self) -> list[str]:
+        if self.workers == 1:
+            return []
+        minutes = makespan(self.seconds.values(), self.workers) / _SECONDS
+        return [
+            f"{self.workers} workers, each taken to be as fast as this machine, the longest epochs first: an "
+            f"epoch of every task takes {minutes:.1f} minutes; all is judged here, one task after the other"
+        ]
 
 
 def measure(
@@ -83,10 +94,10 @@ def measure(
     """The pace of an encoder, which is on the device already, on images of noise.
 
     Where a batch does not fit the device, it is split into micro-batches, and the speed that is returned says
-    so.
+    so; one that asks for micro-batches already is left as it is.
 
     Raises:
-        TooLittleMemoryError: if not even one image fits.
+        TooLittleMemoryError: if not even one image fits, or not as many at a time as were asked for.
 
     Example:
         >>> from taskvec_mini.benchmarks.backbones import load_backbone
@@ -108,7 +119,7 @@ def measure(
     try:
         trainer = trainer_at(speed)
     except memory.TooLittleMemoryError as error:
-        if not error.fits:
+        if not error.fits or speed.micro_batch_size:
             raise
         speed = replace(speed, micro_batch_size=error.fits)
         trainer = trainer_at(speed)
@@ -125,6 +136,19 @@ def _judging(backbone: Backbone, images: torch.Tensor) -> float:
     return len(images) / seconds
 
 
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """How long jobs take, each given to the first worker that is free, the longest first (Graham, 1969).
+
+    Example:
+        >>> makespan([2.0, 3.0, 4.0, 2.0], 2), makespan([2.0, 3.0, 4.0, 2.0], 1), makespan([], 2)
+        (6.0, 11.0, 0.0)
+    """
+    busy = [0.0] * workers
+    for each in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += each
+    return max(busy)
+
+
 def plan(
     images: Mapping[str, int],
     *,
@@ -134,6 +158,7 @@ def plan(
     most: Mapping[str, int],
     done: Mapping[str, int],
     spent: float = 0.0,
+    workers: int = 1,
 ) -> Plan:
     """What fits: one epoch of as many tasks as possible, then a further epoch of all of them, and so on.
 
@@ -145,6 +170,7 @@ def plan(
         most: the most epochs of each task.
         done: the epochs that each task has already.
         spent: seconds of the budget that are gone.
+        workers: how many tasks are trained at a time; all at the pace that was measured here.
 
     Raises:
         ValueError: if there are fewer than two tasks, or not even two fit; the message says how many minutes
@@ -165,18 +191,17 @@ def plan(
     order = sorted(images, key=lambda name: images[name])
     epoch = {name: images[name] / pace.training for name in order}
     judging, room = judged / pace.judging, seconds * (1 - MARGIN) - spent
-    first = {name: judging + (0.0 if done.get(name) else epoch[name]) for name in order}
-    chosen, used, left_out = [], 0.0, {}
-    for name in order:
-        if used + first[name] <= room:
-            chosen.append(name)
-            used += first[name]
-        else:
-            left_out[name] = f"one epoch and its judging take {first[name] / _SECONDS:.1f} minutes more"
+
+    def first(names: Iterable[str]) -> float:
+        """Seconds of the first round of some tasks and of judging them."""
+        wanting = {name: 0.0 if done.get(name) else epoch[name] for name in names}
+        return judging * len(wanting) + makespan(wanting.values(), workers)
+
+    chosen, left_out = _fitting(order, first, room)
     if len(chosen) < 2:
-        _refuse(seconds, spent + sum(sorted(first.values())[:2]), order)
+        _refuse(seconds, spent + first(sorted(order, key=lambda name: first([name]))[:2]), order)
     costs = {name: epoch[name] for name in chosen}
-    epochs, later = _rounds(costs, most, done, room - used)
+    epochs, later = _rounds(costs, most, done, room=room - first(chosen), workers=workers)
     return Plan(
         images={name: images[name] for name in chosen},
         seconds=costs,
@@ -185,17 +210,39 @@ def plan(
         judging=judging * len(chosen),
         left_out=left_out,
         later=later,
+        workers=workers,
     )
 
 
+def _fitting(
+    order: Iterable[str], seconds: Callable[[Iterable[str]], float], room: float
+) -> tuple[list[str], dict[str, str]]:
+    """The tasks whose first round fits, the shortest first; and why the others do not."""
+    chosen: list[str] = []
+    left_out = {}
+    for name in order:
+        needed = seconds([*chosen, name])
+        if needed <= room:
+            chosen.append(name)
+        else:
+            more = (needed - seconds(chosen)) / _SECONDS
+            left_out[name] = f"one epoch and its judging take {more:.1f} minutes more"
+    return chosen, left_out
+
+
 def _rounds(
-    costs: Mapping[str, float], most: Mapping[str, int], done: Mapping[str, int], room: float
+    costs: Mapping[str, float],
+    most: Mapping[str, int],
+    done: Mapping[str, int],
+    *,
+    room: float,
+    workers: int,
 ) -> tuple[int, str]:
     """How many epochs of every task fit, of which the first is paid; and what the next would take."""
     epochs, last = 1, max(most[name] for name in costs)
     while epochs < last:
         wanting = [name for name in costs if most[name] > epochs >= done.get(name, 0)]
-        more = sum(costs[name] for name in wanting)
+        more = makespan((costs[name] for name in wanting), workers)
         if more > room:
             words = f"the next takes {more / _SECONDS:.1f} minutes more"
             return epochs, f"epochs {epochs + 1} to {last} ({words})"

@@ -176,6 +176,25 @@ def templates_for(task: Task, templates: Sequence[str] | None = None) -> tuple[s
     return tuple(templates)
 
 
+def templates_in(suite: str, name: str) -> tuple[str, ...]:
+    """The templates of a task by its name; in the suite "digits" one template serves all views.
+
+    Raises:
+        ValueError: if there are none.
+
+    Example:
+        >>> templates_in("digits", "mirrored") == templates_in("digits", "digits") == TEMPLATES["digits"]
+        True
+    """
+    found = TEMPLATES.get("digits" if suite == "digits" else name)
+    if found is None:
+        raise ValueError(
+            f"there are no templates for the task {name!r}, so it has no zero-shot head, only "
+            f"{', '.join(TEMPLATES)} have; leave it out of --tasks, or take --heads prototypes for all"
+        )
+    return found
+
+
 def words_for(task: Task) -> list[str]:
     """The words for each class of a task: its name, written out where that is a code.
 

@@ -7,7 +7,7 @@ parameters after the first epoch are kept and those of the last round, or two, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from taskvec_mini import streaming
-from taskvec_mini.benchmarks import checkpoints, clip_plan, study_data, study_merging
+from taskvec_mini.benchmarks import checkpoints, clip_plan, engines, study_data, study_merging
+from taskvec_mini.benchmarks.engines import Job
 from taskvec_mini.benchmarks.evaluation import accuracies, forget_prepared_images
-from taskvec_mini.benchmarks.finetuning import finetune
-from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.parameters import FrozenHead, state_of
+from taskvec_mini.benchmarks.protocols import Encoder, Task
 from taskvec_mini.benchmarks.settings import Settings
 from taskvec_mini.benchmarks.speed import Speed
 
@@ -39,6 +40,25 @@ def kept(folder: Path) -> set[int]:
     found = (re.fullmatch(r"epoch_(\d+)\.safetensors", path.name) for path in folder.glob("epoch_*"))
     epochs = {int(match[1]) for match in found if match}
     return {epoch for epoch in epochs if (folder / f"epoch_{epoch:03}.json").exists()}
+
+
+def copies(most: Collection[int], *, workers: int = 1) -> int:
+    """How many copies of the parameters are on the disk at most, for tasks with so many epochs each.
+
+    Pretrained, once. Of each task the first epoch, and of a round that is not complete yet this and the one
+    before. Until it has reached its most epochs, also `latest.safetensors`, from which it goes on: parameters
+    and both moments of AdamW. A worker writes that file anew beside the old one.
+
+    Example:
+        >>> copies([2, 2]), copies([9, 9]), copies([9] * 8), copies([9] * 8, workers=8)
+        (14, 16, 52, 73)
+    """
+    latest = 3
+    rounds = (
+        sum(len({1, e - 1, e} - {0}) + latest if e <= each else len({1, each}) for each in most)
+        for e in range(1, max(most) + 1)
+    )
+    return 1 + max(rounds) + latest * min(workers, len(most))
 
 
 def judged() -> int:
@@ -62,6 +82,20 @@ class ClipSuite(study_merging.Suite):
         return {name: round(score, 5) for name, score in found.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the epochs are trained, and how encoder, heads and tasks come there.
+
+    Attributes:
+        encoder: loads the encoder, and `loads` each task with its head, as in `engines.finetune_all`.
+        engine: the words for that function about the engine.
+    """
+
+    encoder: Callable[[], Encoder]
+    loads: Mapping[str, Callable[[Encoder], tuple[FrozenHead, Task]]]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Work:
     """A planned run: finetuning, then judging. `left_out` grows where time runs shorter than planned."""
@@ -70,10 +104,13 @@ class Work:
     folder: Path
     speed: Speed
     plan: clip_plan.Plan
+    place: Place
     deadline: float
     clock: Callable[[], float]
     left_out: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # of the last epoch of a task, as measured
+
+    def __post_init__(self) -> None:
+        self.seconds = dict(self.plan.seconds)  # of an epoch of each task: planned, then as last measured
 
     def results(self) -> dict[str, Any]:
         """Judged and merged after the first epoch and after the last that all tasks have."""
@@ -100,13 +137,14 @@ class Work:
     # finetuning
 
     def _first_epochs(self) -> list[str]:
-        names = []
-        for name in self.plan.images:
-            if kept(self.folder / name) or self._in_time(name):
-                self._train(name, 1)
-                names.append(name)
-            else:
-                self.left_out[name] = "the time was spent before its first epoch"
+        names: list[str] = []
+        for batch in self._batches(self.plan.images):
+            new = [name for name in batch if not kept(self.folder / name)]
+            while new and not self._in_time(new):
+                self.left_out[new.pop()] = "the time was spent before its first epoch"
+            chosen = [name for name in batch if name not in self.left_out]
+            self._train(chosen, 1)
+            names += chosen
         if len(names) < 2:
             raise ValueError(
                 f"the budget was spent before two tasks had an epoch; what is finished is kept in "
@@ -119,8 +157,11 @@ class Work:
         most = {name: self.plan.most[name] for name in names}
         for epoch in range(2, max(most.values()) + 1):
             wanting = [n for n in names if most[n] >= epoch > max(kept(self.folder / n))]
-            while wanting and self._in_time(*wanting):
-                self._train(wanting.pop(0), epoch)
+            for batch in self._batches(wanting):
+                if not self._in_time(wanting):
+                    break
+                self._train(batch, epoch)
+                wanting = wanting[len(batch) :]
             if wanting:
                 self.left_out[f"epochs {epoch} to {max(most.values())}"] = (
                     f"there was no time for epoch {epoch} of {', '.join(wanting)}"
@@ -140,20 +181,36 @@ class Work:
         for name in names:
             (self.folder / name / f"epoch_{epoch:03}.safetensors").unlink(missing_ok=True)
 
-    def _in_time(self, *names: str) -> bool:
-        """Whether an epoch of each fits, and judging after it."""
-        epochs = sum(self.seconds.get(name, self.plan.seconds[name]) for name in names)
-        return self.clock() + epochs + self.plan.judging <= self.deadline
+    def _batches(self, names: Iterable[str]) -> list[list[str]]:
+        """The tasks of a round that are begun together: all, where there are several workers, or each."""
+        return [list(names)] if self.plan.workers > 1 else [[name] for name in names]
 
-    def _train(self, name: str, epoch: int) -> None:
-        begin, new = self.clock(), epoch not in kept(self.folder / name)
-        finetune(
-            self.suite.backbone, self.suite.heads[name], self.suite.tasks[name],
-            settings=replace(RECIPE, epochs=epoch), keep={1, epoch}, folder=self.folder / name,
-            speed=self.speed, progress=new,
-        )  # fmt: skip
+    def _in_time(self, names: Iterable[str]) -> bool:
+        """Whether an epoch of each fits, and judging after it."""
+        return self.clock() + self._planned(names) + self.plan.judging <= self.deadline
+
+    def _planned(self, names: Iterable[str]) -> float:
+        return clip_plan.makespan((self.seconds[name] for name in names), self.plan.workers)
+
+    def _train(self, names: Sequence[str], epoch: int) -> None:
+        """Bring each task to an epoch; how long that took is what the next epoch is taken to last."""
+        new = [name for name in names if epoch not in kept(self.folder / name)]
+        begin, settings = self.clock(), replace(RECIPE, epochs=epoch)
+        if names:
+            jobs = {
+                name: Job(
+                    load=self.place.loads[name], settings=settings, folder=self.folder / name,
+                    keep={1, epoch}, speed=self.speed,
+                )
+                for name in sorted(names, key=self.seconds.__getitem__, reverse=True)
+            }  # fmt: skip
+            engines.finetune_all(self.place.encoder, jobs, progress=bool(new), **self.place.engine)
         if new:
-            self.seconds[name] = self.clock() - begin
+            slower = (self.clock() - begin) / self._planned(new)
+            self.seconds |= {name: slower * self.seconds[name] for name in new}
+        for name in names:
+            if max(kept(self.folder / name)) >= self.plan.most[name]:  # it never goes on
+                (self.folder / name / "latest.safetensors").unlink(missing_ok=True)
 
     # judging
 

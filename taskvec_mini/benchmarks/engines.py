@@ -9,7 +9,8 @@ differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from taskvec_mini import _checks
@@ -20,7 +21,7 @@ from taskvec_mini.benchmarks.jobs import Job, JobError, error_words
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder
 
-__all__ = ["ENGINES", "Job", "JobError", "finetune_all"]
+__all__ = ["ENGINES", "Job", "JobError", "finetune_all", "opened"]
 
 ENGINES = ("local", "ray")
 
@@ -83,19 +84,62 @@ def finetune_all(
         >>> runs["digits"].epochs
         (1,)
     """
-    _checks.named_choice("engine", engine, dict.fromkeys(ENGINES))
+    _check(engine, workers=workers, gpus_per_worker=gpus_per_worker, address=address)
     _checks.not_empty("jobs", jobs)
     _checks.whole_number("retries", retries, minimum=0)
+    if engine == "ray":
+        return _ray_engine.finetune_all(backbone, jobs, workers, gpus_per_worker, address, retries, progress)
+    return _one_by_one(backbone, jobs, progress)
+
+
+@contextlib.contextmanager
+def opened(
+    engine: str = "local",
+    *,
+    jobs: int,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+) -> Iterator[int]:
+    """An engine for several calls of `finetune_all`, which leave the address out; how many jobs at a time.
+
+    With "ray" the cluster is joined, or started on this machine, once for all of them.
+
+    Args:
+        engine: "local", which has one job at a time, or "ray".
+        jobs: the most jobs of a call.
+        workers: as in `finetune_all`, and so are the others.
+        gpus_per_worker: of "ray".
+        address: of "ray".
+
+    Raises:
+        ValueError: if the engine is unknown, an option is not for it, or no machine has room for a worker.
+        ImportError: if Ray is not installed.
+        ConnectionError: if no Ray cluster answers at the address.
+
+    Example:
+        >>> with opened("local", jobs=8) as at_a_time:
+        ...     at_a_time
+        1
+    """
+    _check(engine, workers=workers, gpus_per_worker=gpus_per_worker, address=address)
+    if engine == "local":
+        yield 1
+        return
+    with _ray_engine.opened(jobs, workers, gpus_per_worker, address) as (_, _, room):
+        yield min(jobs, room, workers or room)
+
+
+def _check(engine: str, *, workers: int | None, gpus_per_worker: float | None, address: str | None) -> None:
+    _checks.named_choice("engine", engine, dict.fromkeys(ENGINES))
     if workers is not None:
         _checks.whole_number("workers", workers)
     if gpus_per_worker is not None and _checks.finite_number("gpus_per_worker", gpus_per_worker) < 0:
         raise ValueError(f"gpus_per_worker must be at least 0, got {gpus_per_worker}")
-    if engine == "ray":
-        return _ray_engine.finetune_all(backbone, jobs, workers, gpus_per_worker, address, retries, progress)
-    for name, value in (("workers", workers), ("gpus_per_worker", gpus_per_worker), ("address", address)):
-        if value is not None:
+    of_ray = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
+    for name, value in of_ray.items():
+        if engine == "local" and value is not None:
             raise ValueError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
-    return _one_by_one(backbone, jobs, progress)
 
 
 def _one_by_one(backbone: Callable[[], Encoder], jobs: Mapping[str, Job], progress: bool) -> dict[str, Run]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 Split = Literal["train", "val", "test"]
-_BATCH = 500  # images in a forward pass
+_BATCH = {"cpu": 64, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
 _LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
 _prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictionary()
 
@@ -170,7 +170,8 @@ def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None
     key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
     if key in kept:
         return kept[key]
-    first, *others = torch.split(task.part(split)[0][:limit], _BATCH)
+    size = _BATCH.get(backbone.device.type, _BATCH["cuda"])
+    first, *others = torch.split(task.part(split)[0][:limit], size)
     prepared, later = backbone.prepare(first), map(backbone.prepare, others)
     if prepared.nbytes * (1 + len(others)) > _LARGEST:
         return itertools.chain([prepared], later)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE
 from taskvec_mini.benchmarks.finetuning import Run, finetune
 from taskvec_mini.benchmarks.parameters import FrozenHead
 from taskvec_mini.benchmarks.settings import Settings
@@ -42,6 +44,19 @@ class Job:
             encoder, head, task, settings=self.settings, folder=self.folder, keep=self.keep,
             progress=progress, speed=self.speed,
         )  # fmt: skip
+
+
+def shared_folder(given: str | os.PathLike[str] | None) -> Path | None:
+    """The folder of the data as workers can look for it, who have another working directory and environment.
+
+    By default the one that the environment variable TASKVEC_MINI_DATA names here; None where there is none.
+
+    Example:
+        >>> shared_folder("data").is_absolute()
+        True
+    """
+    found = given or os.environ.get(FOLDER_VARIABLE)
+    return Path(found).expanduser().absolute() if found else None
 
 
 class JobError(RuntimeError):

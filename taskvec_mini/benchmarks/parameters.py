@@ -15,6 +15,7 @@ from taskvec_mini import _checks
 
 Parameters = Mapping[str, Tensor] | Tensor
 FrozenHead = Callable[[Tensor], Tensor]  # embeddings to logits: a dataclass of `heads`
+_PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -109,10 +110,22 @@ def checksum(tensors: Mapping[str, Tensor], words: str = "") -> str:
     """
     total = zlib.crc32(words.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+        for piece in _bytes_of(tensor):
+            total = zlib.crc32(piece, total)
     return f"{total:08x}"
+
+
+def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Its entries in the order of their indices: its own memory where that has them so, else small copies."""
+    if (tensor.is_cpu and tensor.is_contiguous()) or tensor.nbytes <= _PIECE:
+        flat = tensor.cpu().contiguous().as_strided((tensor.numel(),), (1,))  # a single entry has any stride
+        yield flat.view(torch.uint8).numpy().data
+        return
+    rows = _PIECE // tensor[0].nbytes
+    for part in torch.split(tensor, rows) if rows else tensor.unbind():
+        yield from _bytes_of(part)
 
 
 def on_device(head: FrozenHead, device: torch.device) -> FrozenHead:

@@ -1,7 +1,8 @@
 """CLIP within a budget of minutes: finetuned on vision benchmarks, merged early and late (chapter 8).
 
 Heads are CLIP's own, from texts, and stay frozen. First every task gets one epoch, then a second one, and so
-on, until the budget is spent. Checkpoints go to a folder; the same command with the same folder goes on.
+on, until the budget is spent. Checkpoints go to a folder; the same command with the same folder goes on. On a
+Ray cluster the tasks of a round are trained side by side, with the same result.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import argparse
 import errno
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,22 @@ from taskvec_mini.benchmarks import (
     clip,
     clip_plan,
     clip_work,
+    engines,
     hub,
     memory,
     study_data,
     study_merging,
 )
-from taskvec_mini.benchmarks.clip_heads import zero_shot_head
-from taskvec_mini.benchmarks.clip_templates import TEMPLATES
+from taskvec_mini.benchmarks.clip_heads import kept_head, zero_shot_head
+from taskvec_mini.benchmarks.clip_templates import TEMPLATES, templates_in
 from taskvec_mini.benchmarks.datasets import CORE, load_tasks
 from taskvec_mini.benchmarks.evaluation import forget_prepared_images
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.image_encoders import Backbone
 from taskvec_mini.benchmarks.image_tasks import ImageTask
+from taskvec_mini.benchmarks.jobs import shared_folder
 from taskvec_mini.benchmarks.parameters import state_of
+from taskvec_mini.benchmarks.protocols import Encoder, Task
 from taskvec_mini.benchmarks.speed import Speed
 from taskvec_mini.benchmarks.splits import VALIDATION_MOST, VALIDATION_SHARE
 
@@ -47,7 +52,6 @@ CONVERGED = {  # epochs after which the literature stops
 }  # fmt: skip
 MOST = 16  # epochs of any other task
 SUITES = {"hub": hub.EIGHT, "bundle": CORE, "digits": None}  # the tasks each takes by default, or all
-_COPIES = 6  # of the parameters, that a task takes on the disk: three epochs, and the last with its optimiser
 
 
 @dataclass(eq=False)
@@ -62,42 +66,64 @@ class Clip(study_data.Study):
     description: str = "CLIP finetuned and merged early and late, within a budget of minutes (chapter 8)"
     clock: Callable[[], float] = time.monotonic
     seeds = (0,)
-    own_options = ("budget_minutes", "gpu", "runs", "backbone", "suite", "tasks")
+    own_options = (
+        "budget_minutes", "gpu", "runs", "backbone", "suite", "tasks", "micro_batch_size",
+        "engine", "workers", "address",
+    )  # fmt: skip
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
-        """All that fits into `options.budget_minutes`; loading data is not counted.
+        """All that fits into `options.budget_minutes`; loading data here is not counted.
+
+        With the engine "ray" the epochs of a round are spread over the workers of a cluster. They load what
+        they need themselves, which is counted. Everything is judged here.
 
         Raises:
             RuntimeError: if there is no GPU where one was asked for.
+            TooLittleMemoryError: if so many images at a time as were asked for do not fit the GPU.
+            JobError: if the training on a task fails, with its name.
             ValueError: if the budget is too small, a name is unknown, or the folder holds other runs.
-            OSError: if weights or data cannot be fetched, or the disk is too small.
+            OSError: if weights or data cannot be fetched, the disk is too small, or no cluster answers.
         """
         begin, seconds = self.clock(), clip_plan.seconds_of(options.budget_minutes or BUDGET)
         device, speed = device_of(gpu=bool(options.gpu))
+        speed = replace(speed, micro_batch_size=options.micro_batch_size)
         name, kind = options.backbone or BACKBONE, options.suite or "hub"
         images = sizes(kind, options.tasks, options.data)
-        both = clip.load_clip(name).to(device)
-        backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
-        pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
-        planned = clip_plan.plan(
-            images, pace=pace, seconds=seconds, spent=self.clock() - begin, judged=clip_work.judged(),
-            most={task: CONVERGED.get(task, MOST) for task in images},
-            done={task: max(clip_work.kept(folder / task), default=0) for task in images},
-        )  # fmt: skip
-        disk = check_disk(folder, backbone.model, list(planned.images))
-        study_data.say(_words(planned, pace, speed, seconds, disk))
-        loading = self.clock()
-        suite = make_suite(both, backbone, kind, names=list(planned.images), data=options.data, folder=folder)
-        del both  # the text encoder has done its work
-        deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
-        self.device, self.data = str(device), suite.data
-        self.settings = {
-            "backbone": name, "suite": kind, "budget_minutes": seconds / 60, **suite.about,
-            "speed": asdict(speed), "pace": clip_plan.rounded(pace),
-            "recipes": {"adamw": asdict(clip_work.RECIPE)},
-            "scaling_coefs": {rule: list(study_merging.RULES[rule][1]) for rule in clip_work.RULES},
-        }  # fmt: skip
-        return clip_work.Work(suite, folder, speed, planned, deadline, self.clock).results()
+        engine: dict[str, Any] = {"engine": options.engine or "local", "workers": options.workers}
+        if options.engine == "ray":
+            engine["gpus_per_worker"] = 1 if options.gpu else 0
+        with engines.opened(**engine, jobs=len(images), address=options.address) as workers:
+            both = clip.load_clip(name).to(device)
+            backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
+            pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
+            planned = clip_plan.plan(
+                images, pace=pace, seconds=seconds, spent=self.clock() - begin, judged=clip_work.judged(),
+                most={task: CONVERGED.get(task, MOST) for task in images}, workers=workers,
+                done={task: max(clip_work.kept(folder / task), default=0) for task in images},
+            )  # fmt: skip
+            disk = check_disk(folder, backbone.model, planned)
+            study_data.say(_words(planned, pace, speed, seconds, disk))
+            loading = self.clock()
+            names = list(planned.images)
+            suite = make_suite(both, backbone, kind, names=names, data=options.data, folder=folder)
+            del both  # the text encoder has done its work
+            torch.cuda.empty_cache()  # and what the measurement took is free for a worker on the same GPU
+            deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
+            self.device, self.data = str(device), suite.data
+            self.settings = _settings(suite, planned, pace, speed, seconds)
+            place = place_of(suite, folder, data=options.data, engine=engine)
+            return clip_work.Work(suite, folder, speed, planned, place, deadline, self.clock).results()
+
+
+def _settings(
+    suite: clip_work.ClipSuite, planned: clip_plan.Plan, pace: clip_plan.Pace, speed: Speed, seconds: float
+) -> dict[str, Any]:
+    return {
+        "backbone": suite.backbone.name, "budget_minutes": seconds / 60, **suite.about,
+        "speed": asdict(speed), "pace": clip_plan.rounded(pace), "workers": planned.workers,
+        "recipes": {"adamw": asdict(clip_work.RECIPE)},
+        "scaling_coefs": {rule: list(study_merging.RULES[rule][1]) for rule in clip_work.RULES},
+    }  # fmt: skip
 
 
 def device_of(*, gpu: bool) -> tuple[torch.device, Speed]:
@@ -161,12 +187,14 @@ def make_suite(
     loaded = load_tasks(names, suite=kind, folder=data)
     tasks = {name: _cut(task) for name, task in loaded.items()}
     heads = {
-        name: _head(both, task, folder / name / "head.safetensors", TEMPLATES.get(name, TEMPLATES["digits"]))
+        name: kept_head(
+            _head_file(folder, name), task, partial(zero_shot_head, both, templates=templates_in(kind, name))
+        )
         for name, task in tasks.items()
     }
     about = {
-        "heads": "zero-shot", "validation_images": clip_work.VALIDATION, "test_images": clip_work.TEST,
-        "recentre": 0,
+        "suite": kind, "heads": "zero-shot", "validation_images": clip_work.VALIDATION,
+        "test_images": clip_work.TEST, "recentre": 0,
     }  # fmt: skip
     sums = {name: task.sha256 for name, task in tasks.items()}
     return clip_work.ClipSuite(backbone, tasks, heads, 0, about, sums)
@@ -177,15 +205,40 @@ def _cut(task: ImageTask) -> ImageTask:
     return replace(task, val_images=task.val_images[:most], val_labels=task.val_labels[:most])
 
 
-def _head(both: nn.Module, task: ImageTask, path: Path, templates: Sequence[str]) -> Head:
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        made = zero_shot_head(both, task, templates=templates)
-        Head(made.prototypes.cpu(), made.centre.cpu(), made.logit_scale).save(path)
-    return Head.load(path)
+def _head_file(folder: Path, name: str) -> Path:
+    return folder / name / "head.safetensors"
 
 
-def check_disk(folder: Path, model: nn.Module, names: Sequence[str]) -> str:
+def place_of(
+    suite: clip_work.ClipSuite, folder: Path, *, data: Path | None, engine: Mapping[str, Any]
+) -> clip_work.Place:
+    """Where the epochs are trained: here with what is loaded, or on a cluster that loads it by its names."""
+    if engine["engine"] == "local":
+        loads = {name: partial(_loaded, suite.heads[name], task) for name, task in suite.tasks.items()}
+        return clip_work.Place(encoder=lambda: suite.backbone, loads=loads, engine=engine)
+    where = suite.about["suite"], shared_folder(data), folder.absolute()
+    return clip_work.Place(
+        encoder=partial(_load_encoder, suite.backbone.name, suite.backbone.device.type),
+        loads={name: partial(_load, name, *where) for name in suite.tasks},
+        engine=engine,
+    )
+
+
+def _loaded(head: Head, task: Task, _encoder: Encoder) -> tuple[Head, Task]:
+    return head, task
+
+
+def _load_encoder(name: str, device: str) -> Backbone:
+    backbone = clip.load_visual(name)
+    backbone.model.to(device)
+    return backbone
+
+
+def _load(name: str, kind: str, data: Path | None, folder: Path, _encoder: Encoder) -> tuple[Head, Task]:
+    return Head.load(_head_file(folder, name)), load_tasks([name], suite=kind, folder=data)[name]
+
+
+def check_disk(folder: Path, model: nn.Module, plan: clip_plan.Plan) -> str:
     """What the runs take on the disk at most, in words.
 
     Raises:
@@ -193,13 +246,13 @@ def check_disk(folder: Path, model: nn.Module, names: Sequence[str]) -> str:
     """
     size = sum(part.nbytes for part in model.parameters())
     there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    needed = size * (_COPIES * len(names) + 1 + _COPIES)  # files are written anew beside the old ones
+    needed = size * clip_work.copies(plan.most.values(), workers=plan.workers)
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(place).free
     if needed - there > free:
         raise OSError(
             errno.ENOSPC,
-            f"the checkpoints of {len(names)} tasks may take {memory.amount(needed)}, and the disk of "
+            f"the checkpoints of {len(plan.most)} tasks may take {memory.amount(needed)}, and the disk of "
             f"{folder} has {memory.amount(free)} free: give fewer --tasks, or another folder with --runs",
         )
     return f"checkpoints: up to {memory.amount(needed)}, {memory.amount(there)} of it is there"

@@ -4,7 +4,11 @@ The plain way of finetuning is a loop over a DataLoader whose data set opens eve
 tutorials do: Pillow, a resize, a tensor, a normalisation. The plain way of evaluating a merge builds the
 model, loads the checkpoints and the data, and uses a DataLoader, for every scaling coefficient again.
 
+How much faster anything could be is printed as well: what the arithmetic alone takes at the speed that large
+products of matrices reach on this machine.
+
 usage: OMP_NUM_THREADS=1 python tests/benchmarks/bench_finetuning.py [--data FOLDER] [--images N]
+           [--backbone pocket|random-pocket|mobilenet] [--channels-last] [--micro-batch-size N]
 Without a folder of data (--data, or the environment variable TASKVEC_MINI_DATA) it makes images of noise.
 """
 
@@ -22,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec_mini.benchmarks import datasets, throughput
 from taskvec_mini.benchmarks.backbones import load_backbone
@@ -66,24 +71,33 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - begin[0], time.process_time() - begin[1], result
 
 
-def show_finetuning(backbone: Backbone, task: datasets.ImageTask) -> None:
+def show_finetuning(backbone: Backbone, task: datasets.ImageTask, speed: Speed) -> None:
     """Images a second, the two ways in turn, as `python -m taskvec_mini.benchmarks throughput` has it."""
-    settings = Settings(learning_rate=1e-4, epochs=PASSES + 1)
-    found = throughput.measure(backbone, task, settings=settings, speed=Speed(), device=torch.device("cpu"))
+    found = throughput.measure(
+        backbone,
+        task,
+        settings=Settings(learning_rate=1e-4, epochs=PASSES + 1),
+        speed=speed,
+        device=torch.device("cpu"),
+    )
+    fastest = found["peak_flops"] / found["flops_per_image"]
     print(
         f"finetuning, {len(task.train_labels):,} images of {task.name}: {found['images_per_second']:,.0f} "
-        f"images/s, plain loop {found['plain_images_per_second']:,.0f} images/s, {found['ratio']:.2f}x; "
-        f"{found['utilisation']:.0%} of the peak ({found['peak_source']})"
+        f"images/s, plain loop {found['plain_images_per_second']:,.0f} images/s, {found['ratio']:.2f}x; at "
+        f"the peak {fastest:,.0f} images/s, {fastest / found['plain_images_per_second']:.2f}x "
+        f"({found['peak_flops'] / 1e9:.0f} GFLOP/s, {found['peak_source']})"
     )
 
 
-def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask]) -> None:
+def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask], *, channels_last: bool) -> None:
     """All scaling coefficients on all tasks, the first preparation of the images included."""
     heads = {name: throughput.random_head(backbone, len(task.class_names)) for name, task in tasks.items()}
     pretrained = {name: part.detach() for name, part in backbone.model.named_parameters()}
     moved = {name: part * 1.01 for name, part in pretrained.items()}
     merged = TaskVector.between(pretrained, moved)
     forget_prepared_images()
+    if channels_last:
+        backbone.model.to(memory_format=torch.channels_last)
     fast = timed(
         lambda: sweep(
             backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=COEFS, split="test"
@@ -103,7 +117,19 @@ def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask]) ->
             f"{len(COEFS)} scaling coefficients x {len(tasks)} tasks, {count:,} test images, by {clock}: "
             f"{fast[which]:.1f} s, plain way {slow[which]:.1f} s, {slow[which] / fast[which]:.2f}x"
         )
+    flops, (peak, _) = forward_flops(backbone), throughput.peak_flops(torch.device("cpu"), "float32")
+    least = len(COEFS) * count * flops / peak
+    print(f"the arithmetic alone, at the peak: {least:.1f} s, {slow[0] / least:.2f}x the plain way")
     print(f"largest difference of an accuracy between the two ways: {apart:.4f}")
+
+
+def forward_flops(backbone: Backbone) -> int:
+    """Floating-point operations of the encoder on one image."""
+    side = backbone.image_size
+    inputs = backbone.prepare(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.model(inputs)
+    return int(counter.get_total_flops())
 
 
 def noise_tasks(count: int) -> dict[str, datasets.ImageTask]:
@@ -129,15 +155,24 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("TASKVEC_MINI_DATA"), help="the folder of the data")
     parser.add_argument("--images", type=int, default=1000, help="training images, and test images a task")
     parser.add_argument("--backbone", default="random-pocket", help='"pocket", "random-pocket", "mobilenet"')
+    parser.add_argument(
+        "--channels-last", action="store_true", help="for our way; the plain way stays as it is"
+    )
+    parser.add_argument("--micro-batch-size", type=int, help="images at a time when we finetune")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.backbone}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.backbone}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
     if options.data is None:
         tasks = noise_tasks(options.images)
     else:
         tasks = datasets.load_tasks(folder=options.data, limit=options.images)
     backbone = load_backbone(options.backbone)
-    show_finetuning(backbone, next(iter(tasks.values())))
-    show_evaluation(backbone, {name: shortened(task, options.images) for name, task in tasks.items()})
+    speed = Speed(channels_last=options.channels_last, micro_batch_size=options.micro_batch_size)
+    show_finetuning(backbone, next(iter(tasks.values())), speed)
+    few = {name: shortened(task, options.images) for name, task in tasks.items()}
+    show_evaluation(backbone, few, channels_last=options.channels_last)
 
 
 if __name__ == "__main__":
