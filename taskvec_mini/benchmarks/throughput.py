@@ -219,7 +219,7 @@ def peak_flops(device: torch.device, precision: str, *, name: str | None = None)
     return measured_peak(device, precision, size), f"measured, {size} x {size} matrices"
 
 
-def measured_peak(device: torch.device, precision: str, size: int, *, runs: int = 5) -> float:
+def measured_peak(device: torch.device, precision: str, size: int, *, runs: int = 50) -> float:
     """FLOP/s of the fastest of a few products of random square matrices of this size."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
