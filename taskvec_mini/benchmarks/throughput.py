@@ -107,21 +107,27 @@ def random_head(backbone: Backbone, classes: int) -> Head:
 
 
 class ImageByImage(Dataset[tuple[Tensor, int]]):
-    """The usual data set: one image at a time through Pillow, a resize, a tensor, a normalisation."""
+    """The usual data set: one image at a time, through Pillow and the transforms of torchvision."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], backbone: Backbone):
+        from torchvision import transforms  # takes seconds
+
         self.images, self.labels = images, labels
-        self.size = (backbone.image_size, backbone.image_size)
-        self.filter = Image.Resampling[backbone.interpolation.upper()]
-        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (backbone.mean, backbone.std))
+        side, filter_ = backbone.image_size, transforms.InterpolationMode(backbone.interpolation)
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((side, side), filter_),
+                transforms.ToTensor(),
+                transforms.Normalize(backbone.mean, backbone.std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self.images[index]).convert("RGB").resize(self.size, self.filter)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-        return (pixels - self.mean) / self.std, int(self.labels[index])
+        image = Image.fromarray(self.images[index]).convert("RGB")
+        return self.transform(image), int(self.labels[index])
 
 
 class PlainLoop:

@@ -1,7 +1,7 @@
 """How fast encoders are finetuned, and merged ones evaluated, beside the plain way. Prints; asserts nothing.
 
 The plain way of finetuning is a loop over a DataLoader whose data set opens every image by itself, as
-tutorials do: Pillow, a resize, a tensor, a normalisation. The plain way of evaluating a merge builds the
+tutorials do: Pillow and the transforms of torchvision. The plain way of evaluating a merge builds the
 model, loads the checkpoints and the data, and uses a DataLoader, for every scaling coefficient again.
 
 How much faster anything could be is printed as well: what the arithmetic alone takes at the speed that large
