@@ -38,18 +38,19 @@ def sum_vectors(stored: Stored, finish: Finish) -> tuple[Tensor, list[str]]:
     It runs in `torch.get_num_threads()` threads.
     """
     wide = np.float64 if stored.dtype == torch.float64 else np.float32
-    result = np.empty(sum(stored.sizes.values()), wide)  # one large array takes fewer page faults than many
+    # of torch and not of numpy, which asks for huge pages: a fresh process waits long for them
+    flat = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
     pieces = list(_cut(stored.sizes))
     offsets = [data_offsets(file) for file in stored.files]
 
     def work(own: list[_Piece]) -> set[str]:
         with _Reader(stored, offsets, wide) as reader, np.errstate(all="ignore"):
-            return _sum_pieces(reader, own, finish, result)
+            return _sum_pieces(reader, own, finish, flat.numpy())
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         bad = set().union(*pool.map(work, (pieces[rank::threads] for rank in range(threads))))
-    return torch.from_numpy(result), [name for name in stored.sizes if name in bad]
+    return flat, [name for name in stored.sizes if name in bad]
 
 
 def _cut(sizes: dict[str, int]) -> Iterator[_Piece]:
