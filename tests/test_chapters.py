@@ -8,15 +8,18 @@ import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
+import torch
 import yaml
 
 from charts import charts_in
 from conftest import CHAPTERS, ROOT
 from scripts import execute, home
+from taskvec_mini.benchmarks._cli_parser import parser
 
 RECORD = execute.read_record(ROOT / "book" / "recorded" / "execution.json")
 EXERCISE = re.compile(r"\*\*Exercise (\d) \((\d+) minutes\)\. ")
@@ -265,3 +268,30 @@ def test_a_quoted_number_needs_its_source() -> None:
 def test_quoted_numbers_name_their_source(path: Path) -> None:
     quoted = read(path).metadata.get("taskvec_mini", {}).get("quoted", {})
     assert all(isinstance(source, str) and len(source) > 10 for source in quoted.values()), json.dumps(quoted)
+
+
+# --- the cells that need a GPU, which no test of the chapters runs -----------------------------------------
+
+
+def cells_of_chapter_8(words: str) -> list[str]:
+    notebook = read(next(path for path in CHAPTERS if path.stem.startswith("08")))
+    return [cell.source for cell in code_cells(notebook) if words in cell.source]
+
+
+def test_where_there_is_a_gpu_the_cells_run_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("open_clip")
+    scope: dict[str, Any] = {"torch": SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))}
+    exec(cells_of_chapter_8("def on_a_gpu")[0], scope)
+    scope["on_a_gpu"]("throughput --backbone tiny-clip --images 4 --batch-size 2 --passes 1 --device cpu")
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_the_command_line_takes_the_words_of_these_cells() -> None:
+    said: list[str] = []
+    scope = {"torch": torch, "find_spec": lambda name: True, "on_a_gpu": said.append}
+    for cell in cells_of_chapter_8("\non_a_gpu(") + cells_of_chapter_8('on_a_gpu("throughput'):
+        exec(cell, scope)
+    found = {(options := parser().parse_args(words.split())).command: options for words in said}
+    assert found.keys() == {"throughput", "record"}
+    assert found["record"].gpu
+    assert None not in (found["record"].data, found["record"].runs, found["record"].out)

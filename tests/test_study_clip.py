@@ -128,6 +128,20 @@ def test_a_budget_is_above_zero(value):
         clip_plan.seconds_of(value)
 
 
+def test_a_budget_of_nothing_is_refused_and_not_taken_for_the_default(tmp_path, clock):
+    with pytest.raises(ValueError, match="--budget-minutes must be"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=0.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_without_a_folder_is_refused_before_the_weights_are_fetched(tmp_path, clock, monkeypatch):
+    monkeypatch.delenv("TASKVEC_MINI_DATA", raising=False)
+    monkeypatch.setattr(study_clip.clip, "load_clip", lambda _name: pytest.fail("fetched weights"))
+    with pytest.raises(ValueError, match=r"suite 'hub' need a folder.*--data FOLDER.*TASKVEC_MINI_DATA"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path, suite="hub", tasks=["dtd", "cars"], data=None))
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_judged_are_those_of_all_models_and_coefficients(monkeypatch):
     monkeypatch.setattr(clip_work, "TEST", 10)
     monkeypatch.setattr(clip_work, "VALIDATION", 1)

@@ -44,13 +44,15 @@ nothing."""
 RECORD = f"""examples:
   {PROGRAM} list
   {PROGRAM} record STUDY
-  {PROGRAM} record clip --budget-minutes 60 --gpu --runs drive/MyDrive/clip
-  {PROGRAM} record clip --gpu --engine ray --address 10.0.0.1:6379 --runs /shared/clip
+  {PROGRAM} record clip --backbone tiny-clip --suite digits --budget-minutes 1 --out clip.json
+  {PROGRAM} record clip --budget-minutes 60 --gpu --data images --runs drive/MyDrive/clip
+  {PROGRAM} record clip --gpu --engine ray --address 10.0.0.1:6379 --data /shared --runs /shared/clip
 
 A study is a long experiment behind a chapter. Its record is one JSON file with the results and all that is
 needed to make them again: this command, the commit, versions, seeds, seconds, checksums of the data.
 
-The study `clip` trains first one epoch of every task, then a second one, and so on within its budget. With
+The study `clip` trains first one epoch of every task, then a second one, and so on within its budget. It
+downloads the images of suite `hub` into --data; the first `clip` line above downloads nothing. With
 --engine ray the epochs of a round are spread over the workers of a cluster, and every machine must see --runs
 and --data under the same paths."""
 THROUGHPUT = f"""examples:

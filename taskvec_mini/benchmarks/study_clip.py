@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from taskvec_mini.benchmarks import (
 )
 from taskvec_mini.benchmarks.clip_heads import kept_head, zero_shot_head
 from taskvec_mini.benchmarks.clip_templates import TEMPLATES, templates_in
-from taskvec_mini.benchmarks.datasets import CORE, load_tasks
+from taskvec_mini.benchmarks.datasets import CORE, FOLDER_VARIABLE, load_tasks
 from taskvec_mini.benchmarks.evaluation import forget_prepared_images
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.image_encoders import Backbone
@@ -81,14 +82,17 @@ class Clip(study_data.Study):
             RuntimeError: if there is no GPU where one was asked for.
             TooLittleMemoryError: if so many images at a time as were asked for do not fit the GPU.
             JobError: if the training on a task fails, with its name.
-            ValueError: if the budget is too small, a name is unknown, or the folder holds other runs.
+            ValueError: if the budget is too small, a name is unknown, downloads have no folder to go to, or
+                the folder of runs holds others.
             OSError: if weights or data cannot be fetched, the disk is too small, or no cluster answers.
         """
-        begin, seconds = self.clock(), clip_plan.seconds_of(options.budget_minutes or BUDGET)
+        asked = BUDGET if options.budget_minutes is None else options.budget_minutes
+        begin, seconds = self.clock(), clip_plan.seconds_of(asked)
         device, speed = device_of(gpu=bool(options.gpu))
         speed = replace(speed, micro_batch_size=options.micro_batch_size)
         name, kind = options.backbone or BACKBONE, options.suite or "hub"
         images = sizes(kind, options.tasks, options.data)
+        _check_folder(kind, options.data)
         engine: dict[str, Any] = {"engine": options.engine or "local", "workers": options.workers}
         if options.engine == "ray":
             engine["gpus_per_worker"] = 1 if options.gpu else 0
@@ -171,6 +175,15 @@ def sizes(suite: str, names: Sequence[str] | None, data: Path | None) -> dict[st
     sources = [_checks.named_choice("task of the suite 'hub',", name, hub.SOURCES) for name in chosen or ()]
     whole = dict(zip(chosen or (), (source.sizes[0] for source in sources), strict=True))
     return {name: size - min(round(VALIDATION_SHARE * size), VALIDATION_MOST) for name, size in whole.items()}
+
+
+def _check_folder(suite: str, data: Path | None) -> None:
+    """A ValueError if downloads have no folder to go to, before weights are fetched and speeds measured."""
+    if suite == "hub" and not (data or os.environ.get(FOLDER_VARIABLE)):
+        raise ValueError(
+            "the images of suite 'hub' need a folder to go to, and none is named: give --data FOLDER, or set "
+            f"the environment variable {FOLDER_VARIABLE}; --suite digits needs none"
+        )
 
 
 def make_suite(
@@ -262,7 +275,7 @@ def _words(planned: clip_plan.Plan, pace: clip_plan.Pace, speed: Speed, seconds:
     """The plan, as it is said before anything is trained."""
     how = f"{speed.precision}, {speed.micro_batch_size or clip_work.RECIPE.batch_size} images at a time"
     lines = [
-        f"plan for {seconds / 60:g} minutes; loading data is not counted",
+        f"plan for {seconds / 60:g} minute{'s' * (seconds != 60)}; loading data is not counted",
         f"measured: {pace.training:,.0f} images/s in training ({how}), {pace.judging:,.0f} in judging",
         str(planned),
         pace.memory,
