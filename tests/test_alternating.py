@@ -288,16 +288,28 @@ def recorded_orders(losses, start, **run):
 
 def test_local_sgd_is_the_mean_of_mini_batch_runs():
     losses, start = tiny_losses(3)
-    run = {"epochs": 2, "learning_rate": 0.2, "batch_size": 3, "seed": 1}
-    merged, drawn = recorded_orders(losses, start, rounds=1, **run)
-    ends = []
-    for t, loss in enumerate(losses):
-        theta = start
-        for _, index in [batch for batch in drawn if batch[0] == t]:
-            theta = theta - 0.2 * torch.func.grad(loss)(theta, index)
-        ends.append(theta)
-    assert len(drawn) == 3 * 2 * 3
-    torch.testing.assert_close(merged, torch.stack(ends).mean(0), rtol=1e-12, atol=1e-13)
+    for momentum in (0.0, 0.5):
+        run = {"epochs": 2, "learning_rate": 0.2, "batch_size": 3, "seed": 1, "momentum": momentum}
+        merged, drawn = recorded_orders(losses, start, rounds=1, **run)
+        ends = []
+        for t, loss in enumerate(losses):
+            theta, velocity = start, torch.zeros_like(start)
+            for _, index in [batch for batch in drawn if batch[0] == t]:
+                velocity = momentum * velocity + torch.func.grad(loss)(theta, index)
+                theta = theta - 0.2 * velocity
+            ends.append(theta)
+        assert len(drawn) == 3 * 2 * 3
+        torch.testing.assert_close(merged, torch.stack(ends).mean(0), rtol=1e-12, atol=1e-13)
+
+
+def test_local_sgd_measures_and_reports():
+    losses, start = tiny_losses(2)
+    seen = []
+    run = {"rounds": 2, "epochs": 1, "learning_rate": 0.1, "batch_size": 3, "seed": 0}
+    look = {"measure": lambda theta: {"norm": float(theta.norm())}, "progress": seen.append}
+    history = list(local_sgd(losses, start, **run, **look))
+    assert list(map(id, seen)) == list(map(id, history))
+    assert [each.measured["norm"] for each in history] == [float(each.theta.norm()) for each in history]
 
 
 def test_orders_come_from_the_seed_and_the_round():
@@ -314,6 +326,7 @@ def test_orders_come_from_the_seed_and_the_round():
     assert first[:18] != first[18:]
     assert orders(1) == first
     assert orders(2) != first
+    assert orders(2)[:18] != first[18:]  # nor does the next seed begin where this one's second round does
 
 
 def test_local_sgd_with_whole_batches_is_the_full_batch_round():
@@ -605,6 +618,14 @@ def test_what_a_callable_returns_is_checked():
         )
 
 
+def test_what_a_callable_returns_brings_no_graph_along():
+    trained = torch.zeros(1, 2, requires_grad=True)
+    after = last(
+        alternate([bowl], torch.ones(2), rounds=1, epochs=1, finetune=lambda f, theta, n: trained + 1)
+    )
+    assert not after.theta.requires_grad
+
+
 def test_a_diverging_round_stops():
     steep = Quadratic(torch.eye(2).double(), torch.zeros(2).double())
     with pytest.raises(DivergedError):
@@ -614,8 +635,8 @@ def test_a_diverging_round_stops():
 def test_bad_weights_and_seeds_are_named():
     with pytest.raises(ValueError, match="weights is empty"):
         weighted_mean([])
-    with pytest.raises(ValueError, match=r"weights must be 0 or above, .*got \[1.0, -1.0\]"):
-        weighted_mean([1, -1])
+    with pytest.raises(ValueError, match=r"weights must be 0 or above, .*got \[2.0, -1.0\]"):
+        weighted_mean([2, -1])
     with pytest.raises(ValueError, match="at least one above 0"):
         weighted_mean([0, 0])
     with pytest.raises(ValueError, match="got 2 weights for 3 tasks"):
@@ -633,3 +654,5 @@ def test_the_inequality_says_where_it_holds():
     assert descent_bound(1.0, 1.0, learning_rate=0.125, **run) == 1 - 0.25 + 0.25 * (0.25 * 1.5) ** 2
     with pytest.raises(ValueError, match="curvature must be above 0"):
         descent_bound(1.0, 1.0, learning_rate=0.1, epochs=1, curvature=0.0, slope=1.0)
+    with pytest.raises(ValueError, match="slope must be finite, got inf"):
+        descent_bound(1.0, 1.0, learning_rate=0.1, epochs=1, curvature=1.0, slope=math.inf)

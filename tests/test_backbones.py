@@ -148,6 +148,7 @@ def test_the_untrained_pocket_is_the_same_each_time_and_draws_from_no_global_sou
     assert torch.equal(networks.flatten(first), networks.flatten(second))
     kernel = first.blocks[3].conv2.weight.detach()
     assert kernel.std().item() == pytest.approx((2 / (9 * kernel.shape[1])) ** 0.5, rel=0.01)
+    assert not first.project.bias.any()
     with pytest.raises(ValueError, match="reads no weights"):
         load_backbone("random-pocket", weights="some.safetensors")
 
@@ -178,6 +179,7 @@ def test_pocket_is_read_from_half_precision_into_single(tmp_path, backbone):
     loaded = load_backbone("pocket", weights=path)
     assert (loaded.name, loaded.image_size, loaded.features) == ("pocket", 32, 256)
     assert all(each.requires_grad for each in loaded.model.parameters())
+    assert {each.dtype for each in loaded.model.parameters()} == {torch.float32}
     expected = networks.flatten(backbone.model).numpy().astype(np.float16).astype(np.float32)
     assert np.array_equal(networks.flatten(loaded.model).numpy(), expected)
 
@@ -392,6 +394,8 @@ def test_every_listed_model_of_torchvision_gives_as_many_features_as_listed(name
     monkeypatch.setattr(backbones, "_torchvision_model", lambda *_: model)
     loaded = load_backbone(name)
     assert (loaded.image_size, loaded.name) == (224, name)
+    own = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
+    assert (list(loaded.mean), list(loaded.std)) == (own.mean, own.std)
     assert loaded.model(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, loaded.features)
 
 
@@ -405,12 +409,16 @@ def test_a_vision_transformer_keeps_its_image_size(monkeypatch):
 def test_without_network_the_error_says_what_to_fetch(monkeypatch):
     from torchvision.models import _api
 
-    def offline(*_, **__):
+    asked = []
+
+    def offline(*_, **more):
+        asked.append(more)
         raise URLError("no network")
 
     monkeypatch.setattr(_api, "load_state_dict_from_url", offline)
     with pytest.raises(OSError, match=r"resnet18 could not be downloaded .*no network.*https://.*weights="):
         load_backbone("resnet18")
+    assert asked[0]["check_hash"] is True
 
 
 def test_files_that_are_no_weights_of_the_model_are_refused(published, tmp_path):

@@ -1,5 +1,6 @@
 """The command line of the benchmarks: what it promises in its help, what it computes, how it refuses."""
 
+import argparse
 import copy
 import dataclasses
 import inspect
@@ -11,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +26,7 @@ from taskvec_mini.benchmarks import (
     _cli_list,
     _cli_record,
     _cli_runs,
+    _cli_shelf,
     _cli_words,
     clip,
     clip_heads,
@@ -31,7 +35,7 @@ from taskvec_mini.benchmarks import (
     jobs,
     studies,
 )
-from taskvec_mini.benchmarks.backbones import load_backbone
+from taskvec_mini.benchmarks.backbones import MOBILENET_WEIGHTS, load_backbone
 from taskvec_mini.benchmarks.clip_templates import TEMPLATES
 from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.settings import Settings
@@ -150,7 +154,7 @@ def test_list_shows_what_there_is_and_what_is_missing(capsys, monkeypatch):
     assert "TASKVEC_MINI_DATA names (not set)" in text
     assert line_of(text, "sign_digits").split() == ["sign_digits", "extra/sign_digits.npz"]
     assert line_of(text, "inverted").split() == ["inverted", "10", "8x8", "grey", "1,213", "135", "449"]
-    assert "73,257" in line_of(text, "svhn")
+    assert line_of(text, "svhn").split() == ["svhn", "73,257", "26,032", "not", "yet", "there"]
     assert "NOT AVAILABLE" in line_of(text, "mobilenet")
     assert f"{sum(p.numel() for p in load_backbone('random-pocket').model.parameters()):,}" in text
     assert "density=0.2" in line_of(text, "ties")
@@ -165,6 +169,19 @@ def test_list_says_which_file_is_damaged_and_goes_on(tmp_path, capsys):
     assert re.search(r"^  mnist .* is truncated or corrupted", text, re.MULTILINE)
     assert re.search(r"^  cars .* is missing; copy it there", text, re.MULTILINE)
     assert line_of(text, "inverted")
+
+
+@pytest.mark.parametrize(("words", "folder"), [([], "known"), (["--data", "given"], "given")])
+def test_list_looks_into_the_folder_given_or_that_of_the_environment(monkeypatch, capsys, words, folder):
+    monkeypatch.setenv(datasets.FOLDER_VARIABLE, "known")
+    for name in ("_loaded", "_texts"):
+        monkeypatch.setattr(_cli_list, name, lambda *of: {"task": of[-2], "folder": f"of {of[-1]}"})
+    monkeypatch.setattr(_cli_list, "_backbone", lambda *_: "an encoder")
+    assert call("list", *words) == 0
+    text = capsys.readouterr().out
+    assert f"suite bundle: real images in small files, in {folder}" in text
+    assert line_of(text, "mnist").split() == ["mnist", "of", folder]
+    assert line_of(text, "sst2").split() == ["sst2", "of", folder]
 
 
 def test_the_rules_are_the_public_functions_of_merging():
@@ -218,6 +235,61 @@ def test_more_epochs_go_on_from_those_that_are_there(runs, tmp_path, capsys):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def test_a_file_half_written_is_no_epoch(tmp_path):
+    (tmp_path / "digits").mkdir()
+    for name in ("epoch_001.safetensors", "epoch_002.safetensors.part", "epoch_003.json", "head.safetensors"):
+        (tmp_path / "digits" / name).touch()
+    assert _cli_shelf.Shelf(tmp_path, {}).epochs("digits") == [1]
+
+
+def test_fewer_epochs_than_are_there_train_nothing(runs, capsys):
+    before = contents(runs)
+    assert finetune(runs, "--epochs", 1) == 0
+    assert contents(runs) == before
+    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("foo", "is no device that torch knows; give cpu or cuda"),
+        ("cuda:x", "is no device that torch knows; give cpu or cuda"),
+        ("cuda:99", "torch sees no such GPU here; leave --device out, or give cpu"),
+    ],
+)
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "throughput"])
+def test_a_device_that_is_not_there_is_told_in_a_line(runs, tmp_path, capsys, command, word, why):
+    if command == "evaluate":
+        assert evaluate(runs, tmp_path, "--tune", "--device", word) == 2
+    else:
+        assert call(command, "--out", tmp_path / "new", "--device", word) == 2
+    assert re.match(rf"error: --device '{word}':? {re.escape(why)}", capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("seen", "found"), [(0, None), (1, "cuda")])
+def test_the_device_is_the_gpu_that_torch_sees(monkeypatch, seen, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(seen))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found and torch.device(found))
+    assert _cli_shelf.device_of(None).type == (found or "cpu")
+    assert _cli_shelf.device_of("cpu").type == "cpu"
+    for word in ("cuda", "cuda:0", "cuda:1", "mps"):
+        if found and word in ("cuda", "cuda:0"):
+            assert _cli_shelf.device_of(word) == torch.device(word)
+        else:
+            with pytest.raises(ValueError, match=f"--device '{word}': torch sees no such GPU here"):
+                _cli_shelf.device_of(word)
+
+
+def test_the_encoder_is_where_it_is_wanted_and_its_weights_may_lie_with_the_data(tmp_path):
+    made = _cli_shelf.encoder("random-pocket", argparse.Namespace(device="meta"))
+    assert made.device.type == "meta"
+    message = re.escape(f"there is no file {tmp_path / 'weights' / MOBILENET_WEIGHTS};")
+    with pytest.raises(FileNotFoundError, match=message):
+        _cli_shelf.encoder("mobilenet", argparse.Namespace(data=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -233,6 +305,40 @@ def test_runs_of_another_kind_need_another_folder(runs, capsys, words, message):
     assert finetune(runs, *words) == 2
     assert message in capsys.readouterr().err
     assert contents(runs) == before
+
+
+def test_a_class_without_an_image_is_told_before_the_first_task_is_trained(tmp_path, capsys):
+    tasks = ["--tasks", "odd or even", "digits"]
+    assert finetune(tmp_path / "runs", *tasks, "--limit", 5) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: task 'digits' has no training image of ")
+    assert said.endswith("(a higher limit, on the command line --limit)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_head_is_made_again_by_the_same_command(runs, tmp_path, capsys):
+    folder, vector = tmp_path / "runs", tmp_path / "merged.safetensors"
+    shutil.copytree(runs, folder)
+    assert call("merge", "--runs", folder, "--out", vector) == 0
+    head, before = folder / "digits" / "head.safetensors", contents(folder)
+    whole = head.read_bytes()
+    judge = lambda: call("evaluate", "--runs", folder, "--vector", vector, "--scaling-coef", 1)  # noqa: E731
+    again = "give the command that made the runs (`finetune` or `record`) again"
+    for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
+        head.write_bytes(damaged)
+        for command in (judge, lambda: finetune(folder)):
+            assert command() == 2
+            said = capsys.readouterr().err
+            assert f"{head} is truncated or corrupted (" in said
+            assert f"; delete this file and {again}" in said
+            assert "save()" not in said
+    head.unlink()
+    assert judge() == 2
+    assert f"there is no head {head}; {again}" in capsys.readouterr().err
+    assert finetune(folder) == 0
+    assert {path: data for path, (data, _) in contents(folder).items()} == {
+        path: data for path, (data, _) in before.items()
+    }
 
 
 def test_a_word_mistyped_leaves_no_folder_behind(tmp_path):
@@ -487,6 +593,44 @@ def test_tune_takes_the_coefficient_that_is_best_on_validation_images(runs, expe
     assert said in capsys.readouterr().out
 
 
+def test_evaluate_takes_the_tasks_and_the_epoch_asked(runs, tmp_path, capsys):
+    assert evaluate(runs, tmp_path, "--scaling-coef", 1, "--epoch", 1, "--tasks", TASKS[1]) == 0
+    text = capsys.readouterr().out.partition("\n")[2]
+    assert "individual: after epoch 1;" in text
+    rows = rows_of(text)
+    assert list(rows) == [TASKS[1], "mean"]
+    task = datasets.load_tasks(TASKS[1], suite="digits", limit=60)[TASKS[1]]
+    head = prototype_head(load_backbone("random-pocket"), task)
+    state = load_file(runs / TASKS[1] / "epoch_001.safetensors")
+    own = by_hand(state, head, task.val_images, task.val_labels)
+    assert rows[TASKS[1]][1] == pytest.approx(own, abs=6e-4)
+
+
+def test_folder_and_seed_of_the_data_reach_every_command(tmp_path, monkeypatch, capsys):
+    digits = datasets.load_tasks("digits", suite="digits")["digits"]
+    arrays = {"class_names": np.array(digits.class_names)}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = (each.numpy() for each in digits.part(part))
+    path, runs = tmp_path / "mnist.npz", tmp_path / "runs"
+    np.savez(path, **arrays)
+    monkeypatch.setitem(datasets.BUNDLE, "mnist", (path.name, records.checksum(path)))
+    words = ["--suite", "bundle", "--tasks", "mnist", "--seed", 3, "--epochs", 1, "--data", tmp_path]
+    assert finetune(runs, *words) == 0
+    task = datasets.load_tasks("mnist", folder=tmp_path, limit=60, seed=3)["mnist"]
+    backbone = load_backbone("random-pocket")
+    head = prototype_head(backbone, task)
+    assert torch.equal(Head.load(runs / "mnist" / "head.safetensors").prototypes, head.prototypes)
+    again = _cli_shelf.Shelf.open(runs).tasks(["mnist"], tmp_path)["mnist"]  # as a worker of a cluster
+    assert torch.equal(again.train_images, task.train_images)
+    capsys.readouterr()
+    assert evaluate(runs, tmp_path, "--scaling-coef", 0, "--data", tmp_path) == 0
+    text = capsys.readouterr().out.partition("\n")[2]
+    assert "scaling coefficient 0 (as given)" in text
+    zero_shot = by_hand(backbone.model.state_dict(), head, task.val_images, task.val_labels)
+    found = rows_of(text)["mnist"]
+    assert found[0] == found[2] == pytest.approx(zero_shot, abs=6e-4)
+
+
 def test_recentring_reaches_the_tuning_and_every_column(runs, tmp_path, monkeypatch, capsys):
     asked, real = [], evaluation.accuracies
 
@@ -526,10 +670,13 @@ class Sums:
 
 def test_record_writes_a_complete_record_whose_command_parses(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(studies, "STUDIES", {"sums": Sums([0.5])})
+    studies.STUDIES["sums"].device = "cuda"
+    monkeypatch.setattr(records, "_device", lambda device: f"a {device.type} device")
     path = tmp_path / "new" / "sums.json"
     assert call("record", "sums", "--data", tmp_path, "--out", path) == 0
     found = records.read(path)
     assert found["results"] == {"found": [0.5]}
+    assert found["device"] == "a cuda device"
     assert (found["seeds"], found["settings"], found["data"]) == ([0, 1], {"epochs": 3}, {"a.npz": "0" * 64})
     assert found["command"] == "python -m taskvec_mini.benchmarks record sums"
     words = shlex.split(found["command"])[3:]
@@ -546,9 +693,11 @@ def test_a_study_without_numbers_leaves_the_older_record(tmp_path, monkeypatch, 
     assert "results['found'][0] is nan" in capsys.readouterr().err
 
 
-def test_records_go_to_the_book_unless_told_otherwise():
+def test_records_go_to_the_book_unless_told_otherwise(tmp_path, monkeypatch):
     path = _cli_record._default_path("first_epoch")
     assert path.parts[-3:] == ("book", "recorded", "first_epoch.json")
+    monkeypatch.setattr(_cli_record, "_REPOSITORY", tmp_path)  # where there is no book, as after pip install
+    assert _cli_record._default_path("first_epoch") == Path("first_epoch.json")
 
 
 # --- errors ----------------------------------------------------------------------------------------------
@@ -562,6 +711,8 @@ BUNDLE = "finetune --tasks mnist --out {}/r --backbone random-pocket"
     ("words", "message"),
     [
         (BUNDLE, "set the environment variable TASKVEC_MINI_DATA"),
+        (BUNDLE, "(on the command line: --data FOLDER, --suite digits)"),
+        ("finetune --suite text --out {}/r", "(on the command line: --data FOLDER, --suite text-hub)"),
         (f"{BUNDLE} --data {{}}/no", "is no folder; give the folder"),
         (f"{DIGITS} pockt", "unknown backbone 'pockt': did you mean 'pocket'"),
         (f"{DIGITS} random-pocket --tasks digts", "did you mean 'digits'"),
@@ -571,7 +722,10 @@ BUNDLE = "finetune --tasks mnist --out {}/r --backbone random-pocket"
         ("merge --runs {runs} --rule tie", "unknown merging rule 'tie': did you mean 'ties'"),
         ("merge --runs {runs} --tasks digit", "did you mean 'digits'"),
         ("merge --runs {runs} --epoch 9", "have not epoch 9 in common; there is 1, 2: finetune longer"),
-        ("evaluate --runs {runs} --vector {}/none.safetensors --tune", "none.safetensors"),
+        (
+            "evaluate --runs {runs} --vector {}/none.safetensors --tune",
+            "none.safetensors; make it with `merge`",
+        ),
         ("evaluate --runs {runs} --vector {runs}/runs.json --tune", "runs.json is truncated or corrupted"),
         ("record no_such_study", "no_such_study"),
     ],

@@ -292,8 +292,10 @@ def test_without_a_network_the_error_comes_at_once_with_cause_and_remedy(monkeyp
     begin = time.monotonic()
     words = (
         r"OpenAI's weights of ViT-B-32-quickgelu could not be downloaded \(OfflineModeIsEnabled: .*; try "
-        r"again with a network, or fetch https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/"
-        r"open_clip_model.safetensors elsewhere and pass its path"
+        r"again with a network, or give the same command on a machine that has one and copy its cache of "
+        r"Hugging Face to this one \(~/.cache/huggingface, or what HF_HOME names\); in Python you can also "
+        r"fetch https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/"
+        r"open_clip_model.safetensors and pass its path"
     )
     for load in (load_backbone, clip.load_clip):
         with pytest.raises(OSError, match=words):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskvec_mini.benchmarks import datasets, splits
+from taskvec_mini.benchmarks import _arrays, datasets, splits
 from taskvec_mini.benchmarks.datasets import BUNDLE, CORE, FOLDER_VARIABLE, ImageTask, load_tasks
 from taskvec_mini.tasks import digit_tasks
 
@@ -120,6 +120,10 @@ def test_the_order_is_shuffled(bundle):
     counts = torch.bincount(task.train_labels, minlength=5)
     assert counts.min() >= 8  # of 20 expected: the prefix is a fair sample, not the first two classes
     assert task.val_labels.unique().tolist() == [0, 1, 2, 3, 4]
+    stored = {image: i for i, image in enumerate(pixels(arrays["train_images"]))}
+    for part in ("train", "val"):
+        places = [stored[image] for image, _ in examples(task, part)]
+        assert places != sorted(places), part
 
 
 def test_the_seed_decides_all_but_the_test_part(bundle):
@@ -190,6 +194,20 @@ def test_training_images_that_stand_in_the_test_part_are_left_out(bundle):
     stored = zip(pixels(arrays["train_images"][kept]), arrays["train_labels"][kept].tolist(), strict=True)
     assert sorted(examples(task, "train") + examples(task, "val")) == sorted(stored)
     assert_no_leak(task, arrays["train_images"])
+
+
+def test_groups_are_still_known_where_images_were_left_out_before_them(bundle):
+    arrays = some_arrays(train_groups=np.arange(100) // 5)
+    arrays["train_images"][[0, 7, 8]] = arrays["test_images"][[0, 1, 2]]
+    for seed in range(5):
+        task = load_one(bundle(**arrays).parent, seed=seed)
+        assert len(task.train_labels) + len(task.val_labels) == 97
+        assert_no_leak(task, arrays["train_images"], arrays["train_groups"])
+
+
+def test_a_single_image_cannot_be_split():
+    with pytest.raises(ValueError, match="no validation part of at most 1 of 1 images"):
+        splits.validation_split([b"one"], None, seed=0)
 
 
 def slow_units(contents, groups):
@@ -362,6 +380,12 @@ def test_a_missing_folder_or_file_is_named(bundle, monkeypatch):
         load_tasks(["mnist", "cars"], folder=path.parent)
 
 
+def test_the_tilde_of_a_home_folder_is_understood(bundle, monkeypatch):
+    folder = bundle(**some_arrays()).parent
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_one(f"~/{folder.name}").name == "mnist"
+
+
 @pytest.mark.parametrize("harm", ["truncated", "one bit", "empty"])
 def test_a_damaged_file_is_refused_with_both_checksums(bundle, harm):
     path = bundle(**some_arrays())
@@ -397,6 +421,8 @@ def test_a_damaged_file_is_refused_with_both_checksums(bundle, harm):
             {"test_images": np.zeros((30, 4, 4, 4), np.uint8)},
             "images must have shape (N, H, W) or (N, H, W, 3)",
         ),
+        ({"test_images": np.zeros((30, 3, 4, 4), np.uint8)}, "got (30, 3, 4, 4); put the colours last"),
+        ({"test_images": np.zeros((30, 16), np.uint8)}, "got (30, 16)"),
         ({"test_images": np.zeros((30, 5, 5), np.uint8)}, "test images of shape (5, 5) and train images"),
         ({"train_groups": np.zeros(7, np.int64)}, "train_groups has shape (7,) for 100 images"),
         (
@@ -442,6 +468,18 @@ def test_a_pickle_is_never_run(bundle, tmp_path):
     with pytest.raises(ValueError, match=r"mnist.npz cannot be read as a file of images"):
         load_one(path.parent)
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_checksum_is_of_names_types_shapes_and_values_in_any_order():
+    arrays = {"a": np.arange(6, dtype=np.int64), "b": np.zeros(2, np.uint8)}
+    others = [
+        arrays | {"a": arrays["a"].reshape(2, 3)},
+        arrays | {"a": arrays["a"].view(np.uint64)},
+        arrays | {"a": arrays["a"][::-1]},
+        {"c": arrays["a"], "b": arrays["b"]},
+    ]
+    assert len({_arrays.checksum(each) for each in (arrays, *others)}) == 5
+    assert _arrays.checksum(dict(reversed(arrays.items()))) == _arrays.checksum(arrays)
 
 
 def test_a_task_of_your_own_is_checked():

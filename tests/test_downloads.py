@@ -4,9 +4,11 @@ import errno
 import functools
 import gzip
 import hashlib
+import http.client
 import http.server
 import inspect
 import io
+import os
 import pickle
 import re
 import resource
@@ -24,7 +26,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from taskvec_mini.benchmarks import downloads
+from taskvec_mini.benchmarks import _arrays, _cli_list, downloads
 from taskvec_mini.benchmarks.datasets import load_tasks
 
 DRAW = np.random.default_rng(0)
@@ -121,6 +123,10 @@ def made_files(folder):
     return sorted(path.name for path in (folder / "torchvision").iterdir() if path.name != "downloads")
 
 
+def listed_as_there(folder, name):
+    return _cli_list._download(name, folder)[""] == "there"
+
+
 # --- each data set in its own format ---------------------------------------------------------------------
 
 
@@ -135,7 +141,7 @@ def test_the_mnist_family(tmp_path, monkeypatch, server, capfd, name, dataset):
     assert np.array_equal(task.test_images.numpy(), test_images)  # grey, and in the order of the data set
     assert task.test_labels.tolist() == test_labels.tolist()
     assert task.class_names == tuple(getattr(torchvision.datasets, dataset).classes)
-    assert "100" in capfd.readouterr().err  # the progress
+    assert "200/200" in capfd.readouterr().err  # the progress of reading
 
 
 def test_svhn(tmp_path, monkeypatch, server):
@@ -248,7 +254,9 @@ def test_gtsrb_is_resized_and_split_by_track(tmp_path, monkeypatch):
     }
     unpacked_by(monkeypatch, torchvision.datasets.gtsrb, archives)
     with_sizes(monkeypatch, "gtsrb", 60, 4)
+    assert not listed_as_there(tmp_path, "gtsrb")
     task = load(tmp_path, "gtsrb")
+    assert listed_as_there(tmp_path, "gtsrb")
     assert pairs(*learnt(task)) == pairs([seen(data) for data in train.values()], np.repeat([0, 1], 30))
     assert np.array_equal(task.test_images.numpy(), np.stack([seen(data) for data in test.values()]))
     assert task.test_labels.tolist() == [0, 1, 0, 1]
@@ -258,6 +266,8 @@ def test_gtsrb_is_resized_and_split_by_track(tmp_path, monkeypatch):
     ]
     assert [len(side) for side in sides] == [18, 2]
     assert not sides[0] & sides[1]
+    with np.load(tmp_path / "torchvision" / "gtsrb_64.npz") as stored:
+        assert len(np.unique(stored["train_groups"])) == 20  # a track has its number in its class alone
     assert len(task.class_names) == 43
     assert task.class_names[14] == "stop"
 
@@ -274,6 +284,7 @@ def test_eurosat_gets_a_test_part_that_no_seed_changes(tmp_path, monkeypatch):
     assert len(calls) == 1
     assert [len(first.part(part)[1]) for part in ("train", "val", "test")] == [81, 9, 10]
     assert torch.equal(first.test_images, other.test_images)
+    assert torch.equal(first.test_images, load(tmp_path / "anew", "eurosat").test_images)
     assert set(pixels(first.val_images)) != set(pixels(other.val_images))
     assert first.class_names == ("Forest", "River")
     images, labels = learnt(first)
@@ -325,7 +336,9 @@ def test_the_table_fits_torchvision():
 
 def test_a_second_call_needs_neither_network_nor_archives(tmp_path, monkeypatch, server):
     serve_mnist(monkeypatch, server)
+    assert not listed_as_there(tmp_path, "mnist")
     first = load(tmp_path)
+    assert listed_as_there(tmp_path, "mnist")
     served = list(server.served)
     assert made_files(tmp_path) == ["mnist.npz", "mnist.npz.sha256"]
     file = tmp_path / "torchvision" / "mnist.npz"
@@ -350,6 +363,9 @@ def test_a_damaged_file_is_refused_and_made_anew_when_deleted(tmp_path, monkeypa
     with pytest.raises(ValueError, match=re.escape(str(file)) + ".*" + re.escape(message)):
         load(tmp_path)
     file.unlink()
+    assert load(tmp_path).sha256 == first.sha256
+    (tmp_path / "torchvision" / "mnist.npz.sha256").unlink()
+    assert not listed_as_there(tmp_path, "mnist")
     assert load(tmp_path).sha256 == first.sha256
     assert server.served == served  # the archives were still there
 
@@ -429,6 +445,26 @@ def test_another_number_of_images_is_refused(tmp_path, monkeypatch, server):
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
     assert made_files(tmp_path) == []
+    with_sizes(monkeypatch, "mnist", 200, 51)
+    with pytest.raises(ValueError, match=r"200 train and 50 test images in .*, not 200 and 51"):
+        load(tmp_path)
+
+
+def test_a_connection_that_breaks_off_is_no_bug(tmp_path, monkeypatch):
+    def broken(_dataset):
+        raise http.client.IncompleteRead(b"the first half")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", broken)
+    with pytest.raises(OSError, match=r"'mnist' could not be downloaded to .*IncompleteRead.*; look"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_found_behind_other_errors(number):
+    middle, last = RuntimeError("while writing"), ValueError("in the end")
+    middle.__context__, last.__cause__ = OSError(number, "no room"), middle
+    assert downloads.full_disk(last).errno == number
+    assert downloads.full_disk(OSError(errno.EACCES, "not yours")) is None
 
 
 @pytest.mark.parametrize("room", [1_000, 120_000, 170_000], ids=["archive", "unpacked", "file"])
@@ -449,8 +485,6 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch, se
 
 
 def test_an_older_file_stays_when_a_new_one_cannot_be_written(tmp_path, monkeypatch):
-    from taskvec_mini.benchmarks import _arrays
-
     file = tmp_path / "x.npz"
     _arrays.write(file, {"old": np.zeros(3)})
     before = file.read_bytes()
@@ -466,6 +500,20 @@ def test_an_older_file_stays_when_a_new_one_cannot_be_written(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [
         "x.npz"
     ]  # and no checksum that says it is the new one
+
+
+def test_no_checksum_tells_of_a_file_that_is_not_in_its_place_yet(tmp_path, monkeypatch):
+    file, replace_file = tmp_path / "x.npz", os.replace
+
+    def interrupted(source, target):
+        if target == file:
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _arrays.write(file, {"new": np.ones(3)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_torchvision_the_error_tells_what_to_install(tmp_path, monkeypatch):

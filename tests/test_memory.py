@@ -197,8 +197,8 @@ def test_memory_that_ends_in_the_middle_of_a_run_is_told_with_what_to_try():
 
 
 def test_a_run_says_its_memory_before_it_starts_and_a_finished_one_does_not(tmp_path, capsys):
-    def go():
-        settings = Settings(learning_rate=0.01, epochs=1)
+    def go(epochs=1):
+        settings = Settings(learning_rate=0.01, epochs=epochs)
         finetune(tiny_backbone(), tiny_head(), tiny_task(), settings=settings, folder=tmp_path / "run")
         return capsys.readouterr().err
 
@@ -209,6 +209,8 @@ def test_a_run_says_its_memory_before_it_starts_and_a_finished_one_does_not(tmp_
     )
     assert "loss" in first[1]
     assert go() == ""
+    (goes_on,) = go(epochs=2).splitlines()
+    assert goes_on.startswith("quarters  epoch 2/2"), "its memory was said before"
 
 
 def test_the_words_say_where_the_data_are_and_how_much_is_free():

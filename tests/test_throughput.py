@@ -186,11 +186,15 @@ def test_a_warm_up_alone_is_no_measurement():
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_and_records_what_it_measured(tmp_path, capsys):
+def test_the_command_prints_and_records_what_it_measured(tmp_path, capsys, monkeypatch):
     pytest.importorskip("open_clip")
+    asked, measure = {}, throughput.measure
+    monkeypatch.setattr(throughput, "measure", lambda *of, **how: asked.update(how) or measure(*of, **how))
     path = tmp_path / "throughput.json"
     words = "--backbone tiny-clip --images 6 --batch-size 4 --passes 1 --device cpu --micro-batch-size 3"
     assert call(*words.split(), "--out", path) == 0
+    assert (asked["settings"].batch_size, asked["settings"].epochs) == (4, 2)
+    assert (asked["speed"], asked["workers"]) == (Speed(micro_batch_size=3), 0)
     lines = capsys.readouterr().out.splitlines()
     starts = [
         "tiny-clip, 33,280 parameters, random weights; ",
@@ -203,8 +207,12 @@ def test_the_command_prints_and_records_what_it_measured(tmp_path, capsys):
     record = records.read(path)
     found = record["results"]
     assert f"{found['images_per_second']:,.1f} images/s" in lines[2]
+    done = found["images_per_second"] * found["flops_per_image"] / 1e12
+    assert f" {found['utilisation']:.1%} " in lines[5]
+    assert f" {done:.3g} of {found['peak_flops'] / 1e12:.3g} TFLOP/s" in lines[5]
     assert found["ratio"] == found["images_per_second"] / found["plain_images_per_second"]
     assert found["flops_per_image"] == throughput.flops_per_image(load_backbone("tiny-clip"))
+    assert found["parameters"] == 33_280
     assert record["settings"]["micro_batch_size"] == 3
     assert record["command"].startswith("python -m taskvec_mini.benchmarks throughput ")
     parse = command_line.parser().parse_args
@@ -223,6 +231,12 @@ def test_the_command_in_a_record_keeps_every_option():
     assert _cli_throughput.speed_of(options) == Speed(
         precision="bfloat16", micro_batch_size=2, compile=True, channels_last=True
     )
+
+
+def test_workers_are_those_asked_for_or_up_to_eight_with_a_gpu():
+    assert [_cli_throughput._workers(asked, "cuda") for asked in (0, 3, 20)] == [0, 3, 20]
+    assert 1 <= _cli_throughput._workers(None, "cuda") <= 8
+    assert _cli_throughput._workers(None, "cpu") == 0
 
 
 def test_an_encoder_without_weights_is_the_same_at_every_call_and_gives_finite_numbers():

@@ -134,7 +134,7 @@ def _hub(name: str) -> dict[str, object]:
 
 def _download(name: str, folder: Any) -> dict[str, object]:
     train, test = downloads.SOURCES[name].sizes
-    there = folder and (Path(folder) / "torchvision" / f"{name}.npz").exists()
+    there = folder and downloads.there(name, Path(folder))
     return {
         "task": name,
         "train + val": f"{train:,}",

@@ -18,10 +18,10 @@ from taskvec_mini.benchmarks._cli_list import rules
 from taskvec_mini.benchmarks._cli_parser import SCALING_COEFS, SETTINGS
 from taskvec_mini.benchmarks._cli_shelf import Shelf, encoder
 from taskvec_mini.benchmarks._cli_throughput import speed_of
-from taskvec_mini.benchmarks.clip_heads import kind_of
+from taskvec_mini.benchmarks.clip_heads import kind_of, stored_head
 from taskvec_mini.benchmarks.clip_templates import templates_in
 from taskvec_mini.benchmarks.finetuning import Run, Settings
-from taskvec_mini.benchmarks.heads import Head
+from taskvec_mini.benchmarks.heads import check_classes
 from taskvec_mini.benchmarks.parameters import state_of
 from taskvec_mini.benchmarks.progress import unit_of
 from taskvec_mini.benchmarks.protocols import Encoder, Task
@@ -43,9 +43,11 @@ def finetune(options: argparse.Namespace) -> None:
     )
     speed_of(options).check(settings, backbone.device)
     _check_fit(backbone, tasks)
-    if options.heads == "zero-shot":
-        for name in tasks:
-            templates_in(options.suite, name)  # an error for the last task before the first is trained
+    for name, task in tasks.items():  # an error for the last task before the first is trained
+        if options.heads == "zero-shot":
+            templates_in(options.suite, name)
+        else:
+            check_classes(task)
     shelf.make()  # not before, so that a word mistyped leaves no folder behind
     before = {name: sum(epoch <= settings.epochs for epoch in shelf.epochs(name)) for name in tasks}
     runs = finetune_all(options, shelf, settings, backbone, tasks)
@@ -144,12 +146,16 @@ def _value(text: str, default: object, word: str) -> Any:
 def evaluate(options: argparse.Namespace) -> None:
     """Print a table: each task under the pretrained, the individually finetuned and the merged encoder."""
     shelf = Shelf.open(options.runs)
+    if not options.vector.is_file():
+        raise FileNotFoundError(
+            f"there is no file {options.vector}; make it with `merge`, or name another one with --vector"
+        )
     merged = TaskVector.load(options.vector)
     names, backbone = shelf.chosen(options.tasks), encoder(shelf.what["backbone"], options)
     epoch, pretrained = shelf.epoch(names, options.epoch), state_of(backbone.model)
     states = {name: shelf.state(name, epoch, pretrained) for name in names}
     tasks = shelf.tasks(names, options.data)
-    heads = {name: Head.load(shelf.head_file(name)) for name in names}
+    heads = {name: stored_head(shelf.head_file(name)) for name in names}
     coef, how = options.scaling_coef, "as given"
     if coef is None:
         tried = options.tune or list(SCALING_COEFS)

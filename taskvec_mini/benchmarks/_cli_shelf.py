@@ -27,12 +27,33 @@ _BEFORE = {"heads": "prototypes"}  # what all runs had before there was a choice
 
 def encoder(name: str, options: argparse.Namespace) -> Encoder:
     """The backbone on the device that the user wants; its weights may lie in the folder --data."""
+    device = device_of(getattr(options, "device", None))  # first: what follows may be a download
     data = getattr(options, "data", None)
     weights = data / "weights" / backbones.MOBILENET_WEIGHTS if name == "mobilenet" and data else None
     backbone = backbones.load_backbone(name, weights=weights)
-    wanted = getattr(options, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-    backbone.model.to(wanted)
+    backbone.model.to(device)
     return backbone
+
+
+def device_of(word: str | None) -> torch.device:
+    """The device that --device names, by default a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if word is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(word)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {word!r} is no device that torch knows; give cpu or cuda, or leave it out"
+        ) from error
+    kind = torch.accelerator.current_accelerator()
+    there = torch.accelerator.device_count() if kind and kind.type == device.type else 0
+    if device.type not in ("cpu", "meta") and (device.index or 0) >= there:
+        raise ValueError(f"--device {word!r}: torch sees no such GPU here; leave --device out, or give cpu")
+    return device
 
 
 @dataclass(frozen=True)

@@ -99,14 +99,14 @@ def throughput(options: argparse.Namespace) -> None:
     """Measure, print, and write the record that was asked for.
 
     Raises:
-        ValueError: if there is no such encoder, a number is out of range, or the options do not go together.
+        ValueError: if there is no such encoder or device, a number is out of range, or the options do not go
+            together.
         TooLittleMemoryError: if so many images at a time do not fit the GPU.
         OSError: if the record cannot be written.
     """
-    import torch
-
     from taskvec_mini import _checks, records
     from taskvec_mini.benchmarks import throughput as module
+    from taskvec_mini.benchmarks._cli_shelf import device_of
     from taskvec_mini.benchmarks.settings import Settings
 
     if options.out and not options.out.absolute().parent.is_dir():
@@ -114,7 +114,7 @@ def throughput(options: argparse.Namespace) -> None:
     passes = _checks.whole_number("passes", options.passes)
     images = _checks.whole_number("images", options.images)
     settings = Settings(learning_rate=1e-5, epochs=passes + 1, batch_size=options.batch_size)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(options.device)
     speed, workers = speed_of(options), _workers(options.workers, device.type)
     speed.check(settings, device)
     begun, origin = time.perf_counter(), records.provenance(device)

@@ -262,8 +262,10 @@ def hub_file(repository: str, file: str, what: str) -> Path:
         return Path(hub.hf_hub_download(repository, file))
     except Exception as error:  # of one of several network libraries
         raise OSError(
-            f"{what} could not be downloaded ({_cause(error)}); try again with a network, or fetch "
-            f"https://huggingface.co/{repository}/resolve/main/{file} elsewhere and pass its path"
+            f"{what} could not be downloaded ({_cause(error)}); try again with a network, or give the same "
+            "command on a machine that has one and copy its cache of Hugging Face to this one "
+            "(~/.cache/huggingface, or what HF_HOME names); in Python you can also fetch "
+            f"https://huggingface.co/{repository}/resolve/main/{file} and pass its path"
         ) from error
 
 

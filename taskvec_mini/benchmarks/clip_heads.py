@@ -52,7 +52,27 @@ def kept_head(path: Path, task: Task, make: Callable[[Task], Head]) -> Head:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         make(task).save(path)
-    return Head.load(path)
+    return stored_head(path)
+
+
+def stored_head(path: Path) -> Head:
+    """The head in a folder of runs, which a command made there.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+        ValueError: if the file is damaged; the message says how to get it back.
+    """
+    again = (
+        "give the command that made the runs (`finetune` or `record`) again: on the same machine it makes "
+        "the same head"
+    )
+    if not path.exists():
+        raise FileNotFoundError(f"there is no head {path}; {again}")
+    try:
+        return Head.load(path)
+    except ValueError as error:
+        why = str(error).rpartition(";")[0]  # the rest is advice for who has called save()
+        raise ValueError(f"{why}; delete this file and {again}") from error
 
 
 def zero_shot_head(

@@ -115,7 +115,8 @@ def _bundle(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) 
     if not place.is_dir():
         raise FileNotFoundError(
             f"{place} is no folder; give the folder of mnist.npz and the others as folder=... or in the "
-            f"environment variable {FOLDER_VARIABLE}, or take suite='torchvision' or 'digits'"
+            f"environment variable {FOLDER_VARIABLE}, or take suite='torchvision' or 'digits' (on the "
+            "command line: --data FOLDER, --suite)"
         )
     for name in chosen:
         file, sha256 = BUNDLE[name]
@@ -162,7 +163,8 @@ def _folder(folder: str | os.PathLike[str] | None, suite: str) -> Path:
     if not given:
         raise ValueError(
             f"suite {suite!r} needs a folder: give folder=... or set the environment variable "
-            f"{FOLDER_VARIABLE} to the folder of the data; suite='digits' needs none"
+            f"{FOLDER_VARIABLE} to the folder of the data; suite='digits' needs none (on the command line: "
+            "--data FOLDER, --suite digits)"
         )
     return Path(given).expanduser()
 

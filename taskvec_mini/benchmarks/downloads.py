@@ -102,14 +102,23 @@ def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:
         ImportError: if torchvision is not installed.
     """
     source = _checks.named_choice("task", name, SOURCES)
-    size = f"_{IMAGE_SIZE}" if source.resized else ""
-    file, raw = folder / "torchvision" / f"{name}{size}.npz", folder / "torchvision" / "downloads" / name
-    note = _arrays.checksum_file(file)
-    if not (file.exists() and note.exists()):
+    file, raw = _file(name, folder), folder / "torchvision" / "downloads" / name
+    if not there(name, folder):
         _make(name, source, file, raw)
-    sha256 = note.read_text(encoding="utf-8").partition(" ")[0]
+    sha256 = _arrays.checksum_file(file).read_text(encoding="utf-8").partition(" ")[0]
     remedy = f"delete it and call again: it is made anew from {raw}"
     return file, _arrays.read(file, sha256, remedy=remedy), sha256
+
+
+def there(name: str, folder: Path) -> bool:
+    """Whether the file of a data set is below `folder`, so that `load` downloads nothing."""
+    file = _file(name, folder)
+    return file.exists() and _arrays.checksum_file(file).exists()
+
+
+def _file(name: str, folder: Path) -> Path:
+    size = f"_{IMAGE_SIZE}" if SOURCES[name].resized else ""
+    return folder / "torchvision" / f"{name}{size}.npz"
 
 
 def _make(name: str, source: Source, file: Path, raw: Path) -> None:

@@ -237,7 +237,7 @@ def _load_latest(trainer: Trainer, store: checkpoints.RunFolder) -> int:
 def _line(trainer: Trainer, done: int, progress: bool) -> ProgressLine:
     left = trainer.settings.epochs - done
     line = ProgressLine(trainer.title, sum(trainer.sizes) * left, show=progress, unit=trainer.unit)
-    if left:
+    if left and not done:  # a run that goes on has said it
         line.note(str(trainer.memory))
     return line
 

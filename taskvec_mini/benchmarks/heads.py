@@ -166,7 +166,7 @@ def prototype_head(
         >>> prototype_head(load_backbone("random-pocket"), task).prototypes.shape
         torch.Size([10, 256])
     """
-    _check_classes(task)
+    check_classes(task)
     count = None if shots is None else _checks.whole_number("shots", shots)
     inputs, labels = task.part("train")
     embeddings = embed(backbone, inputs, batch_size=batch_size)
@@ -199,7 +199,7 @@ def linear_probe(
         >>> linear_probe(load_backbone("random-pocket"), task, inverse_penalties=[0.1]).accuracy > 0.3
         True
     """
-    _check_classes(task)
+    check_classes(task)
     numbers = [_checks.positive_number("an inverse penalty", each) for each in inverse_penalties]
     choices = sorted(_checks.not_empty("inverse_penalties", numbers))
     (train, labels), val, test = (_embedded(backbone, task, part, batch_size) for part in PARTS)
@@ -244,12 +244,16 @@ def _accuracy(head: LinearHead, embeddings: Tensor, labels: Tensor) -> float:
     return float((head(embeddings).argmax(1) == labels.cpu()).double().mean())
 
 
-def _check_classes(task: Task) -> None:
-    """A ValueError where a class has no training image: nothing would point to it."""
+def check_classes(task: Task) -> None:
+    """Whether every class has a training image, without which nothing would point to it.
+
+    Raises:
+        ValueError: if one has none.
+    """
     counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
     missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]
     if missing:
         raise ValueError(
             f"task {task.name!r} has no training image of {len(missing)} of its {len(counts)} classes, the "
-            f"first {missing[0]!r}; take more training images (a higher limit)"
+            f"first {missing[0]!r}; take more training images (a higher limit, on the command line --limit)"
         )

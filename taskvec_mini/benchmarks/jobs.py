@@ -60,7 +60,7 @@ def shared_folder(given: str | os.PathLike[str] | None) -> Path | None:
 
 
 class JobError(RuntimeError):
-    """A task whose finetuning failed. `name` says which, `why` holds the kind of the error and its words."""
+    """A task whose finetuning failed. `name` says which, `why` holds the words of the error."""
 
     def __init__(self, name: str, why: str):
         super().__init__(name, why)
@@ -71,10 +71,11 @@ class JobError(RuntimeError):
 
 
 def error_words(error: Exception) -> str:
-    """The kind of an error and its message.
+    """The message of an error, behind its kind unless that is one whose messages are whole sentences.
 
     Example:
-        >>> error_words(KeyError("digits"))
-        "KeyError: 'digits'"
+        >>> error_words(KeyError("digits")), error_words(ValueError("epochs must be at least 1"))
+        ("KeyError: 'digits'", 'epochs must be at least 1')
     """
-    return f"{type(error).__name__}: {error}"
+    plain = isinstance(error, ValueError | TypeError | OSError) and str(error)
+    return str(error) if plain else f"{type(error).__name__}: {error}"

@@ -171,13 +171,14 @@ def _folder(folder: str | os.PathLike[str] | None) -> Path:
         raise ValueError(
             "the text tasks need a folder: give folder=... or set the environment variable "
             f"{DATA_VARIABLE} to the folder whose folder 'text' has their files; the suite 'text-hub' "
-            "downloads them instead"
+            "downloads them instead (on the command line: --data FOLDER, --suite text-hub)"
         )
     place = Path(given).expanduser() / "text"
     if not place.is_dir():
         raise FileNotFoundError(
             f"{place} is no folder; give the folder above it as folder=... or in the environment variable "
-            f"{DATA_VARIABLE}, or take the suite 'text-hub', which downloads the tasks"
+            f"{DATA_VARIABLE}, or take the suite 'text-hub', which downloads the tasks (on the command line: "
+            "--data FOLDER, --suite text-hub)"
         )
     return place
 
