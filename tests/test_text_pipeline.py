@@ -185,7 +185,7 @@ def test_texts_are_finetuned_merged_and_judged_from_the_command_line(files, tmp_
     assert "texts/s" in said.out.splitlines()[0]
     assert "40/40 texts" in said.err
     shared = json.loads((runs / "runs.json").read_text())
-    assert shared == {"suite": "text", "backbone": backbone, "limit": 40, "seed": 0}
+    assert shared == {"suite": "text", "backbone": backbone, "heads": "prototypes", "limit": 40, "seed": 0}
     assert call("merge", "--runs", runs, "--out", merged) == 0
     assert (
         call("evaluate", "--runs", runs, "--vector", merged, "--data", data, "--tune", 0.5, "--device", "cpu")
