@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder, Task
 
 Split = Literal["train", "val", "test"]
-_BATCH = {"cpu": 64, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
+_BATCH = {"cpu": 128, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
 _LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
 _prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictionary()
 
