@@ -49,14 +49,6 @@ class Stored:
                 for name in group:
                     yield name, [each.get_tensor(name).reshape(-1).to(self.dtype) for each in opened]
 
-    def tensors(self, name: str) -> list[Tensor]:
-        """One flat tensor (n,) of each file."""
-        found = []
-        for file in self.files:
-            with _opened(file) as opened:
-                found.append(opened.get_tensor(name).reshape(-1).to(self.dtype))
-        return found
-
     def carried_tensors(self) -> dict[str, Tensor]:
         with _opened(self.files[0]) as start:
             return {name: start.get_tensor(name).clone() for name in self.carried}

@@ -149,9 +149,10 @@ def _sum(stored: Stored, rule: str, coef: float | None) -> Tensor:
             np.add(total, start, out=merged)
 
     flat, bad = sum_vectors(stored, finish)
-    for name, part in zip(stored.shapes, _parts(stored, flat), strict=True):
-        if name in bad:
-            _complain(stored, name, stored.tensors(name), part, coef)
+    if bad:
+        for part, (name, read) in zip(_parts(stored, flat), stored.walk(stored.files), strict=True):
+            if name in bad:
+                _complain(stored, name, read, part, coef)
     return flat
 
 
