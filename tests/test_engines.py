@@ -18,7 +18,15 @@ from safetensors.torch import load_file
 
 from taskvec_mini import records
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks import _ray_cluster, _ray_engine, clip_plan, clip_work, study_clip
+from taskvec_mini.benchmarks import (
+    _ray_cluster,
+    _ray_engine,
+    clip_files,
+    clip_judging,
+    clip_plan,
+    clip_work,
+    study_clip,
+)
 from taskvec_mini.benchmarks.backbones import load_backbone
 from taskvec_mini.benchmarks.datasets import load_tasks
 from taskvec_mini.benchmarks.engines import Job, JobError, finetune_all, opened
@@ -458,7 +466,7 @@ def short_study(monkeypatch):
     recipe = replace(clip_work.RECIPE, learning_rate=1e-3, batch_size=200)
     for module, name, value in (
         (study_clip, "MOST", 3), (clip_work, "RECIPE", recipe),
-        (clip_work, "TEST", 100), (clip_work, "VALIDATION", 30),
+        (clip_judging, "TEST", 100), (clip_judging, "VALIDATION", 30),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 
@@ -475,7 +483,7 @@ def test_the_study_of_clip_finds_on_a_cluster_what_one_machine_finds(
 
     monkeypatch.setattr(_ray_engine, "finetune_all", watched)
     for folder, more in (("here", ()), ("there", ("--engine", "ray", "--workers", "2"))):
-        assert command_line.main(study_words(folder, *more)) == 0
+        assert command_line.main(study_words(folder, "--joint", *more)) == 0
         found.append(records.read(tmp_path / f"{folder}.json"))
         found[-1]["results"].pop("training_seconds")
     assert found[1]["results"] == found[0]["results"]
@@ -484,13 +492,19 @@ def test_the_study_of_clip_finds_on_a_cluster_what_one_machine_finds(
     assert found[1]["settings"] == found[0]["settings"]
     assert found[1]["command"] == f"{found[0]['command']} --engine ray"
     assert file_names(tmp_path / "there") == file_names(tmp_path / "here")
-    for name in ("", *TASKS):
+    both = clip_files.joint_folder(tmp_path, TASKS).name
+    for name in ("", *TASKS, both):
         assert tensors_of(tmp_path / "there" / name) == tensors_of(tmp_path / "here" / name)
-    assert [(sorted(names), workers) for names, workers in asked] == [(sorted(TASKS), 2)] * 3, "all rounds"
+    later = sorted([*TASKS, "joint"])
+    assert [sorted(names) for names, _ in asked] == [sorted(TASKS), ["joint"], later, later], "all rounds"
+    assert {workers for _, workers in asked} == {2}
+    assert asked[-1][0][0] == "joint", "the longest first"
     said = capfd.readouterr().err
     assert "2 workers, each taken to be as fast as this machine" in said
     assert cluster.is_initialized()
-    assert command_line.main(study_words("here", "--engine", "ray")) == 0, "a run may change its engine"
+    assert command_line.main(study_words("here", "--joint", "--engine", "ray")) == 0, (
+        "a run may change its engine"
+    )
     assert records.read(tmp_path / "here.json")["results"]["merged"] == found[0]["results"]["merged"]
 
 

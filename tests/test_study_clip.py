@@ -10,16 +10,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import CHAPTERS, ROOT
 from taskvec_mini import merging, records
 from taskvec_mini.benchmarks import (
     __main__ as command_line,
 )
 from taskvec_mini.benchmarks import (
     _cli_record,
+    clip_files,
+    clip_judging,
     clip_plan,
     clip_work,
     engines,
@@ -50,18 +53,27 @@ def data_folder():
 # --- the plan --------------------------------------------------------------------------------------------
 
 
-def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1):
+def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1, joint=None, besides=0):
     return clip_plan.plan(
         images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent,
-        workers=workers,
+        workers=workers, joint=joint and clip_plan.Joint(most=joint[0], done=lambda _names: joint[1]),
+        besides=lambda tasks: besides * tasks,
     )  # fmt: skip
 
 
-def cost_of(names, epochs, done, workers=1):
-    """Seconds by hand: 20 for judging a task, and the rounds, each minute by minute with so many workers."""
-    seconds = 20 * len(names)
+def cost_of(names, epochs, done, workers=1, joint=None):
+    """Seconds by hand: 20 for judging a task, and the rounds, each minute by minute with so many workers.
+
+    Joint training has so many epochs at most, and so many already; its first comes when all tasks have one.
+    """
+    seconds, whole = 20 * len(names), sum(IMAGES[name] / 100 for name in names)
     for epoch in range(1, epochs + 1):
         left = [IMAGES[name] / 100 for name in names if MOST[name] >= epoch > done.get(name, 0)]
+        if joint and joint[0] >= epoch > joint[1]:
+            if epoch == 1:
+                seconds += whole
+            else:
+                left.append(whole)
         left.sort(reverse=True)
         working = []
         while left or working:
@@ -73,21 +85,33 @@ def cost_of(names, epochs, done, workers=1):
     return seconds
 
 
+@pytest.mark.parametrize("besides", [0, 5, 100])
+@pytest.mark.parametrize("joint", [None, (3, 0), (12, 2)])
 @pytest.mark.parametrize("workers", [1, 2, 3, 9])
 @pytest.mark.parametrize("done", [{}, {"short": 2, "middle": 1}, dict.fromkeys(IMAGES, 1)])
 @pytest.mark.parametrize("seconds", [200, 370, 600, 1200, 3000, 9000])
-def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done, workers):
-    plan = plan_of(seconds, done=done, workers=workers)
+def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done, workers, joint, besides):
+    plan = plan_of(seconds, done=done, workers=workers, joint=joint, besides=1000 * besides)
     names, room = list(plan.images), 0.95 * seconds
-    assert cost_of(names, plan.epochs, done, workers) <= room + 1e-9
+    if joint and "joint" not in plan.most:
+        assert cost_of(names, 1, done, workers, joint) > room
+        assert "left out: joint (one epoch of all these tasks takes " in str(plan)
+        joint = None
+    most = plan.most
+    assert most == {name: MOST[name] for name in names} | ({"joint": joint[0]} if joint else {})
+    assert plan.seconds.get("joint", 0) == pytest.approx(sum(map(IMAGES.get, names)) / 100 if joint else 0)
+    more = besides * len(names)  # seconds
+    wait = more > 0.1 * seconds or cost_of(names, 1, done, workers, joint) + more > room
+    room -= 0 if wait else more
+    assert cost_of(names, plan.epochs, done, workers, joint) <= room + 1e-9
     assert names == sorted(names, key=IMAGES.get)
     for name in set(IMAGES) - set(names):
-        assert cost_of([*names, name], 1, done, workers) > room
+        assert cost_of([*names, name], 1, done, workers) > 0.95 * seconds
         assert name in plan.left_out
-    if plan.epochs < max(MOST[name] for name in names):
-        assert cost_of(names, plan.epochs + 1, done, workers) > room
-        assert f"left out: epochs {plan.epochs + 1} to {max(MOST[name] for name in names)}" in str(plan)
-    assert plan.judging == pytest.approx(20 * len(names))
+    if plan.epochs < max(most.values()):
+        assert cost_of(names, plan.epochs + 1, done, workers, joint) > room
+        assert f"left out: epochs {plan.epochs + 1} to {max(most.values())}" in str(plan)
+    assert plan.judging == pytest.approx(20 * len(names) + (0 if wait else more))
 
 
 def test_a_plan_says_images_minutes_and_what_is_left_out():
@@ -96,6 +120,9 @@ def test_a_plan_says_images_minutes_and_what_is_left_out():
     assert "3,000" in words
     assert "left out: long (one epoch and its judging take 10.3 minutes more)" in words
     assert "workers" not in words
+    assert "joint" not in words
+    row = next(line for line in str(plan_of(3000, joint=(4, 0))).splitlines() if line.startswith("joint"))
+    assert row.split() == ["joint", "78,000", "13.0", "1"]
 
 
 def test_a_plan_for_several_workers_says_how_long_a_round_of_theirs_takes():
@@ -143,10 +170,13 @@ def test_a_download_without_a_folder_is_refused_before_the_weights_are_fetched(t
 
 
 def test_images_judged_are_those_of_all_models_and_coefficients(monkeypatch):
-    monkeypatch.setattr(clip_work, "TEST", 10)
-    monkeypatch.setattr(clip_work, "VALIDATION", 1)
-    mean, regmean = (len(study_merging.RULES[rule][1]) for rule in clip_work.RULES)
-    assert clip_work.judged() == 10 + 2 * 10 + 2 * (10 + mean) + 2 * (10 + regmean)
+    monkeypatch.setattr(clip_judging, "TEST", 10)
+    monkeypatch.setattr(clip_judging, "VALIDATION", 1)
+    mean, regmean = (len(study_merging.RULES[rule][1]) for rule in clip_judging.RULES)
+    assert clip_judging.judged() == 10 + 2 * 10 + 2 * (10 + mean) + 2 * (10 + regmean)
+    assert clip_judging.judged(joint=True) == clip_judging.judged() + 2 * 10
+    grids, interference = 2 * 6 * 3 * 10, 3 * 3 * 10
+    assert clip_judging.judged_besides(3) == grids + interference
 
 
 def test_the_hub_s_images_are_counted_without_fetching_them():
@@ -173,36 +203,55 @@ def test_names_are_checked_before_anything_is_loaded(suite, names, message):
 
 
 class Clock:
-    """Seconds that pass only while somebody trains: ten for each new epoch, unless `lasts` has others."""
+    """Seconds that pass only while somebody trains: ten for each new epoch, unless `lasts` has others.
 
-    def __init__(self, finetune):
+    An epoch of joint training lasts ten for each task.
+    """
+
+    def __init__(self, finetune, finetune_jointly):
         self.now, self.finetune, self.trained, self.lasts = 0.0, finetune, [], {}
+        self.finetune_jointly = finetune_jointly
 
     def __call__(self):
         return self.now
 
-    def train(self, backbone, head, task, *, folder, settings, **options):
+    def pass_by(self, name, seconds, folder, settings):
         if not (folder / f"epoch_{settings.epochs:03}.json").exists():
-            self.trained.append((task.name, settings.epochs))
-            self.now += self.lasts.get(len(self.trained), 10.0)
+            self.trained.append((name, settings.epochs))
+            self.now += self.lasts.get(len(self.trained), seconds)
+
+    def train(self, backbone, head, task, *, folder, settings, **options):
+        self.pass_by(task.name, 10.0, folder, settings)
         return self.finetune(backbone, head, task, folder=folder, settings=settings, **options)
+
+    def train_jointly(self, backbone, heads, tasks, *, folder, settings, **options):
+        self.pass_by("joint", 10.0 * len(tasks), folder, settings)
+        return self.finetune_jointly(backbone, heads, tasks, folder=folder, settings=settings, **options)
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and judging a task one."""
-    found = Clock(jobs.finetune)
+    found = Clock(jobs.finetune, jobs.finetune_jointly)
     monkeypatch.setattr(jobs, "finetune", found.train)
+    monkeypatch.setattr(jobs, "finetune_jointly", found.train_jointly)
     monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=80))
     monkeypatch.setattr(study_clip, "MOST", 3)
     monkeypatch.setattr(study_clip, "CONVERGED", {})
     for name, value in (("TEST", 60), ("VALIDATION", 30)):
-        monkeypatch.setattr(clip_work, name, value)
+        monkeypatch.setattr(clip_judging, name, value)
     recipe = replace(clip_work.RECIPE, batch_size=40, learning_rate=1e-3)
     monkeypatch.setattr(clip_work, "RECIPE", recipe)
-    pace = replace(PACE, training=8.0, judging=float(clip_work.judged()))
+    pace = replace(PACE, training=8.0, judging=float(clip_judging.judged()))
     monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
     return found
+
+
+@pytest.fixture
+def quick_judging(clock, monkeypatch):
+    """Judging takes no time."""
+    pace = replace(PACE, training=8.0, judging=1e9)
+    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
 
 
 def ask(folder, **changes):
@@ -211,7 +260,14 @@ def ask(folder, **changes):
     given = {"suite": "bundle", "tasks": ["mnist", "gtsrb"]}
     if data is None:
         given = {"suite": "digits", "tasks": ["digits", "mirrored"]}
-    given |= {"budget_minutes": 10, "gpu": False, "runs": folder, "backbone": "tiny-clip", "data": data}
+    given |= {
+        "budget_minutes": 10,
+        "gpu": False,
+        "joint": False,
+        "runs": folder,
+        "backbone": "tiny-clip",
+        "data": data,
+    }
     given |= dict.fromkeys(("engine", "workers", "address", "micro_batch_size"))
     return argparse.Namespace(**(given | changes))
 
@@ -243,7 +299,7 @@ def test_a_study_from_heads_to_its_record(tmp_path, clock, capsys):
 def check_merge(folder, results, row):
     """The row of a merge, counted again with vectors in memory and heads by hand."""
     assert row["scaling_coef"] in study_merging.RULES["mean"][1]
-    start = read_tensors(folder / clip_work.PRETRAINED)[0]
+    start = read_tensors(folder / clip_files.PRETRAINED)[0]
     vectors = []
     for name in results["tasks"]:
         end = read_tensors(folder / name / "epoch_003.safetensors")[0]
@@ -298,7 +354,7 @@ def test_an_epoch_that_takes_longer_than_planned_ends_the_round(tmp_path, clock)
     assert [epoch for _, epoch in clock.trained] == [1, 1, 2]
     assert results["epochs"] == [1], "only a round that all tasks have finished is merged"
     assert "no time for epoch 2 of" in results["left_out"][-1]["why"]
-    assert {1, 2} == clip_work.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
+    assert {1, 2} == clip_files.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
 
 
 def test_the_next_round_is_expected_to_take_what_the_last_one_took(tmp_path, clock):
@@ -310,7 +366,7 @@ def test_the_next_round_is_expected_to_take_what_the_last_one_took(tmp_path, clo
 
 def test_only_the_first_and_the_last_round_stay_on_the_disk(tmp_path, clock):
     results = study_clip.Clip(clock=clock).run(ask(tmp_path))
-    assert [clip_work.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
+    assert [clip_files.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
 
 
 def test_a_task_that_may_go_on_keeps_its_optimiser(tmp_path, clock):
@@ -333,8 +389,9 @@ def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, mon
     assert clock.trained == []
 
 
+@pytest.mark.parametrize(("joint", "words"), [(False, "2.1 MB"), (True, "2.9 MB")])
 def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
-    tmp_path, clock, monkeypatch, capsys
+    tmp_path, clock, monkeypatch, capsys, joint, words
 ):
     monkeypatch.setattr(study_clip, "MOST", 4)
     sizes, replace_file = [], os.replace
@@ -344,14 +401,14 @@ def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
         replace_file(part, path)
 
     monkeypatch.setattr(os, "replace", watched)
-    study_clip.Clip(clock=clock).run(ask(tmp_path))
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
     copy = 4 * 33_280
     heads = sum(path.stat().st_size for path in tmp_path.rglob("head.safetensors"))
     found = [(size - heads) / copy for size in (max(sizes), sizes[-1])]
-    assert found[0] == pytest.approx(clip_work.copies([4, 4]), abs=0.5), "and file headers"
-    assert "checkpoints: up to 2.1 MB, 0 B of it is there" in capsys.readouterr().err
+    assert found[0] == pytest.approx(clip_files.copies([4] * (2 + joint)), rel=0.03), "and file headers"
+    assert f"checkpoints: up to {words}, 0 B of it is there" in capsys.readouterr().err
     assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
-    assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4
+    assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4 + 2 * joint
 
 
 def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys):
@@ -390,6 +447,156 @@ def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
     assert asked == [32], "what was asked for is not replaced"
 
 
+# --- what chapter 6's records have besides ----------------------------------------------------------------
+
+
+def counted(backbone, state, head, task):
+    """Test accuracy by hand."""
+    backbone.model.load_state_dict(state)
+    with torch.no_grad():
+        embedded = backbone.model(backbone.prepare(task.test_images[:60]))
+    right = (embedded @ head.prototypes.T).argmax(1) == task.test_labels[:60]
+    return pytest.approx(float(right.double().mean()), abs=1e-5)
+
+
+def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(study_clip, "MOST", 2)
+    asked = ask(tmp_path, joint=True)
+    results = study_clip.Clip(clock=clock).run(asked)
+    names = results["tasks"]
+    assert results["left_out"] == []
+    assert clock.trained == [*((n, 1) for n in names), ("joint", 1), *((n, 2) for n in names), ("joint", 2)]
+    tasks = load_tasks(names, suite=asked.suite, folder=asked.data, limit=80)
+    heads = {name: study_clip.Head.load(tmp_path / name / "head.safetensors") for name in names}
+    backbone = study_clip.clip.load_visual("tiny-clip")
+    start = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    settings = replace(clip_work.RECIPE, epochs=2)
+    joint = clock.finetune_jointly(backbone, heads, tasks, settings=settings, progress=False)
+    vectors = {}
+    for name in names:
+        end = read_tensors(tmp_path / name / "epoch_002.safetensors")[0]
+        vectors[name] = {key: end[key] - start[key] for key in start}
+
+    def scores(state):
+        return {name: counted(backbone, state, heads[name], tasks[name]) for name in names}
+
+    def moved(steps):
+        return {key: start[key] + sum(scale * vectors[n][key] for n, scale in steps.items()) for key in start}
+
+    for epoch in (1, 2):
+        assert results["joint"]["0"][str(epoch)] == scores({**start, **joint.state(epoch)})
+    grid = {(row["epoch"], row["scaling_coef"]): row for row in results["grid"]}
+    assert set(grid) == {(e, coef) for e in (1, 2) for coef in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)}
+    assert grid[1, 0.0]["test"] == results["zero_shot"]["0"] == scores(start)
+    for coef in (1.0, 8.0):
+        assert grid[2, coef]["test"] == scores(moved(dict.fromkeys(names, coef / 2)))
+    for name in names:
+        half, zero = scores(moved({name: 0.5})), results["zero_shot"]["0"]
+        assert {n: zero[n] + change for n, change in results["cross"]["0"][name].items()} == half
+    assert set(results["training_seconds"]["0"]) == {"individual", "joint"}
+    folder = tmp_path / f"joint_{'_'.join(sorted(names))}"
+    assert clip_files.kept(folder) == {1, 2}
+    assert not list(tmp_path.rglob("latest.safetensors")), "no run goes on"
+
+
+def chapter_6(*words):
+    """The code of chapter 6's cells that hold one of these words, up to those about subsets of tasks."""
+    path = next(path for path in CHAPTERS if path.stem.startswith("06"))
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    end = next(i for i, cell in enumerate(cells) if "06_what_a_merge_needs" in cell)
+    return [cell for cell in cells[:end] if any(word in cell for word in words)]
+
+
+def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock, capsys):
+    digits = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study = study_clip.Clip(clock=clock)
+    results = study.run(ask(tmp_path / "runs", joint=True, **digits))
+    path = tmp_path / "clip.json"
+    records.write(path, results, command="record", seeds=[0], seconds=1.0, settings=study.settings)
+    scope = {"table": lambda rows, **_words: rows}
+    words = ("asked", "study", "chosen", "reference", "gains", "changes", "nearest", "panels", "scales")
+    first, *others = chapter_6(*words)
+    asked = 'records.read(folder / "06_early_or_late.json")'
+    assert asked in first
+    exec(first.replace(asked, f"records.read({str(path)!r})"), scope)
+    for cell in others:
+        exec(cell, scope)
+    names = scope["tasks"]
+    assert names == results["tasks"]
+    assert scope["reference"]("joint") == [
+        pytest.approx(sum(results["joint"]["0"][epoch].values()) / 2) for epoch in ("1", "3")
+    ]
+    bars = scope["merge_at"](epochs=3, scaling_coef=2.0)
+    row = next(row for row in results["grid"] if (row["epoch"], row["scaling_coef"]) == (3, 2.0))
+    assert {bar["task"]: bar["test accuracy"] for bar in bars} == row["test"]
+    assert scope["changes"] == results["cross"]["0"]
+    assert set(scope["rows"]) == {1, 3}
+    assert "shots: 0" in capsys.readouterr().out
+
+
+def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_path, clock, quick_judging):
+    minutes = 1 / 60 / 0.95
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=39 * minutes))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "the tasks' second round does not fit either"
+    assert first["left_out"][0] == {
+        "what": "joint",
+        "why": "one epoch of all these tasks takes 0.3 minutes more",
+    }
+    assert "joint" not in first
+    assert "joint" not in first["training_seconds"]["0"]
+    clock.now = 0.0
+    clock.trained.clear()
+    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 * minutes))
+    assert clock.trained == [("joint", 1)], "a second round takes 40 seconds, with that of joint training"
+    assert list(second["joint"]["0"]) == ["1"]
+    clock.now = 0.0
+    clock.trained.clear()
+    third = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=41 * minutes))
+    assert [epoch for _, epoch in clock.trained] == [2, 2, 2]
+    assert third["joint"]["0"]["1"] == second["joint"]["0"]["1"]
+    assert list(third["joint"]["0"]) == ["1", "2"]
+
+
+def test_a_joint_epoch_there_is_no_time_for_any_more_is_left_out(tmp_path, clock, quick_judging):
+    clock.lasts = {2: 40.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=51 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1]
+    assert results["left_out"][0] == {"what": "joint", "why": "the time was spent before its first epoch"}
+    assert "joint" not in results
+
+
+def test_a_round_that_joint_training_has_not_finished_is_not_judged(tmp_path, clock, quick_judging):
+    clock.lasts = {5: 30.0}  # longer than planned
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=85 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 1, 2, 2]
+    assert results["epochs"] == [1]
+    assert "no time for epoch 2 of joint" in results["left_out"][0]["why"]
+
+
+def test_joint_training_of_other_tasks_is_another_run(tmp_path, clock, quick_judging):
+    asked = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    asked["tasks"] = ["digits", "mirrored", "inverted"]
+    clock.now = 0.0
+    clock.trained.clear()
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    assert clock.trained == [("inverted", 1), ("joint", 1)]
+    assert set(results["joint"]["0"]["1"]) == set(asked["tasks"])
+    assert (tmp_path / "joint_digits_mirrored").is_dir(), "what was trained before is kept"
+
+
+def test_what_there_is_no_time_to_judge_besides_is_left_out(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(study_clip, "MOST", 1)
+    clock.lasts = {2: 11.6}  # longer than planned
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=22.1 / 60 / 0.95))
+    a_model = 2 * 60 / clip_judging.judged()  # seconds on both tasks
+    assert 6 * a_model > 22.1 - 21.6 > 2 * a_model
+    assert results["grid"] == []
+    assert set(results["cross"]["0"]) == set(results["tasks"])
+    why = "it takes 1 s more"
+    assert results["left_out"] == [{"what": "coefficients of the mean after epoch 1", "why": why}]
+
+
 # --- several workers -------------------------------------------------------------------------------------
 
 
@@ -424,7 +631,7 @@ def test_the_tasks_of_a_round_are_begun_together_the_longest_first(tmp_path, clo
 def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
     line = (
         "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored "
-        "--micro-batch-size 16 --engine ray"
+        "--joint --micro-batch-size 16 --engine ray"
     )
     here = ["--runs", str(tmp_path), "--address", "10.0.0.1:6379", "--workers", "3"]
     options = command_line.parser().parse_args([*line.split(), *here])
@@ -440,8 +647,8 @@ def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clip_work, "RECIPE", replace(clip_work.RECIPE, batch_size=10))
     for module, name, value in (
         (study_clip, "MOST", 1),
-        (clip_work, "TEST", 20),
-        (clip_work, "VALIDATION", 9),
+        (clip_judging, "TEST", 20),
+        (clip_judging, "VALIDATION", 9),
     ):
         monkeypatch.setattr(module, name, value)
     line = (
@@ -464,8 +671,8 @@ def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub", "--engine ray", "--workers 2",
-     "--micro-batch-size 4"],
+    ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub", "--joint", "--engine ray",
+     "--workers 2", "--micro-batch-size 4"],
 )  # fmt: skip
 def test_other_studies_refuse_the_options_of_this_one(capsys, words):
     assert command_line.main(["record", "06_search", *words.split()]) == 2

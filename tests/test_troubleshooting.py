@@ -226,7 +226,8 @@ def damaged_images(folder: Path) -> object:
 
 def small_disk(folder: Path) -> object:
     tower = clip.without_weights("ViT-B-32-quickgelu").get_submodule("visual")
-    eight = SimpleNamespace(most={name: study_clip.CONVERGED[name] for name in hub.EIGHT}, workers=1)
+    most = {name: study_clip.CONVERGED[name] for name in hub.EIGHT}
+    eight = SimpleNamespace(images=most, most=most, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_clip.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
         return study_clip.check_disk(folder / "clip-runs", tower, eight)

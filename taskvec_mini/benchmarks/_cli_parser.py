@@ -182,6 +182,9 @@ def _add_clip(group: argparse._ArgumentGroup) -> None:
         "--suite", choices=["hub", "bundle", "digits"], help="where the images come from (default: hub)"
     )
     _add_tasks(group, "the first eight of the suite")
+    group.add_argument(
+        "--joint", action="store_true", help="also train one encoder on all tasks, which doubles the training"
+    )
     add_micro_batch(group, "as many as fit the device")
     add_engine(group)
     group.set_defaults(engine=None)  # only what was asked for stands in the record's command

@@ -13,7 +13,7 @@ from taskvec_mini.benchmarks._cli_words import PROGRAM
 
 _PLACES = ("runs", "workers", "address")  # options that are about these machines
 OWN_OPTIONS = (  # of studies that name them
-    "budget_minutes", "gpu", "backbone", "suite", "tasks", "micro_batch_size", "engine", *_PLACES
+    "budget_minutes", "gpu", "backbone", "suite", "tasks", "joint", "micro_batch_size", "engine", *_PLACES
 )  # fmt: skip
 _REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from taskvec_mini.benchmarks import _ray_cluster, checkpoints
 from taskvec_mini.benchmarks.finetuning import Run
-from taskvec_mini.benchmarks.jobs import Job, JobError, error_words
+from taskvec_mini.benchmarks.jobs import Job, JobError, JointJob, error_words
 from taskvec_mini.benchmarks.parameters import checksum, state_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Rules:
 
 def finetune_all(
     backbone: Callable[[], Encoder],
-    jobs: Mapping[str, Job],
+    jobs: Mapping[str, Job | JointJob],
     workers: int | None,
     gpus: float | None,
     address: str | None,
@@ -88,9 +88,9 @@ def opened(
         yield ray, needs, _ray_cluster.check_room(ray, **needs)
 
 
-def _placed(jobs: Mapping[str, Job]) -> dict[str, Job]:
+def _placed(jobs: Mapping[str, Job | JointJob]) -> dict[str, Job | JointJob]:
     """The jobs with absolute folders, because a worker has another working directory."""
-    placed: dict[str, Job] = {}
+    placed: dict[str, Job | JointJob] = {}
     for name, job in jobs.items():
         if job.folder is None:
             raise ValueError(
@@ -106,7 +106,7 @@ def _placed(jobs: Mapping[str, Job]) -> dict[str, Job]:
 
 
 @contextlib.contextmanager
-def _marked(jobs: Mapping[str, Job]) -> Iterator[str]:
+def _marked(jobs: Mapping[str, Job | JointJob]) -> Iterator[str]:
     """An empty file of a new name in each folder while the jobs run, by which a worker knows the storage."""
     mark = f".shared-{uuid.uuid4().hex}"
     files = [_folder(job) / mark for job in jobs.values()]
@@ -120,14 +120,14 @@ def _marked(jobs: Mapping[str, Job]) -> Iterator[str]:
             file.unlink(missing_ok=True)
 
 
-def _folder(job: Job) -> Path:
+def _folder(job: Job | JointJob) -> Path:
     return Path(os.fspath(job.folder or ""))
 
 
 # --- a worker --------------------------------------------------------------------------------------------
 
 
-def _work(job: Job, backbone: Callable[[], Encoder], rules: _Rules) -> _Failure | None:
+def _work(job: Job | JointJob, backbone: Callable[[], Encoder], rules: _Rules) -> _Failure | None:
     """What a worker does; it hands back an error, and leaves all else in the folder."""
     torch.set_num_threads(rules.threads)
     here = socket.gethostname()
@@ -209,7 +209,7 @@ class _Queue:
 class _Watch:
     """One line on stderr for each epoch of each task, read from the folders as the records appear there."""
 
-    def __init__(self, jobs: Mapping[str, Job], show: bool):
+    def __init__(self, jobs: Mapping[str, Job | JointJob], show: bool):
         self.jobs, self.show = jobs, show
         self.width = max(map(len, jobs))
         self.total = sum(job.settings.epochs for job in jobs.values())
@@ -246,7 +246,7 @@ class _Watch:
         return found
 
 
-def _read(job: Job, pretrained: dict[str, Tensor]) -> Run:
+def _read(job: Job | JointJob, pretrained: dict[str, Tensor]) -> Run:
     """The run that a worker left in its folder."""
     folder = _folder(job)
     store = checkpoints.RunFolder(folder, checkpoints.read_json(folder / "settings.json"), ignore=frozenset())

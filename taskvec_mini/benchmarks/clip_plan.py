@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from taskvec_mini.benchmarks.speed import Speed
 from taskvec_mini.benchmarks.throughput import CLASSES, noise_task, random_head
 from taskvec_mini.benchmarks.training import Trainer
 
+JOINT = "joint"  # among the tasks of a round: the encoder that learns all of them
 STEPS = 4  # of the measurement; as many before them do not count
 MARGIN = 0.05  # of the budget, for what no plan foresees
+BESIDES = 0.1  # of the budget: what is judged besides is planned for if it takes no more
 _SECONDS = 60.0
 
 
@@ -40,15 +42,29 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Joint:
+    """Joint training, to be planned.
+
+    Attributes:
+        most: its most epochs.
+        done: how many epochs the joint training of the named tasks has already.
+    """
+
+    most: int
+    done: Callable[[Collection[str]], int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is to be done.
 
     Attributes:
         images: training images by task, in the order of work: the shortest epochs first.
-        seconds: of an epoch, by task.
+        seconds: of an epoch, by task; with joint training also under `JOINT`.
         epochs: how many every task shall have, or its own most where that is less.
-        most: the most that each task is trained for.
+        most: the most that each of these is trained for.
         judging: seconds for accuracies and coefficients.
+        pace: what was measured.
         left_out: the tasks that do not fit, and why.
         later: the epochs that do not fit, in words; empty where all do.
         workers: how many tasks are trained at a time.
@@ -59,11 +75,13 @@ class Plan:
     epochs: int
     most: dict[str, int]
     judging: float
+    pace: Pace
     left_out: dict[str, str]
     later: str = ""
     workers: int = 1
 
     def __str__(self) -> str:
+        together = {JOINT: sum(self.images.values())} if JOINT in self.seconds else {}
         rows = [
             {
                 "task": name,
@@ -71,7 +89,7 @@ class Plan:
                 "minutes an epoch": f"{self.seconds[name] / _SECONDS:.1f}",
                 "epochs": f"{min(self.epochs, self.most[name])}",
             }
-            for name, count in self.images.items()
+            for name, count in (self.images | together).items()
         ]
         left_out = [f"left out: {what} ({why})" for what, why in self.left_out.items()]
         later = [f"left out: {self.later}"] if self.later else []
@@ -159,6 +177,8 @@ def plan(
     done: Mapping[str, int],
     spent: float = 0.0,
     workers: int = 1,
+    joint: Joint | None = None,
+    besides: Callable[[int], int] = lambda _tasks: 0,
 ) -> Plan:
     """What fits: one epoch of as many tasks as possible, then a further epoch of all of them, and so on.
 
@@ -171,6 +191,9 @@ def plan(
         done: the epochs that each task has already.
         spent: seconds of the budget that are gone.
         workers: how many tasks are trained at a time; all at the pace that was measured here.
+        joint: joint training of all that fit, as one more task of each round; None without.
+        besides: how many images are judged besides, for so many tasks. If that takes more than a tenth of the
+            budget, it has to wait whether time is left in the end.
 
     Raises:
         ValueError: if there are fewer than two tasks, or not even two fit; the message says how many minutes
@@ -186,9 +209,9 @@ def plan(
         >>> list(found.images), found.epochs, list(found.left_out)
         (['small', 'middle'], 3, ['large'])
     """
-    if len(images) < 2:
-        raise ValueError(f"a merge needs at least two tasks, got {', '.join(images) or 'none'}")
     order = sorted(images, key=lambda name: images[name])
+    if len(order) < 2:
+        raise ValueError(f"a merge needs at least two tasks, got {', '.join(order) or 'none'}")
     epoch = {name: images[name] / pace.training for name in order}
     judging, room = judged / pace.judging, seconds * (1 - MARGIN) - spent
 
@@ -200,18 +223,16 @@ def plan(
     chosen, left_out = _fitting(order, first, room)
     if len(chosen) < 2:
         _refuse(seconds, spent + first(sorted(order, key=lambda name: first([name]))[:2]), order)
-    costs = {name: epoch[name] for name in chosen}
-    epochs, later = _rounds(costs, most, done, room=room - first(chosen), workers=workers)
+    costs, room = {name: epoch[name] for name in chosen}, room - first(chosen)
+    most, done = {name: most[name] for name in chosen}, dict(done)
+    room -= _joint_seconds(joint, costs, most, done=done, left_out=left_out, room=room)
+    more = besides(len(chosen)) / pace.judging
+    more = more if more <= min(room, BESIDES * seconds) else 0.0
+    epochs, later = _rounds(costs, most, done, room=room - more, workers=workers)
     return Plan(
-        images={name: images[name] for name in chosen},
-        seconds=costs,
-        epochs=epochs,
-        most={name: most[name] for name in chosen},
-        judging=judging * len(chosen),
-        left_out=left_out,
-        later=later,
-        workers=workers,
-    )
+        images={name: images[name] for name in chosen}, seconds=costs, epochs=epochs, most=most,
+        judging=judging * len(chosen) + more, pace=pace, left_out=left_out, later=later, workers=workers,
+    )  # fmt: skip
 
 
 def _fitting(
@@ -228,6 +249,27 @@ def _fitting(
             more = (needed - seconds(chosen)) / _SECONDS
             left_out[name] = f"one epoch and its judging take {more:.1f} minutes more"
     return chosen, left_out
+
+
+def _joint_seconds(
+    joint: Joint | None,
+    costs: dict[str, float],
+    most: dict[str, int],
+    *,
+    done: dict[str, int],
+    left_out: dict[str, str],
+    room: float,
+) -> float:
+    """Joint training among the tasks if its first epoch fits, else among what is left out; its seconds."""
+    if joint is None:
+        return 0.0
+    there, whole = joint.done(list(costs)), sum(costs.values())
+    needed = 0.0 if there else whole
+    if needed > room:
+        left_out[JOINT] = f"one epoch of all these tasks takes {needed / _SECONDS:.1f} minutes more"
+        return 0.0
+    costs[JOINT], most[JOINT], done[JOINT] = whole, joint.most, there
+    return needed
 
 
 def _rounds(

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks import _ray_engine
 from taskvec_mini.benchmarks.finetuning import Run
-from taskvec_mini.benchmarks.jobs import Job, JobError, error_words
+from taskvec_mini.benchmarks.jobs import Job, JobError, JointJob, error_words
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.protocols import Encoder
 
-__all__ = ["ENGINES", "Job", "JobError", "finetune_all", "opened"]
+__all__ = ["ENGINES", "Job", "JobError", "JointJob", "finetune_all", "opened"]
 
 ENGINES = ("local", "ray")
 
 
 def finetune_all(
     backbone: Callable[[], Encoder],
-    jobs: Mapping[str, Job],
+    jobs: Mapping[str, Job | JointJob],
     *,
     engine: str = "local",
     workers: int | None = None,
@@ -142,7 +142,9 @@ def _check(engine: str, *, workers: int | None, gpus_per_worker: float | None, a
             raise ValueError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
 
 
-def _one_by_one(backbone: Callable[[], Encoder], jobs: Mapping[str, Job], progress: bool) -> dict[str, Run]:
+def _one_by_one(
+    backbone: Callable[[], Encoder], jobs: Mapping[str, Job | JointJob], progress: bool
+) -> dict[str, Run]:
     encoder, runs = backbone(), {}
     for name, job in jobs.items():
         try:

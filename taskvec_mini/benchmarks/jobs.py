@@ -1,15 +1,15 @@
-"""One task to finetune on, as the engines take it, and what can go wrong with it."""
+"""What an engine is given to do: one task to finetune on, or several jointly; and what can go wrong."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE
-from taskvec_mini.benchmarks.finetuning import Run, finetune
+from taskvec_mini.benchmarks.finetuning import Run, finetune, finetune_jointly
 from taskvec_mini.benchmarks.parameters import FrozenHead
 from taskvec_mini.benchmarks.settings import Settings
 from taskvec_mini.benchmarks.speed import PLAIN, Speed
@@ -19,7 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class _Training:
+    """What every job has."""
+
+    settings: Settings
+    folder: str | os.PathLike[str] | None = None
+    keep: Collection[int] | None = None
+    speed: Speed = PLAIN
+
+    def _options(self, *, progress: bool) -> dict[str, Any]:
+        names = ("settings", "folder", "keep", "speed")
+        return {"progress": progress, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(_Training):
     """One task to finetune on.
 
     Attributes:
@@ -32,18 +46,23 @@ class Job:
     """
 
     load: Callable[[Encoder], tuple[FrozenHead, Task]]
-    settings: Settings
-    folder: str | os.PathLike[str] | None = None
-    keep: Collection[int] | None = None
-    speed: Speed = PLAIN
 
     def run(self, encoder: Encoder, *, progress: bool) -> Run:
         """Finetune a copy of the encoder here and now; errors are those of `load` and of `finetune`."""
         head, task = self.load(encoder)
-        return finetune(
-            encoder, head, task, settings=self.settings, folder=self.folder, keep=self.keep,
-            progress=progress, speed=self.speed,
-        )  # fmt: skip
+        return finetune(encoder, head, task, **self._options(progress=progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointJob(_Training):
+    """Several tasks for one encoder to learn jointly: a `Job` whose `load` gives heads and tasks by name."""
+
+    load: Callable[[Encoder], tuple[Mapping[str, FrozenHead], Mapping[str, Task]]]
+
+    def run(self, encoder: Encoder, *, progress: bool) -> Run:
+        """Finetune a copy here and now; errors are those of `load` and of `finetune_jointly`."""
+        heads, tasks = self.load(encoder)
+        return finetune_jointly(encoder, heads, tasks, **self._options(progress=progress))
 
 
 def shared_folder(given: str | os.PathLike[str] | None) -> Path | None:

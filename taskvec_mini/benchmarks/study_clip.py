@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks import (
     checkpoints,
     clip,
+    clip_files,
+    clip_judging,
     clip_plan,
     clip_work,
     engines,
@@ -51,7 +53,7 @@ CONVERGED = {  # epochs after which the literature stops
     "sun397": 14, "cars": 35, "resisc45": 15, "eurosat": 12, "svhn": 4, "gtsrb": 11, "mnist": 5, "dtd": 76,
     "cifar100": 6,
 }  # fmt: skip
-MOST = 16  # epochs of any other task
+MOST = 16  # epochs of any other task, and of joint training
 SUITES = {"hub": hub.EIGHT, "bundle": CORE, "digits": None}  # the tasks each takes by default, or all
 
 
@@ -68,7 +70,7 @@ class Clip(study_data.Study):
     clock: Callable[[], float] = time.monotonic
     seeds = (0,)
     own_options = (
-        "budget_minutes", "gpu", "runs", "backbone", "suite", "tasks", "micro_batch_size",
+        "budget_minutes", "gpu", "runs", "backbone", "suite", "tasks", "joint", "micro_batch_size",
         "engine", "workers", "address",
     )  # fmt: skip
 
@@ -100,10 +102,12 @@ class Clip(study_data.Study):
             both = clip.load_clip(name).to(device)
             backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
             pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
+            joint = _joint(folder) if options.joint else None
             planned = clip_plan.plan(
-                images, pace=pace, seconds=seconds, spent=self.clock() - begin, judged=clip_work.judged(),
+                images, pace=pace, seconds=seconds, spent=self.clock() - begin, joint=joint,
+                judged=clip_judging.judged(joint=options.joint), besides=clip_judging.judged_besides,
                 most={task: CONVERGED.get(task, MOST) for task in images}, workers=workers,
-                done={task: max(clip_work.kept(folder / task), default=0) for task in images},
+                done={task: max(clip_files.kept(folder / task), default=0) for task in images},
             )  # fmt: skip
             disk = check_disk(folder, backbone.model, planned)
             study_data.say(_words(planned, pace, speed, seconds, disk))
@@ -119,14 +123,21 @@ class Clip(study_data.Study):
             return clip_work.Work(suite, folder, speed, planned, place, deadline, self.clock).results()
 
 
+def _joint(folder: Path) -> clip_plan.Joint:
+    def done(names: Iterable[str]) -> int:
+        return max(clip_files.kept(clip_files.joint_folder(folder, names)), default=0)
+
+    return clip_plan.Joint(most=MOST, done=done)
+
+
 def _settings(
-    suite: clip_work.ClipSuite, planned: clip_plan.Plan, pace: clip_plan.Pace, speed: Speed, seconds: float
+    suite: clip_judging.ClipSuite, planned: clip_plan.Plan, pace: clip_plan.Pace, speed: Speed, seconds: float
 ) -> dict[str, Any]:
     return {
         "backbone": suite.backbone.name, "budget_minutes": seconds / 60, **suite.about,
         "speed": asdict(speed), "pace": clip_plan.rounded(pace), "workers": planned.workers,
         "recipes": {"adamw": asdict(clip_work.RECIPE)},
-        "scaling_coefs": {rule: list(study_merging.RULES[rule][1]) for rule in clip_work.RULES},
+        "scaling_coefs": {rule: list(study_merging.RULES[rule][1]) for rule in clip_judging.RULES},
     }  # fmt: skip
 
 
@@ -188,15 +199,15 @@ def _check_folder(suite: str, data: Path | None) -> None:
 
 def make_suite(
     both: nn.Module, backbone: Backbone, kind: str, *, names: Sequence[str], data: Path | None, folder: Path
-) -> clip_work.ClipSuite:
+) -> clip_judging.ClipSuite:
     """The tasks with few validation images and their heads, which are kept in the folder.
 
     A head is made once: on another machine it would differ in the last bits, and be another run.
     """
     forget_prepared_images()
     checkpoints.RunFolder(folder, {"backbone": backbone.name, "suite": kind}, ignore=frozenset())
-    if not (folder / clip_work.PRETRAINED).exists():
-        checkpoints.write_tensors(folder / clip_work.PRETRAINED, state_of(backbone.model), {})
+    if not (folder / clip_files.PRETRAINED).exists():
+        checkpoints.write_tensors(folder / clip_files.PRETRAINED, state_of(backbone.model), {})
     loaded = load_tasks(names, suite=kind, folder=data)
     tasks = {name: _cut(task) for name, task in loaded.items()}
     heads = {
@@ -206,15 +217,15 @@ def make_suite(
         for name, task in tasks.items()
     }
     about = {
-        "suite": kind, "heads": "zero-shot", "validation_images": clip_work.VALIDATION,
-        "test_images": clip_work.TEST, "recentre": 0,
+        "suite": kind, "heads": "zero-shot", "shots": 0, "share_of_training_images": 1.0, "recentre": 0,
+        "validation_images": clip_judging.VALIDATION, "test_images": clip_judging.TEST,
     }  # fmt: skip
     sums = {name: task.sha256 for name, task in tasks.items()}
-    return clip_work.ClipSuite(backbone, tasks, heads, 0, about, sums)
+    return clip_judging.ClipSuite(backbone, tasks, heads, 0, about, sums)
 
 
 def _cut(task: ImageTask) -> ImageTask:
-    most = clip_work.VALIDATION
+    most = clip_judging.VALIDATION
     return replace(task, val_images=task.val_images[:most], val_labels=task.val_labels[:most])
 
 
@@ -223,7 +234,7 @@ def _head_file(folder: Path, name: str) -> Path:
 
 
 def place_of(
-    suite: clip_work.ClipSuite, folder: Path, *, data: Path | None, engine: Mapping[str, Any]
+    suite: clip_judging.ClipSuite, folder: Path, *, data: Path | None, engine: Mapping[str, Any]
 ) -> clip_work.Place:
     """Where the epochs are trained: here with what is loaded, or on a cluster that loads it by its names."""
     if engine["engine"] == "local":
@@ -258,8 +269,10 @@ def check_disk(folder: Path, model: nn.Module, plan: clip_plan.Plan) -> str:
         OSError: if there is less room.
     """
     size = sum(part.nbytes for part in model.parameters())
-    there = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    needed = size * clip_work.copies(plan.most.values(), workers=plan.workers)
+    places = [folder / name for name in plan.images]
+    places += [clip_files.joint_folder(folder, plan.images)] if clip_plan.JOINT in plan.most else []
+    there = sum(path.stat().st_size for place in places for path in place.glob("*.safetensors"))
+    needed = size * clip_files.copies(plan.most.values(), workers=plan.workers)
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(place).free
     if needed - there > free:

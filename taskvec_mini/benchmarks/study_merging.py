@@ -26,6 +26,7 @@ from taskvec_mini.vectors import TaskVector
 
 EPOCHS = (1, 2, 4, 8, 16)  # after 16 the specialists have nearly all of their training images right
 SHARE, SHOTS, RECENTRE, TEST = 0.3, 5, 100, 800
+COEFS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the mean, for the slider
 RECIPE = Settings(learning_rate=3e-4, epochs=EPOCHS[-1], batch_size=64, centre="batch")
 RUNS = Path("local/studies")  # the finetuned encoders, which the studies share: a finished run is read again
 
@@ -185,7 +186,7 @@ class EarlyOrLate(MergingStudy):
         seed = str(suite.seed)
         runs = experts(suite, recipe=self.recipe, epochs=self.epochs)
         joint = together(suite, recipe=self.recipe, epochs=self.epochs)
-        results["zero_shot"][seed] = suite.scores(None, suite.tasks)
+        base = results["zero_shot"][seed] = suite.scores(None, suite.tasks)
         for kind in ("individual", "joint", "train_accuracy"):
             results[kind][seed] = {}
         for epoch in self.epochs:
@@ -201,8 +202,10 @@ class EarlyOrLate(MergingStudy):
                 found = {"seed": suite.seed, "epoch": epoch, "rule": rule, **suite.merge(rule, vectors)}
                 results["merged"].append(found)
                 study_data.say(f"seed {seed}, epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
-            results["grid"] += _grid(suite, epoch, vectors)
-        results["cross"][seed] = _cross(suite, runs, results["zero_shot"][seed])
+            if suite.seed == study_data.SEEDS[0]:
+                results["grid"] += grid(suite, epoch, merging.mean(vectors.values()), base=base)
+        last = ((name, run.task_vector()) for name, run in runs.items())
+        results["cross"][seed] = cross(suite, last, base)
         results["training_seconds"][seed] = {
             "individual": round(sum(map(_seconds, runs.values())), 1), "joint": round(_seconds(joint), 1)
         }  # fmt: skip
@@ -213,28 +216,22 @@ def _seconds(run: Run) -> float:
     return float(sum(record["seconds"] for record in run.records))
 
 
-def _grid(suite: Suite, epoch: int, vectors: Mapping[str, TaskVector]) -> list[dict[str, Any]]:
-    """Test accuracies over scaling coefficients of the mean, for the chapter's slider; first seed only."""
-    if suite.seed != study_data.SEEDS[0]:
-        return []
-    merged, start = merging.mean(vectors.values()), state_of(suite.backbone.model)
-    coefs = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-    table = sweep(
-        suite.backbone, suite.heads, suite.tasks,
-        pretrained=start, merged=merged, scaling_coefs=coefs, split="test", limit=TEST, recentre=RECENTRE,
-    )  # fmt: skip
-    return [
-        {"seed": suite.seed, "epoch": epoch, "scaling_coef": coef,
-         "test": {name: round(score, 5) for name, score in zip(suite.tasks, row, strict=True)}}
-        for coef, row in zip(coefs, table.tolist(), strict=True)
-    ]  # fmt: skip
-
-
-def _cross(suite: Suite, runs: Mapping[str, Run], base: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Interference: what half of each task's last vector, by itself, does to every task's test accuracy."""
+def grid(suite: Suite, epoch: int, merged: TaskVector, *, base: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Test accuracies over scaling coefficients of a merge, for a slider; `base` are those of the start."""
     start = state_of(suite.backbone.model)
-    rows = {}
-    for name, run in runs.items():
-        found = suite.scores(run.task_vector().apply_to(start, 0.5), suite.tasks)
+    tests = {coef: suite.scores(merged.apply_to(start, coef), base) for coef in COEFS if coef}
+    return [
+        {"seed": suite.seed, "epoch": epoch, "scaling_coef": coef, "test": test}
+        for coef, test in {0.0: dict(base), **tests}.items()
+    ]
+
+
+def cross(
+    suite: Suite, vectors: Iterable[tuple[str, TaskVector]], base: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Interference: what half of each task's vector, by itself, does to every task's test accuracy."""
+    start, rows = state_of(suite.backbone.model), {}
+    for name, vector in vectors:
+        found = suite.scores(vector.apply_to(start, 0.5), base)
         rows[name] = {other: round(found[other] - base[other], 5) for other in found}
     return rows
