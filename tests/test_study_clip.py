@@ -408,6 +408,9 @@ def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
     assert found[0] == pytest.approx(clip_files.copies([4] * (2 + joint)), rel=0.03), "and file headers"
     assert f"checkpoints: up to {words}, 0 B of it is there" in capsys.readouterr().err
     assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
+    there = sum(path.stat().st_size for path in tmp_path.glob("*/*.safetensors"))
+    assert f"{memory.amount(there)} of it is there" in capsys.readouterr().err
     assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4 + 2 * joint
 
 
