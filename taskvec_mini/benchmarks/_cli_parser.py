@@ -183,7 +183,9 @@ def _add_clip(group: argparse._ArgumentGroup) -> None:
     )
     _add_tasks(group, "the first eight of the suite")
     group.add_argument(
-        "--joint", action="store_true", help="also train one encoder on all tasks, which doubles the training"
+        "--joint",
+        action="store_true",
+        help="also train one encoder on all tasks, for about as much training again",
     )
     add_micro_batch(group, "as many as fit the device")
     add_engine(group)

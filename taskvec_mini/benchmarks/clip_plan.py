@@ -45,12 +45,12 @@ class Pace:
 class Joint:
     """Joint training, to be planned.
 
+    Its epochs show no more images than all epochs of the single tasks together.
+
     Attributes:
-        most: its most epochs.
         done: how many epochs the joint training of the named tasks has already.
     """
 
-    most: int
     done: Callable[[Collection[str]], int]
 
 
@@ -264,11 +264,12 @@ def _joint_seconds(
     if joint is None:
         return 0.0
     there, whole = joint.done(list(costs)), sum(costs.values())
+    together = int(sum(costs[name] * most[name] for name in costs) / whole)
     needed = 0.0 if there else whole
     if needed > room:
         left_out[JOINT] = f"one epoch of all these tasks takes {needed / _SECONDS:.1f} minutes more"
         return 0.0
-    costs[JOINT], most[JOINT], done[JOINT] = whole, joint.most, there
+    costs[JOINT], most[JOINT], done[JOINT] = whole, together, there
     return needed
 
 

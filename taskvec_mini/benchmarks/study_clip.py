@@ -53,7 +53,7 @@ CONVERGED = {  # epochs after which the literature stops
     "sun397": 14, "cars": 35, "resisc45": 15, "eurosat": 12, "svhn": 4, "gtsrb": 11, "mnist": 5, "dtd": 76,
     "cifar100": 6,
 }  # fmt: skip
-MOST = 16  # epochs of any other task, and of joint training
+MOST = 16  # epochs of any other task
 SUITES = {"hub": hub.EIGHT, "bundle": CORE, "digits": None}  # the tasks each takes by default, or all
 
 
@@ -127,7 +127,7 @@ def _joint(folder: Path) -> clip_plan.Joint:
     def done(names: Iterable[str]) -> int:
         return max(clip_files.kept(clip_files.joint_folder(folder, names)), default=0)
 
-    return clip_plan.Joint(most=MOST, done=done)
+    return clip_plan.Joint(done=done)
 
 
 def _settings(
