@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 Value = TypeVar("Value")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
 def finite_number(name: str, value: float) -> float:
@@ -127,9 +129,43 @@ def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: 
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise ValueError(
-                f"keys differ: {has} has {missing[0]!r}{more}, {lacks} has not; "
-                "use two state dicts of one and the same architecture"
+                f"keys differ: {has} has {missing[0]!r}{more}, {lacks} has not; {_remedy(first, second)}"
             )
+
+
+def _remedy(first: Mapping[str, object], second: Mapping[str, object]) -> str:
+    """What to do about keys that differ; a wrapper around a model puts its name in front of all of them."""
+    for prefix in _WRAPPERS:
+        if {key.removeprefix(prefix) for key in first} == {key.removeprefix(prefix) for key in second}:
+            return (
+                f"take {prefix!r} away in front of the keys, which a wrapper around the model has put there"
+            )
+    return "use two state dicts of one and the same architecture"
+
+
+def warn_of_statistics(names: Iterable[str]) -> None:
+    """A warning if there are running statistics of a batch normalisation among the tensors to subtract."""
+    found = [name for name in names if name.endswith(("running_mean", "running_var"))]
+    if found:
+        warnings.warn(
+            f"{found[0]!r} looks like a running statistic of a batch normalisation, which no gradient moved; "
+            "in a task vector it weighs on norms and cosines, and a scaled variance may fall below 0; give "
+            "dict(model.named_parameters()) instead of the state dict to leave it out",
+            stacklevel=3,
+        )
+
+
+def check_storage(state: Mapping[str, Tensor], name: str) -> None:
+    """An error if two names stand for one tensor, as tied weights do: it would count twice."""
+    seen: dict[tuple[str, int], str] = {}
+    for key, tensor in state.items():
+        if tensor.numel() and tensor.device.type != "meta":
+            other = seen.setdefault((str(tensor.device), tensor.data_ptr()), key)
+            if other != key and state[other].shape == tensor.shape:
+                raise ValueError(
+                    f"{name} holds one tensor under two names, {other!r} and {key!r}, as tied weights do; "
+                    "leave one of them out, as dict(model.named_parameters()) does"
+                )
 
 
 def check_pair(name: str, first: Tensor, second: Tensor, reference: Tensor) -> None:
@@ -154,9 +190,9 @@ def check_kinds(what: str, first: Tensor, second: Tensor) -> None:
     """An error that names both dtypes or devices where they differ."""
     if first.dtype != second.dtype:
         raise TypeError(
-            f"dtypes differ at {what}: {first.dtype} against {second.dtype}; convert one with .to(dtype)"
+            f"dtypes differ at {what}: {first.dtype} against {second.dtype}; convert one with .to(dtype=...)"
         )
     if first.device != second.device:
         raise TypeError(
-            f"devices differ at {what}: {first.device} against {second.device}; move one with .to(device)"
+            f"devices differ at {what}: {first.device} against {second.device}; move one with .to(device=...)"
         )

@@ -91,6 +91,7 @@ def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: 
     shapes = {name: contents[name][0] for name, dtype in dtypes.items() if dtype is not None}
     kinds = {name: contents[name][1] for name in shapes}
     wide = torch.float64 if torch.float64 in dtypes.values() else torch.float32
+    _checks.warn_of_statistics(shapes)
     stored = Stored(files, shapes, kinds, wide, tuple(name for name in contents if name not in shapes))
     if not any(stored.sizes.values()):
         raise ValueError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini._matrix_rules import least_squares, whitened
 from taskvec_mini.vectors import TaskVector
 
 _PIECE = 1 << 16  # positions merged at a time: T rows of them in float64 fit into a processor's cache
@@ -215,7 +216,7 @@ def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"
                 [0., 5.]])
     """
     unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
-    return _by_matrices(_matching(task_vectors), _whitened, unrolled)
+    return _by_matrices(_matching(task_vectors), whitened, unrolled)
 
 
 def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0.01) -> TaskVector:
@@ -260,7 +261,7 @@ def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0
         tensor([1.5000, 3.0000])
     """
     number = _checks.positive_number("ridge", ridge)
-    return _by_matrices(_matching(task_vectors), lambda parts: _least_squares(parts, number), True)
+    return _by_matrices(_matching(task_vectors), lambda parts: least_squares(parts, number), True)
 
 
 # what the rules share
@@ -390,64 +391,3 @@ def _middle_mask(vector: TaskVector, smallest: float, largest: float) -> Tensor:
         not_small = _largest(part, len(part) - math.floor(_entries(smallest, len(part))))
         masks.append(not_small & ~_largest(part, math.floor(_entries(largest, len(part)))))
     return torch.cat(masks)
-
-
-def _whitened(matrices: list[Tensor]) -> Tensor:
-    """TSV-M of T matrices (m, n); their mean where there is no room for a direction of each."""
-    rank = min(matrices[0].shape) // len(matrices)
-    if rank == 0:
-        return torch.stack(matrices).double().mean(0)
-    left, sizes, right = zip(*(_top_directions(matrix, rank) for matrix in matrices), strict=True)
-    return (_orthonormal(torch.cat(left, 1)) * torch.cat(sizes)) @ _orthonormal(torch.cat(right, 1)).T
-
-
-def _top_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Left directions (m, k), singular values (k,) and right directions (n, k) of a matrix (m, n)."""
-    left, sizes, right = _svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
-    return left[:, :rank], sizes[:rank], right[:rank].T
-
-
-def _orthonormal(basis: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns; a direction that two columns share, they share equally."""
-    left, _, right = _svd(basis)
-    return left @ right
-
-
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD without what is rounding: directions of such singular values are arbitrary."""
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * sizes[:1]
-    rank = int((sizes > rounding).sum())
-    return left[:, :rank], sizes[:rank], right[:rank]
-
-
-def _least_squares(matrices: list[Tensor], ridge: float) -> Tensor:
-    """The ridge regression of `regmean_from_vectors` for T matrices (m, n), in float64.
-
-    Let R have the Tm rows s_t τ_t, s_t = √n / ‖τ_t‖. The C_t add up to RᵀR; the numerator is B R with the
-    blocks B_t = (s_t² τ_t τ_tᵀ + εI) / s_t. As R (RᵀR + aI)⁻¹ = (RRᵀ + aI)⁻¹ R, the smaller one is solved.
-    """
-    rows, numerator = [], []
-    for matrix in matrices:
-        size = float(matrix.double().norm())
-        scale = math.sqrt(matrix.shape[1]) / size if size else 1.0  # a zero matrix has no say but in the mean
-        rows.append(scale * matrix.double())
-        numerator.append(_plus(rows[-1] @ rows[-1].T, ridge) / scale)
-    stacked, blocks, strength = torch.cat(rows), torch.cat(numerator, 1), ridge * len(matrices)
-    if len(stacked) <= stacked.shape[1]:
-        return _divided(blocks, _plus(stacked @ stacked.T, strength)) @ stacked
-    return _divided(blocks @ stacked, _plus(stacked.T @ stacked, strength))
-
-
-def _plus(square: Tensor, number: float) -> Tensor:
-    square.diagonal().add_(number)
-    return square
-
-
-def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator @ denominator⁻¹` for a symmetric, positive denominator."""
-    factor, failed = torch.linalg.cholesky_ex(denominator)
-    if failed:
-        raise ValueError("ridge is so small that rounding swallows it; choose a larger one, such as 0.01")
-    quotient: Tensor = torch.cholesky_solve(numerator.T, factor).T
-    return quotient

@@ -1,8 +1,9 @@
 """Merging straight from safetensors files: for models of which eight do not fit into memory side by side.
 
-The rules and their options are those of `merging`, and so are the results, to rounding. But no task vector is
-ever whole in memory: all files are read tensor by tensor, mapped and not copied, and what was read is let go
-before the next few tensors. The merged model, and copies of one tensor, are all that is held.
+The rules and their options are those of `merging`, and so are the results, to rounding; only where TIES has
+to cut among entries of equal size, it keeps those of the tensors whose names come first. But no task vector
+is ever whole in memory: all files are read tensor by tensor, mapped and not copied, and what was read is let
+go before the next few tensors. The merged model, and copies of one tensor, are all that is held.
 
     >>> import tempfile
     >>> from pathlib import Path

@@ -68,6 +68,9 @@ class TaskVector:
     ) -> TaskVector:
         """The task vector `finetuned - pretrained` of two state dicts (mappings from names to tensors).
 
+        All floating-point tensors are in it, also the running statistics of batch normalisations, of which a
+        warning tells: `dict(model.named_parameters())` leaves them out.
+
         Args:
             pretrained: the named tensors of the start, all of one dtype on one device.
             finetuned: the same names and shapes after finetuning.
@@ -75,9 +78,10 @@ class TaskVector:
                 on such a buffer; "carry" leaves it out, and `apply_to` keeps the pretrained one.
 
         Raises:
-            TypeError: if dtypes or devices differ, an integer buffer is met and refused, or one of the two is
-                no mapping from names to tensors.
-            ValueError: if keys or shapes differ, there are no tensors, or a value is NaN or infinite.
+            TypeError: if dtypes or devices differ, an integer buffer is met and refused, a tensor is complex,
+                or one of the two is no mapping from names to tensors.
+            ValueError: if keys or shapes differ, there are no tensors, two names stand for one tensor, or a
+                value is NaN or infinite.
         """
         _checks.named_tensors("pretrained", pretrained)
         _checks.named_tensors("finetuned", finetuned)
@@ -89,9 +93,13 @@ class TaskVector:
             _checks.check_pair(name, pretrained[name], finetuned[name], pretrained[names[0]])
         for name in carried:
             _checks.check_shapes(name, tuple(pretrained[name].shape), tuple(finetuned[name].shape))
-        differences = [finetuned[name].detach() - pretrained[name].detach() for name in names]
+        _checks.check_storage({name: finetuned[name] for name in names}, "finetuned")
+        _checks.warn_of_statistics(names)
         layout = [(name, tuple(pretrained[name].shape)) for name in names]
-        return cls(torch.cat([part.reshape(-1) for part in differences]), layout, carried)
+        flat = pretrained[names[0]].new_empty(sum(_size(shape) for _, shape in layout))
+        for part, (name, shape) in zip(torch.split(flat, [_size(s) for _, s in layout]), layout, strict=True):
+            torch.sub(finetuned[name].detach(), pretrained[name].detach(), out=part.view(shape))
+        return cls(flat, layout, carried)
 
     @property
     def flat(self) -> Tensor:
@@ -184,7 +192,8 @@ class TaskVector:
 
         Raises:
             TypeError: if dtypes or devices differ, or `pretrained` is no mapping from names to tensors.
-            ValueError: if keys or shapes differ, or `scaling_coef` is not finite.
+            ValueError: if keys or shapes differ, or `scaling_coef` or the result is not finite, as beyond the
+                range of float16.
         """
         scale = _checks.finite_number("scaling_coef", scaling_coef)
         _checks.named_tensors("pretrained", pretrained)
@@ -194,10 +203,34 @@ class TaskVector:
         )
         for name, part in own.items():
             _checks.check_pair(name, part, pretrained[name], part)
-        return {
+        edited = {
             name: tensor.detach() + scale * own[name] if name in own else tensor.detach().clone()
             for name, tensor in pretrained.items()
         }
+        for name in own:
+            _checks.check_finite(f"{name!r} of the edited model, at scaling_coef={scale:g},", edited[name])
+        return edited
+
+    def to(self, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> TaskVector:
+        """The same vector in another floating-point type or on another device.
+
+        Raises:
+            TypeError: if the type is no floating-point type.
+            ValueError: if an entry is beyond the range of the type.
+        """
+        return self._with(self._flat.to(dtype=dtype, device=device))
+
+    def ordered_like(self, other: TaskVector) -> TaskVector:
+        """The same vector with its tensors in the order of another one; files, for one, are read by name.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
+        _check_parts(self.layout, other.layout)
+        parts = dict(self.items())
+        return TaskVector(
+            torch.cat([parts[n].reshape(-1) for n, _ in other.layout]), other.layout, self.carried
+        )
 
     # files: safetensors only, written whole or not at all
 
@@ -218,6 +251,11 @@ class TaskVector:
             ValueError: if it is a pickle, is truncated or corrupted, or is no task vector.
         """
         flat, description = _files.read(path)
+        if description.keys() != {"layout", "carried"}:
+            found = " and ".join(sorted(description.keys() - {"layout", "carried"}))
+            raise ValueError(
+                f"{path} holds no task vector but a {found}; load it with the class that wrote it"
+            )
         return cls(flat, description["layout"], description["carried"])
 
     def _with(self, flat: Tensor) -> TaskVector:
@@ -230,11 +268,11 @@ class TaskVector:
                 "TaskVector.between(pretrained, finetuned) makes one"
             )
         if self.layout != other.layout:
-            mine, theirs = dict(self.layout), dict(other.layout)
-            _checks.check_keys(mine, theirs, "the first task vector", "the second")
-            for name in mine:
-                _checks.check_shapes(name, mine[name], theirs[name])
-            raise ValueError("the two task vectors list their tensors in different orders; make both alike")
+            _check_parts(self.layout, other.layout)
+            raise ValueError(
+                "the two task vectors list their tensors in different orders; "
+                "second.ordered_like(first) makes both alike"
+            )
         _checks.check_kinds("the task vectors", self._flat, other._flat)
 
 
@@ -252,6 +290,14 @@ def _check_layout(layout: Layout) -> None:
             raise ValueError(f"{name!r} has the shape {shape}, but no length can be below 0")
 
 
+def _check_parts(first: Layout, second: Layout) -> None:
+    """An error unless two layouts have the same names and shapes, in whatever order."""
+    mine, theirs = dict(first), dict(second)
+    _checks.check_keys(mine, theirs, "the first task vector", "the second")
+    for name in mine:
+        _checks.check_shapes(name, mine[name], theirs[name])
+
+
 def _is_scalar(value: object) -> bool:
     """Whether `value` is one number: of Python or numpy, or a tensor or an array without dimensions."""
     return hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
@@ -264,6 +310,12 @@ def _split_names(
     _checks.named_choice("integer_buffers", integer_buffers, {"refuse": 0, "carry": 0})
     names = [n for n in pretrained if pretrained[n].is_floating_point() or finetuned[n].is_floating_point()]
     others = [n for n in pretrained if n not in names]
+    for name in others:
+        if pretrained[name].is_complex():
+            raise TypeError(
+                f"{name!r} is {pretrained[name].dtype}, of which no task vector is made here; "
+                "leave it out, or give torch.view_as_real(...) of it"
+            )
     if others and integer_buffers == "refuse":
         raise TypeError(
             f"{others[0]!r} is {pretrained[others[0]].dtype}, which has no meaningful difference; "

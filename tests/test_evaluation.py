@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import math
 import weakref
 import zlib
 
@@ -357,3 +358,10 @@ def test_a_frozen_model_can_be_evaluated_but_not_finetuned(tasks):
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         trained_parameters(backbone.model)
     assert accuracies(backbone, HEADS, tasks) == accuracies(tiny_backbone(), HEADS, tasks)
+
+
+def test_a_model_that_answers_nan_has_no_accuracy(run, tasks):
+    backbone, heads = tiny_backbone(), {name: tiny_head() for name in tasks}
+    broken = {name: torch.full_like(part, math.nan) for name, part in state_of(backbone.model).items()}
+    with pytest.raises(ValueError, match=r"answers NaN to images of the task .*smaller scaling coefficient"):
+        accuracies(backbone, heads, tasks, parameters=broken)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -412,12 +413,15 @@ def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
     copy = 4 * 33_280
     heads = sum(path.stat().st_size for path in tmp_path.rglob("head.safetensors"))
     found = [(size - heads) / copy for size in (max(sizes), sizes[-1])]
-    assert found[0] == pytest.approx(clip_files.copies([4] * (2 + joint)), rel=0.03), "and file headers"
+    assert found[0] == pytest.approx(clip_files.copies(dict.fromkeys(range(2 + joint), 4)), rel=0.03), (
+        "and file headers"
+    )
     assert f"checkpoints: up to {words}, 0 B of it is there" in capsys.readouterr().err
     assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
     study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
-    there = sum(path.stat().st_size for path in tmp_path.glob("*/*.safetensors"))
-    assert f"{memory.amount(there)} of it is there" in capsys.readouterr().err
+    there = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    end = memory.amount(copy * (1 + 2 * (2 + joint)))
+    assert f"checkpoints: up to {end}, {memory.amount(there)} of it is there" in capsys.readouterr().err
     assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4 + 2 * joint
 
 
@@ -584,16 +588,57 @@ def test_a_joint_epoch_there_is_no_time_for_any_more_is_left_out(tmp_path, clock
     clock.lasts = {2: 40.0}
     results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=51 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1]
-    assert results["left_out"][0] == {"what": "joint", "why": "the time was spent before its first epoch"}
+    why = "it was expected to take 50 s, and 1 s were left"
+    assert results["left_out"][0] == {"what": "joint", "why": why}
     assert "joint" not in results
 
 
-def test_a_round_that_joint_training_has_not_finished_is_not_judged(tmp_path, clock, quick_judging):
+def test_joint_training_that_is_behind_is_judged_at_its_own_age(tmp_path, clock, quick_judging):
     clock.lasts = {5: 30.0}  # longer than planned
     results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=85 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1, 1, 2, 2]
+    assert results["epochs"] == [1, 2]
+    assert results["trained_epochs"] == {**dict.fromkeys(results["tasks"], 2), "joint": 1}
+    assert results["joint"]["0"]["2"] == results["joint"]["0"]["1"]
+    assert "no time for epoch 2 of joint: it was expected to take 2" in results["left_out"][0]["why"]
+
+
+def test_joint_training_may_be_added_to_tasks_that_are_finished(tmp_path, clock, quick_judging):
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    clock.now = 0.0
+    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 / 60 / 0.95))
+    assert clock.trained[-2:] == [("joint", 1), ("joint", 2)]
+    assert second["trained_epochs"] == {**first["trained_epochs"], "joint": 2}
+    assert second["merged"] == first["merged"], "no merge is lost"
+
+
+def test_a_task_that_is_added_late_says_why_there_is_no_late_merge(tmp_path, clock, quick_judging):
+    words = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
+    clock.now = 0.0
+    words |= {"tasks": ["digits", "mirrored", "inverted"], "budget_minutes": 15 / 60 / 0.95}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
     assert results["epochs"] == [1]
-    assert "no time for epoch 2 of joint" in results["left_out"][0]["why"]
+    why = {each["what"]: each["why"] for each in results["left_out"]}["a late merge"]
+    assert "inverted began later than the others" in why
+    words["budget_minutes"] = 25 / 60 / 0.95
+    assert study_clip.Clip(clock=clock).run(ask(tmp_path, **words))["epochs"] == [1, 3]
+
+
+def test_a_folder_of_other_pretrained_parameters_is_refused(tmp_path, clock):
+    study_clip.Clip(clock=clock).run(ask(tmp_path))
+    path = tmp_path / clip_files.PRETRAINED
+    state, about = read_tensors(path)
+    study_clip.checkpoints.write_tensors(path, {name: part + 1e-3 for name, part in state.items()}, about)
+    with pytest.raises(ValueError, match=r"pretrained.safetensors holds other parameters than .*--runs"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+
+
+def test_a_finished_study_needs_no_more_room(tmp_path, clock, monkeypatch):
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=100_000))
+    assert study_clip.Clip(clock=clock).run(ask(tmp_path)) == first
 
 
 def test_joint_training_of_other_tasks_is_another_run(tmp_path, clock, quick_judging):
@@ -663,6 +708,14 @@ def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
     again = command_line.parser().parse_args(command.split()[3:])
     places = {"runs": tmp_path, "address": "10.0.0.1:6379", "workers": 3}
     assert {**vars(again), **places} == vars(options)
+
+
+def test_the_recorded_command_keeps_names_with_spaces_and_every_digit():
+    tasks = ["odd or even", "below five"]
+    words = ["record", "clip", "--budget-minutes", "100.12345", "--suite", "digits", "--tasks", *tasks]
+    options = command_line.parser().parse_args(words)
+    again = command_line.parser().parse_args(shlex.split(_cli_record.command_of(options))[3:])
+    assert (again.tasks, again.budget_minutes) == (tasks, 100.12345)
 
 
 def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):

@@ -1,12 +1,14 @@
 """What task vectors refuse: each message names the thing and the remedy, and nothing is merged by halves."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from taskvec_mini import TaskVector
+from taskvec_mini.rounds import Round
 
 START = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([0.5])}
 FINETUNED = {"weight": torch.tensor([[1.5, 2.0]]), "bias": torch.tensor([0.0])}
@@ -48,7 +50,7 @@ def test_shapes_that_differ_are_both_named():
 
 
 def test_dtypes_that_differ_are_both_named():
-    message = r"'bias': torch.float32 against torch.float64; convert one with \.to\(dtype\)"
+    message = r"'bias': torch.float32 against torch.float64; convert one with \.to\(dtype=\.\.\.\)"
     with pytest.raises(TypeError, match=message):
         TaskVector.between(START, changed(bias=torch.zeros(1, dtype=torch.float64)))
 
@@ -62,7 +64,7 @@ def test_one_state_dict_of_two_dtypes_is_refused():
 
 def test_devices_that_differ_are_both_named():
     elsewhere = torch.zeros(1, device="meta")
-    message = r"devices differ at 'bias': cpu against meta; move one with \.to\(device\)"
+    message = r"devices differ at 'bias': cpu against meta; move one with \.to\(device=\.\.\.\)"
     with pytest.raises(TypeError, match=message):
         TaskVector.between(START, changed(bias=elsewhere))
     with pytest.raises(TypeError, match=message):
@@ -173,7 +175,7 @@ def test_vectors_on_other_devices_do_not_mix(name):
 def test_vectors_in_another_order_are_not_added_entry_by_entry(name):
     a = TaskVector(torch.tensor([1.0, 2.0]), [("w", (1,)), ("v", (1,))])
     b = TaskVector(torch.tensor([2.0, 1.0]), [("v", (1,)), ("w", (1,))])
-    with pytest.raises(ValueError, match="different orders; make both alike"):
+    with pytest.raises(ValueError, match=r"different orders; second\.ordered_like"):
         BINARY[name](a, b)
 
 
@@ -231,3 +233,64 @@ def test_division_by_zero_is_refused(zero):
 def test_a_result_too_large_for_its_dtype_is_refused():
     with pytest.raises(ValueError, match="NaN or infinite"):
         vector([6e4], torch.float16) * 2
+
+
+# --- what a state dict may hold besides ------------------------------------------------------------------
+
+
+def test_running_statistics_are_told_of_and_named_parameters_have_none():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    state = model.state_dict()
+    with pytest.warns(UserWarning, match=r"'1.running_mean' looks like a running stat.*named_parameters\(\)"):
+        TaskVector.between(state, state, integer_buffers="carry")
+    named = dict(model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(TaskVector.between(named, named)) == 2 * 3 + 3 + 3 + 3
+
+
+def test_tied_weights_are_refused_by_both_names():
+    model = torch.nn.ModuleDict({"wte": torch.nn.Embedding(4, 2), "head": torch.nn.Linear(2, 4, bias=False)})
+    model["head"].weight = model["wte"].weight
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"one tensor under two names, 'wte.weight' and 'head.weight'.*leave"
+    ):
+        TaskVector.between(start, model.state_dict())
+    start.pop("head.weight")
+    assert len(TaskVector.between(start, dict(model.named_parameters()))) == 8
+
+
+def test_parts_of_one_storage_are_not_taken_for_tied():
+    whole = torch.arange(6.0)
+    state = {"a": whole[:3], "b": whole[3:], "none": whole[:0], "nothing": whole[:0]}
+    assert TaskVector.between(state, state).norm() == 0
+
+
+@pytest.mark.parametrize("integer_buffers", ["refuse", "carry"])
+def test_complex_tensors_are_refused_and_never_dropped(integer_buffers):
+    state = {"w": torch.ones(2), "phase": torch.ones(2, dtype=torch.complex64)}
+    with pytest.raises(TypeError, match=r"'phase' is torch.complex64.*leave it out, or give torch.view_as"):
+        TaskVector.between(state, state, integer_buffers=integer_buffers)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_the_prefix_of_a_wrapper_is_named(prefix):
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in START.items()}
+    for pair in ((START, wrapped), (wrapped, START)):
+        with pytest.raises(ValueError, match=f"keys differ.*take '{prefix}' away in front of the keys"):
+            TaskVector.between(*pair)
+
+
+def test_an_edited_model_beyond_its_kind_is_refused():
+    start = {"w": torch.zeros(2, dtype=torch.float16)}
+    vector = TaskVector(torch.tensor([1.0, 1000.0], dtype=torch.float16), [("w", (2,))])
+    with pytest.raises(ValueError, match=r"'w' of the edited model, at scaling_coef=100, holds 1 value"):
+        vector.apply_to(start, 100)
+
+
+def test_a_round_is_not_taken_for_a_task_vector(tmp_path):
+    two, none = torch.ones(2), ((1.0,),)
+    Round(0, two, two, (1.0,), (0.0,), none, (0.0,), none).save(tmp_path / "round")
+    with pytest.raises(ValueError, match="holds no task vector but a round; load it with the class that"):
+        TaskVector.load(tmp_path / "round")

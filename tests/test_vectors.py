@@ -406,3 +406,27 @@ def test_a_single_part_is_not_the_tensor_it_came_from():
 def test_repr_tells_the_size_the_dtype_and_the_length():
     assert repr(vector([3.0, 4.0])) == "TaskVector(2 entries in 2 tensors, torch.float64, norm 5)"
     assert len(vector([3.0, 4.0])) == 2
+
+
+# --- kinds and orders ------------------------------------------------------------------------------------
+
+
+def test_another_kind_has_the_same_entries_rounded():
+    vector = TaskVector(torch.tensor([1.0, 2.0, 1 / 3], dtype=torch.float64), [("w", (3,))], ["steps"])
+    found = vector.to(dtype=torch.float32, device="cpu")
+    assert found.flat.equal(torch.tensor([1.0, 2.0, 1 / 3]))
+    assert (found.layout, found.carried) == (vector.layout, vector.carried)
+    with pytest.raises(ValueError, match="infinite"):
+        (1e5 * vector).to(dtype=torch.float16)
+    with pytest.raises(TypeError, match="int64"):
+        vector.to(dtype=torch.int64)
+
+
+def test_two_orders_of_the_same_tensors_can_be_made_one():
+    first = TaskVector(torch.tensor([1.0, 2.0, 3.0]), [("w", (2, 1)), ("v", (1,))])
+    second = TaskVector(torch.tensor([30.0, 10.0, 20.0]), [("v", (1,)), ("w", (2, 1))])
+    assert (first + second.ordered_like(first)).flat.tolist() == [11.0, 22.0, 33.0]
+    assert dict((first.ordered_like(second) + second).items())["w"].tolist() == [[11.0], [22.0]]
+    other = TaskVector(torch.tensor([30.0, 10.0, 20.0]), [("v", (1,)), ("w", (1, 2))])
+    with pytest.raises(ValueError, match="shapes differ at 'w'"):
+        other.ordered_like(first)

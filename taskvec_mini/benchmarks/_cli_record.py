@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,15 +63,12 @@ def command_of(options: argparse.Namespace) -> str:
         >>> command_of(argparse.Namespace(study="clip", data="anywhere", tasks=["dtd", "cars"], gpu=True))
         'python -m taskvec_mini.benchmarks record clip --gpu --tasks dtd cars'
     """
-    words = [PROGRAM, "record", options.study]
+    words = ["record", options.study]
     for name, value in _given(options).items():
         if name not in _PLACES:
             values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [
-                _option(name),
-                *(f"{each:g}" if isinstance(each, float) else str(each) for each in values),
-            ]
-    return " ".join(words)
+            words += [_option(name), *(str(each).removesuffix(".0") for each in values)]
+    return f"{PROGRAM} {shlex.join(words)}"
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

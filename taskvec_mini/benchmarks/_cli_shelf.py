@@ -113,6 +113,8 @@ class Shelf:
         _checks.not_empty(f"the list of finished runs in {self.folder}", there)
         for name in names or ():
             _checks.named_choice(f"run in {self.folder}:", name, dict.fromkeys(there))
+            if list(names or ()).count(name) > 1:
+                raise ValueError(f"the task {name!r} is given twice; name each task once")
         return list(names or there)
 
     def epochs(self, task: str) -> list[int]:

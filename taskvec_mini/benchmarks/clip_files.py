@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from taskvec_mini.benchmarks import checkpoints
 from taskvec_mini.benchmarks.clip_plan import JOINT
+from taskvec_mini.benchmarks.parameters import checksum
 
 PRETRAINED = "pretrained.safetensors"
 
@@ -31,23 +34,30 @@ def kept(folder: Path) -> set[int]:
     return {epoch for epoch in epochs if (folder / f"epoch_{epoch:03}.json").exists()}
 
 
-def copies(most: Collection[int], *, workers: int = 1) -> int:
+def copies(most: Mapping[str, int], *, workers: int = 1, finished: Collection[str] = ()) -> int:
     """How many copies of the parameters are on the disk at most, for runs with so many epochs each.
 
     Pretrained, once. Of each run the first epoch, and of a round that is not complete yet this and the one
     before. Until it has reached its most epochs, also `latest.safetensors`, from which it goes on: parameters
-    and both moments of AdamW. A worker writes that file anew beside the old one.
+    and both moments of AdamW. A worker writes that file anew beside the old one. Runs that are finished
+    already have their first and their last epoch.
 
     Example:
-        >>> copies([2, 2]), copies([9, 9]), copies([9] * 8), copies([9] * 8, workers=8)
+        >>> eight = dict.fromkeys("abcdefgh", 9)
+        >>> copies({"a": 2, "b": 2}), copies({"a": 9, "b": 9}), copies(eight), copies(eight, workers=8)
         (14, 16, 52, 73)
+        >>> copies(eight, finished="abcdefgh"), copies(eight, finished="abcdefg")
+        (17, 23)
     """
-    latest = 3
+    latest, going = 3, most.keys() - set(finished)
     rounds = (
-        sum(len({1, e - 1, e} - {0}) + latest if e <= each else len({1, each}) for each in most)
-        for e in range(1, max(most) + 1)
+        sum(
+            len({1, e - 1, e} - {0}) + latest if name in going and e <= each else len({1, each})
+            for name, each in most.items()
+        )
+        for e in range(1, max(most.values()) + 1)
     )
-    return 1 + max(rounds) + latest * min(workers, len(most))
+    return 1 + max(rounds) + latest * min(workers, len(going))
 
 
 def joint_folder(folder: Path, names: Iterable[str]) -> Path:
@@ -58,6 +68,23 @@ def joint_folder(folder: Path, names: Iterable[str]) -> Path:
         'joint_dtd_mnist'
     """
     return folder / "_".join([JOINT, *sorted(names)])
+
+
+def keep_pretrained(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the parameters from which task vectors are taken, unless they are there.
+
+    Raises:
+        ValueError: if other ones are there.
+        OSError: if they cannot be written.
+    """
+    path = folder / PRETRAINED
+    if not path.exists():
+        checkpoints.write_tensors(path, state, {})
+    elif checksum(checkpoints.read_tensors(path)[0]) != checksum(state):
+        raise ValueError(
+            f"{path} holds other parameters than the encoder has now, so the runs there had another start; "
+            "give another folder with --runs"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +110,12 @@ class Runs:
         return kept(self.place(name))
 
     def age(self, name: str, epoch: int) -> int:
-        """Its epochs after a round: a run that has reached its most stays there."""
-        return min(epoch, self.most[name])
+        """Its epochs after a round: a run that has reached its most stays there.
+
+        Joint training may be behind, and is not waited for.
+        """
+        reached = min(epoch, self.most[name])
+        return max((e for e in self.kept(name) if e <= reached), default=0) if name == JOINT else reached
 
     def file(self, name: str, epoch: int) -> Path:
         """Its parameters after a round."""

@@ -91,6 +91,7 @@ class Judging:
         results["train_accuracy"] = {"0": {str(e): self._seen(e) for e in epochs}}
         results["training_seconds"] = {"0": {"individual": self.runs.seconds(names, late)}}
         if self.joint:
+            results["trained_epochs"][JOINT] = self.runs.age(JOINT, late)
             results["joint"] = {"0": {str(e): self._judged(JOINT, e, names) for e in epochs}}
             results["training_seconds"]["0"]["joint"] = self.runs.seconds([JOINT], late)
         results["merged"] = self._merges()

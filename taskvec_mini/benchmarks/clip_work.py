@@ -71,7 +71,8 @@ class Work:
         for batch in self._batches(self.plan.images):
             new = [name for name in batch if not self.runs.kept(name)]
             while new and not self._in_time(new):
-                self.left_out[new.pop()] = "the time was spent before its first epoch"
+                why = self._no_time(new)
+                self.left_out[new.pop()] = why
             chosen = [name for name in batch if name not in self.left_out]
             self._train(chosen, 1)
             names += chosen
@@ -90,7 +91,7 @@ class Work:
         if self.runs.kept(JOINT) or self._in_time([JOINT]):
             self._train([JOINT], 1)
         else:
-            self.left_out[JOINT] = "the time was spent before its first epoch"
+            self.left_out[JOINT] = self._no_time([JOINT])
             del self.seconds[JOINT]
 
     def _later_epochs(self, names: Sequence[str]) -> int:
@@ -106,7 +107,7 @@ class Work:
                 wanting = wanting[len(batch) :]
             if wanting:
                 self.left_out[f"epochs {epoch} to {max(most.values())}"] = (
-                    f"there was no time for epoch {epoch} of {', '.join(wanting)}"
+                    f"there was no time for epoch {epoch} of {', '.join(wanting)}: {self._no_time(wanting)}"
                 )
                 break
             if epoch > 2:
@@ -114,14 +115,23 @@ class Work:
         return self._last_round(most)
 
     def _last_round(self, most: Mapping[str, int]) -> int:
-        there = {name: self.runs.kept(name) for name in most}
-        rounds = range(2, max(most.values()) + 1)
-        return max((e for e in rounds if all(min(e, most[n]) in there[n] for n in most)), default=1)
+        """The last of which all tasks have kept the parameters; joint training may be behind."""
+        there = {name: self.runs.kept(name) for name in most if name != JOINT}
+        rounds = range(2, max(most[name] for name in there) + 1)
+        last = max((e for e in rounds if all(min(e, most[n]) in there[n] for n in there)), default=1)
+        latest = max(map(max, there.values()))
+        behind = [name for name in there if max(there[name]) < latest - 1]
+        if behind and last == 1:
+            self.left_out["a late merge"] = (
+                f"{', '.join(behind)} began later than the others, who keep their first and last epochs "
+                "alone, and must reach these: give more --budget-minutes"
+            )
+        return last
 
     def _forget(self, epoch: int, names: Sequence[str]) -> None:
         """The checkpoints of a round, once the next one is complete."""
         for name in names:
-            self.runs.file(name, epoch).unlink(missing_ok=True)
+            (self.runs.place(name) / f"epoch_{epoch:03}.safetensors").unlink(missing_ok=True)
 
     def _batches(self, names: Iterable[str]) -> list[list[str]]:
         """The tasks of a round that are begun together: all, where there are several workers, or each."""
@@ -130,6 +140,10 @@ class Work:
     def _in_time(self, names: Iterable[str]) -> bool:
         """Whether an epoch of each fits, and judging after it."""
         return self.clock() + self._planned(names) + self.plan.judging <= self.deadline
+
+    def _no_time(self, names: Iterable[str]) -> str:
+        left = max(0.0, self.deadline - self.clock() - self.plan.judging)
+        return f"it was expected to take {self._planned(names):.0f} s, and {left:.0f} s were left"
 
     def _planned(self, names: Iterable[str]) -> float:
         return clip_plan.makespan((self.seconds[name] for name in names), self.plan.workers)

@@ -148,7 +148,13 @@ def _accuracy(
     head = on_device(head, backbone.device)
     shift = _shift(backbone, head, task, recentre) if recentre else 0.0
     batches = _prepare_once(backbone, task, split, limit)
-    guesses = torch.cat([head(backbone.model(batch) + shift).argmax(1) for batch in batches])
+    logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
+    if logits.isnan().any():
+        raise ValueError(
+            f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or far too "
+            "large; try a smaller scaling coefficient, and look for runs that diverged"
+        )
+    guesses = logits.argmax(1)
     return float((guesses.cpu() == labels.cpu()).double().mean())
 
 

@@ -206,8 +206,7 @@ def make_suite(
     """
     forget_prepared_images()
     checkpoints.RunFolder(folder, {"backbone": backbone.name, "suite": kind}, ignore=frozenset())
-    if not (folder / clip_files.PRETRAINED).exists():
-        checkpoints.write_tensors(folder / clip_files.PRETRAINED, state_of(backbone.model), {})
+    clip_files.keep_pretrained(folder, state_of(backbone.model))
     loaded = load_tasks(names, suite=kind, folder=data)
     tasks = {name: _cut(task) for name, task in loaded.items()}
     heads = {
@@ -269,10 +268,11 @@ def check_disk(folder: Path, model: nn.Module, plan: clip_plan.Plan) -> str:
         OSError: if there is less room.
     """
     size = sum(part.nbytes for part in model.parameters())
-    places = [folder / name for name in plan.images]
-    places += [clip_files.joint_folder(folder, plan.images)] if clip_plan.JOINT in plan.most else []
-    there = sum(path.stat().st_size for place in places for path in place.glob("*.safetensors"))
-    needed = size * clip_files.copies(plan.most.values(), workers=plan.workers)
+    runs = clip_files.Runs(folder=folder, most=plan.most, joined=tuple(plan.images))
+    files = [path for name in plan.most for path in runs.place(name).glob("*.safetensors")]
+    there = sum(path.stat().st_size for path in (*files, *folder.glob(clip_files.PRETRAINED)))
+    finished = [name for name, most in plan.most.items() if most in runs.kept(name)]
+    needed = size * clip_files.copies(plan.most, workers=plan.workers, finished=finished)
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(place).free
     if needed - there > free:
