@@ -8,12 +8,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import ROOT
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini.benchmarks import checkpoints
 from taskvec_mini.benchmarks.finetuning import DivergedError
@@ -59,6 +62,7 @@ def back_to(folder, epoch):
 
 def test_a_run_in_a_folder_is_the_run_in_memory(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
+        ".lock",
         *(f"epoch_00{epoch}.{kind}" for epoch in (1, 2, 3) for kind in ("json", "safetensors")),
         "latest.safetensors",
         "settings.json",
@@ -360,3 +364,30 @@ def test_a_run_that_diverges_leaves_earlier_checkpoints_untouched(tmp_path):
     tiny_run(folder=tmp_path / "b", extra_loss=nan_in_step(99), epochs=2)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert len(weights(tmp_path / "a")) == len(records(tmp_path / "a")) == 2
+
+
+# --- two processes in one folder -------------------------------------------------------------------------
+
+HOLDING = """
+import sys, time
+from taskvec_mini.benchmarks import checkpoints
+with checkpoints.locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    words = [sys.executable, "-c", HOLDING, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as first:
+        try:
+            assert first.stdout.readline().strip() == b"held"
+            part = tmp_path / "epoch_001.safetensors.part"
+            part.write_bytes(b"what the first one is writing")
+            with pytest.raises(OSError, match=r"another process is finetuning in .*; wait for it, or give"):
+                tiny_run(epochs=1, folder=tmp_path)
+            assert part.exists()
+        finally:
+            first.kill()  # the system lets its lock go
+    part.unlink()
+    assert tiny_run(epochs=1, folder=tmp_path).epochs == (1,)

@@ -498,7 +498,6 @@ def test_the_study_of_clip_finds_on_a_cluster_what_one_machine_finds(
     later = sorted([*TASKS, "joint"])
     assert [sorted(names) for names, _ in asked] == [sorted(TASKS), ["joint"], later, later], "all rounds"
     assert {workers for _, workers in asked} == {2}
-    assert asked[-1][0][0] == "joint", "the longest first"
     said = capfd.readouterr().err
     assert "2 workers, each taken to be as fast as this machine" in said
     assert cluster.is_initialized()

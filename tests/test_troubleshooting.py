@@ -261,6 +261,11 @@ def without_package(name: str, call: Callable[[], object]) -> object:
         return call()
 
 
+def two_processes(folder: Path) -> None:
+    with checkpoints.locked(folder / "mnist"), checkpoints.locked(folder / "mnist"):
+        pass
+
+
 BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "keys": lambda _: TaskVector.between(START, {"weight": torch.zeros(2, 3), "scale": torch.zeros(2)}),
     "shapes": lambda _: between({"bias": torch.zeros(3)}),
@@ -268,6 +273,10 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "integers": lambda _: TaskVector.between(
         {**START, "steps": torch.tensor(1)}, {**START, "steps": torch.tensor(2)}
     ),
+    "tied weights": lambda _: TaskVector.between(
+        {"wte": torch.zeros(2), "head": torch.zeros(2)}, dict.fromkeys(("wte", "head"), torch.ones(2))
+    ),
+    "two processes": two_processes,
     "not finite": lambda _: between({"bias": torch.tensor([0.0, float("nan")])}),
     "pickle": lambda folder: load(folder, START),
     "cut short": lambda folder: load(folder, TaskVector.between(START, START)),

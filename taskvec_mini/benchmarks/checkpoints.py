@@ -4,18 +4,22 @@
     epoch_003.safetensors    the parameters after epoch 3
     epoch_003.json           its loss, accuracy, seconds; written last, so that epoch 3 counts from here on
     latest.safetensors       parameters and optimiser after the last epoch; only a run that goes on needs it
+    .lock                    empty; held while a process works here, so that no second one does
 
 Every file is written beside its place as `.part` and then renamed, so that it is whole or absent.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +27,7 @@ from torch import Tensor
 from taskvec_mini.benchmarks.parameters import checksum
 
 FILE_FORMAT = "taskvec_mini.benchmarks/1"
+LOCK = ".lock"  # held by the process that is finetuning in the folder
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -77,6 +82,33 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(_unreadable(path, str(error))) from error
     return record
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes out of a folder; the system ends this with the process, however that ends.
+
+    A storage that knows no locks, such as some network folders, is used without.
+
+    Raises:
+        OSError: if another process is in it, or it cannot be made.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise OSError(
+            errno.EBUSY, f"another process is finetuning in {path}; wait for it, or give another folder"
+        ) from error
+    except NotImplementedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunFolder:

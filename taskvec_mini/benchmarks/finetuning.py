@@ -192,8 +192,9 @@ def _run(
         return Run(settings, pretrained, kept, records, None, states)
     identity = _identity(backbone, heads, tasks, settings, extra_loss, where, speed)
     ignore = frozenset({"settings.epochs"} if settings.schedule == "constant" else set())
-    store = checkpoints.RunFolder(folder, identity, ignore=ignore)
-    _in_folder(trainer, store, kept, progress)
+    with checkpoints.locked(folder):
+        store = checkpoints.RunFolder(folder, identity, ignore=ignore)
+        _in_folder(trainer, store, kept, progress)
     records = tuple(checkpoints.read_json(store.record(e)) for e in range(1, settings.epochs + 1))
     return Run(settings, pretrained, kept, records, store.path, store)
 
