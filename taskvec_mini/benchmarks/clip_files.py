@@ -47,7 +47,7 @@ def copies(most: Mapping[str, int], *, workers: int = 1, finished: Collection[st
         >>> copies({"a": 2, "b": 2}), copies({"a": 9, "b": 9}), copies(eight), copies(eight, workers=8)
         (14, 16, 52, 73)
         >>> copies(eight, finished="abcdefgh"), copies(eight, finished="abcdefg")
-        (17, 23)
+        (17, 24)
     """
     latest, going = 3, most.keys() - set(finished)
     rounds = (
