@@ -44,9 +44,8 @@ def least_squares(matrices: list[Tensor], ridge: float) -> Tensor:
     blocks B_t = (s_t² τ_t τ_tᵀ + εI) / s_t. As R (RᵀR + aI)⁻¹ = (RRᵀ + aI)⁻¹ R, the smaller one is solved.
     """
     (height, width), lengths = matrices[0].shape, [float(matrix.double().norm()) for matrix in matrices]
-    scales = [
-        math.sqrt(width) / length if length else 1.0 for length in lengths
-    ]  # 0: a say in the mean alone
+    # a zero matrix has no say but in the mean
+    scales = [math.sqrt(width) / length if length else 1.0 for length in lengths]
     pairs = [(scale * matrix.double(), scale) for matrix, scale in zip(matrices, scales, strict=True)]
     stacked, strength = torch.cat([row for row, _ in pairs]), ridge * len(matrices)
     if height > width:  # without squares as large as height x height

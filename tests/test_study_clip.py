@@ -548,17 +548,16 @@ def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock, capsys):
     assert "shots: 0" in capsys.readouterr().out
 
 
-def test_the_seconds_of_training_are_those_of_all_epochs_until_the_last_round(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(study_clip, "MOST", 2)
+def test_the_seconds_of_training_are_those_of_all_epochs_until_the_last_round(tmp_path, clock):
     names = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))["tasks"]
     folders = [*(tmp_path / name for name in names), clip_files.joint_folder(tmp_path, names)]
     for number, folder in enumerate(folders):
-        for epoch in (1, 2):
+        for epoch in (1, 2, 3):
             path = folder / f"epoch_{epoch:03}.json"
             told = json.loads(path.read_text()) | {"seconds": 10.0**number * epoch}
             path.write_text(json.dumps(told))
     again = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))
-    assert again["training_seconds"] == {"0": {"individual": 33.0, "joint": 300.0}}
+    assert again["training_seconds"] == {"0": {"individual": 66.0, "joint": 600.0}}
 
 
 def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_path, clock, quick_judging):

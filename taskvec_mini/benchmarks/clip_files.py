@@ -117,13 +117,17 @@ class Runs:
         reached = min(epoch, self.most[name])
         return max((e for e in self.kept(name) if e <= reached), default=0) if name == JOINT else reached
 
-    def file(self, name: str, epoch: int) -> Path:
-        """Its parameters after a round."""
-        return self.place(name) / f"epoch_{self.age(name, epoch):03}.safetensors"
+    def checkpoint(self, name: str, epoch: int) -> Path:
+        """Its parameters after an epoch of its own."""
+        return self.place(name) / f"epoch_{epoch:03}.safetensors"
 
     def record(self, name: str, epoch: int) -> dict[str, Any]:
-        """What `finetuning` wrote down about that epoch."""
-        return checkpoints.read_json(self.file(name, epoch).with_suffix(".json"))
+        """What `finetuning` wrote down about an epoch of its own; records stay where parameters do not."""
+        return checkpoints.read_json(self.checkpoint(name, epoch).with_suffix(".json"))
+
+    def file(self, name: str, epoch: int) -> Path:
+        """Its parameters after a round."""
+        return self.checkpoint(name, self.age(name, epoch))
 
     def seconds(self, names: Iterable[str], epoch: int) -> float:
         """How long these were trained until that round."""

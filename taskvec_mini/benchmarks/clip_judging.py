@@ -107,7 +107,10 @@ class Judging:
 
     def _seen(self, epoch: int) -> dict[str, float]:
         """The share of training images that were right when they were met in that epoch."""
-        return {name: round(self.runs.record(name, epoch)["accuracy"], 5) for name in self.names}
+        return {
+            name: round(self.runs.record(name, self.runs.age(name, epoch))["accuracy"], 5)
+            for name in self.names
+        }
 
     def _merges(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

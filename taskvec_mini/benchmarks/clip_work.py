@@ -131,7 +131,7 @@ class Work:
     def _forget(self, epoch: int, names: Sequence[str]) -> None:
         """The checkpoints of a round, once the next one is complete."""
         for name in names:
-            (self.runs.place(name) / f"epoch_{epoch:03}.safetensors").unlink(missing_ok=True)
+            self.runs.checkpoint(name, epoch).unlink(missing_ok=True)
 
     def _batches(self, names: Iterable[str]) -> list[list[str]]:
         """The tasks of a round that are begun together: all, where there are several workers, or each."""
