@@ -6,7 +6,7 @@ import difflib
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -120,6 +120,13 @@ def named_tensors(name: str, state: object) -> None:
             raise TypeError(
                 f"{name} holds {key!r}, which is no tensor but {type(value).__name__}; leave it out"
             )
+
+
+def each_once(what: str, names: Sequence[str]) -> None:
+    """A ValueError where a name is given twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the {what} {name!r} is given twice; name each {what} once")
 
 
 def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: str, other: str) -> None:

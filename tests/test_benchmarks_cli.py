@@ -719,6 +719,10 @@ BUNDLE = "finetune --tasks mnist --out {}/r --backbone random-pocket"
         (f"{DIGITS} random-pocket --epochs 0", "epochs must be at least 1"),
         (f"{DIGITS} random-pocket --learning-rate -1", "learning_rate must be above 0"),
         ("merge --runs {}/none", "holds no runs; make some with `finetune`"),
+        (
+            "merge --runs {runs} --tasks digits digits",
+            "the task 'digits' is given twice; name each task once",
+        ),
         ("merge --runs {runs} --rule tie", "unknown merging rule 'tie': did you mean 'ties'"),
         ("merge --runs {runs} --tasks digit", "did you mean 'digits'"),
         ("merge --runs {runs} --epoch 9", "have not epoch 9 in common; there is 1, 2: finetune longer"),

@@ -107,14 +107,13 @@ class Shelf:
         """The tasks asked for, by default all that have a finished epoch, in the order of their names.
 
         Raises:
-            ValueError: if there is no run of a task; near names are suggested.
+            ValueError: if there is no run of a task, where near names are suggested, or it is named twice.
         """
         there = sorted(path.name for path in self.folder.iterdir() if self.epochs(path.name))
         _checks.not_empty(f"the list of finished runs in {self.folder}", there)
         for name in names or ():
             _checks.named_choice(f"run in {self.folder}:", name, dict.fromkeys(there))
-            if list(names or ()).count(name) > 1:
-                raise ValueError(f"the task {name!r} is given twice; name each task once")
+        _checks.each_once("task", names or ())
         return list(names or there)
 
     def epochs(self, task: str) -> list[int]:

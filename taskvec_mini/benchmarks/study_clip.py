@@ -178,8 +178,7 @@ def sizes(suite: str, names: Sequence[str] | None, data: Path | None) -> dict[st
     for name in chosen or ():
         if suite != "digits":
             _checks.named_choice("task with templates,", name, TEMPLATES)
-        if chosen is not None and chosen.count(name) > 1:
-            raise ValueError(f"the task {name!r} is given twice; name each task once")
+    _checks.each_once("task", chosen or ())
     if suite != "hub":
         tasks = load_tasks(chosen, suite=suite, folder=data)
         return {name: len(task.part("train")[1]) for name, task in tasks.items()}
