@@ -57,7 +57,7 @@ def data_folder():
 def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1, joint=None, besides=0):
     return clip_plan.plan(
         images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent,
-        workers=workers, joint=None if joint is None else clip_plan.Joint(done=lambda _names: joint),
+        workers=workers, joint=None if joint is None else lambda _names: joint,
         besides=lambda tasks: besides * tasks,
     )  # fmt: skip
 

@@ -42,19 +42,6 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joint:
-    """Joint training, to be planned.
-
-    Its epochs show no more images than all epochs of the single tasks together.
-
-    Attributes:
-        done: how many epochs the joint training of the named tasks has already.
-    """
-
-    done: Callable[[Collection[str]], int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is to be done.
 
@@ -177,7 +164,7 @@ def plan(
     done: Mapping[str, int],
     spent: float = 0.0,
     workers: int = 1,
-    joint: Joint | None = None,
+    joint: Callable[[Collection[str]], int] | None = None,
     besides: Callable[[int], int] = lambda _tasks: 0,
 ) -> Plan:
     """What fits: one epoch of as many tasks as possible, then a further epoch of all of them, and so on.
@@ -191,7 +178,8 @@ def plan(
         done: the epochs that each task has already.
         spent: seconds of the budget that are gone.
         workers: how many tasks are trained at a time; all at the pace that was measured here.
-        joint: joint training of all that fit, as one more task of each round; None without.
+        joint: with joint training of all that fit, as one more task of each round: how many epochs that of
+            the named tasks has already. It shows no more images than all epochs of the single tasks together.
         besides: how many images are judged besides, for so many tasks. If that takes more than a tenth of the
             budget, it has to wait whether time is left in the end.
 
@@ -252,7 +240,7 @@ def _fitting(
 
 
 def _joint_seconds(
-    joint: Joint | None,
+    joint: Callable[[Collection[str]], int] | None,
     costs: dict[str, float],
     most: dict[str, int],
     *,
@@ -263,7 +251,7 @@ def _joint_seconds(
     """Joint training among the tasks if its first epoch fits, else among what is left out; its seconds."""
     if joint is None:
         return 0.0
-    there, whole = joint.done(list(costs)), sum(costs.values())
+    there, whole = joint(list(costs)), sum(costs.values())
     together = int(sum(costs[name] * most[name] for name in costs) / whole)
     needed = 0.0 if there else whole
     if needed > room:

@@ -102,7 +102,7 @@ class Clip(study_data.Study):
             both = clip.load_clip(name).to(device)
             backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
             pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
-            joint = _joint(folder) if options.joint else None
+            joint = partial(_joint_epochs, folder) if options.joint else None
             planned = clip_plan.plan(
                 images, pace=pace, seconds=seconds, spent=self.clock() - begin, joint=joint,
                 judged=clip_judging.judged(joint=options.joint), besides=clip_judging.judged_besides,
@@ -123,11 +123,9 @@ class Clip(study_data.Study):
             return clip_work.Work(suite, folder, speed, planned, place, deadline, self.clock).results()
 
 
-def _joint(folder: Path) -> clip_plan.Joint:
-    def done(names: Iterable[str]) -> int:
-        return max(clip_files.kept(clip_files.joint_folder(folder, names)), default=0)
-
-    return clip_plan.Joint(done=done)
+def _joint_epochs(folder: Path, names: Iterable[str]) -> int:
+    """How many epochs the joint training of these tasks has already."""
+    return max(clip_files.kept(clip_files.joint_folder(folder, names)), default=0)
 
 
 def _settings(
