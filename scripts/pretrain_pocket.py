@@ -27,12 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskvec_mini import records
-from taskvec_mini.benchmarks.backbones import IMAGENET_MEAN, IMAGENET_STD
-from taskvec_mini.benchmarks.mobilenet import load_mobilenet
-from taskvec_mini.benchmarks.pocket import Pocket
+from taskvec_mini.benchmarks.encoders.load import IMAGENET_MEAN, IMAGENET_STD
+from taskvec_mini.benchmarks.encoders.mobilenet import load_mobilenet
+from taskvec_mini.benchmarks.encoders.pocket import Pocket
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "taskvec_mini" / "benchmarks" / "weights"
+OUT = ROOT / "taskvec_mini" / "benchmarks" / "encoders" / "weights"
 SMALL, SMALL_SHARE = 24, 2 / 3  # the first two thirds of the epochs see images of 24 x 24, at half the cost
 AVERAGE, SMOOTHING, DISTIL, LOGIT_SCALE = 0.998, 0.1, 4.0, 16.0
 

@@ -33,14 +33,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskvec_mini import records
-from taskvec_mini.benchmarks.backbones import load_backbone
-from taskvec_mini.benchmarks.evaluation import accuracies
-from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
-from taskvec_mini.benchmarks.pocket_text import MAX_LENGTH, VOCABULARY_SIZE, PocketText, draw_weights
-from taskvec_mini.benchmarks.text_encoder import SPECIAL, VOCABULARY, WEIGHTS, Tokenizer, load_tokenizer
-from taskvec_mini.benchmarks.text_tasks import load_text_tasks
+from taskvec_mini.benchmarks.data.texts import load_text_tasks
+from taskvec_mini.benchmarks.encoders.load import load_backbone
+from taskvec_mini.benchmarks.encoders.pocket_text import MAX_LENGTH, VOCABULARY_SIZE, PocketText, draw_weights
+from taskvec_mini.benchmarks.encoders.text import SPECIAL, VOCABULARY, WEIGHTS, Tokenizer, load_tokenizer
+from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
+from taskvec_mini.benchmarks.heads.fitted import linear_probe, prototype_head
 
-OUT = Path(__file__).resolve().parents[1] / "taskvec_mini" / "benchmarks" / "weights"
+OUT = Path(__file__).resolve().parents[1] / "taskvec_mini" / "benchmarks" / "encoders" / "weights"
 SHORT, SHORTEST = 32, 3  # tokens: up to SHORT a line is one piece; below SHORTEST it is left out
 HELD_OUT = 100  # each hundredth line is only for measuring
 HIDDEN_SHARE, KEEP, SWAP = 0.3, 0.1, 0.1  # of the hidden tokens a tenth stays, a tenth becomes another

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from taskvec_mini.style import use_book_style
+from taskvec_mini.figures.style import use_book_style
 
 
 def png(figure):

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from small_images import quarters
-from taskvec_mini.benchmarks.backbones import Backbone
-from taskvec_mini.benchmarks.finetuning import Settings, finetune
-from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.speed import PLAIN
+from taskvec_mini.benchmarks.encoders.load import Backbone
+from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.training.finetune import Settings, finetune
+from taskvec_mini.benchmarks.training.speed import PLAIN
 
 
 def tiny_backbone(seed=0):

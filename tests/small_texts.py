@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.text_tasks import TextTask
+from taskvec_mini.benchmarks.data.texts import TextTask
+from taskvec_mini.benchmarks.heads.fitted import Head
 
 VOCABULARY, LENGTH = 60, 7
 

@@ -19,7 +19,7 @@ import yaml
 from charts import charts_in
 from conftest import CHAPTERS, ROOT
 from scripts import execute, home
-from taskvec_mini.benchmarks._cli_parser import parser
+from taskvec_mini.benchmarks.cli.parser import parser
 
 RECORD = execute.read_record(ROOT / "book" / "recorded" / "execution.json")
 EXERCISE = re.compile(r"\*\*Exercise (\d) \((\d+) minutes\)\. ")

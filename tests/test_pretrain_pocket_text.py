@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from scripts import pretrain_pocket_text as pretrain
 from taskvec_mini import records
-from taskvec_mini.benchmarks.pocket_text import PocketText
+from taskvec_mini.benchmarks.encoders.pocket_text import PocketText
 
 WORDS = 40  # entries of the tiny vocabulary
 

@@ -19,25 +19,21 @@ import torch
 
 from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
-from taskvec_mini.benchmarks import (
-    _ray_cluster,
-    backbones,
-    checkpoints,
-    clip,
-    clip_plan,
-    clip_work,
-    downloads,
-    hub,
-    hub_access,
-    memory,
-    study_clip,
-    text_encoder,
-)
-from taskvec_mini.benchmarks._cli_shelf import Shelf
-from taskvec_mini.benchmarks.datasets import FOLDER_VARIABLE, load_tasks
-from taskvec_mini.benchmarks.heads import prototype_head
-from taskvec_mini.benchmarks.settings import Settings
-from taskvec_mini.benchmarks.speed import Speed
+from taskvec_mini.benchmarks.data import hub, hub_access
+from taskvec_mini.benchmarks.data import torchvision_sets as downloads
+from taskvec_mini.benchmarks.data.suites import FOLDER_VARIABLE, load_tasks
+from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.encoders import load as backbones
+from taskvec_mini.benchmarks.encoders import text as text_encoder
+from taskvec_mini.benchmarks.engines import _ray_cluster
+from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
+from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
+from taskvec_mini.benchmarks.studies.clip import study as study_clip
+from taskvec_mini.benchmarks.training import checkpoints, memory
+from taskvec_mini.benchmarks.training.experiment import Shelf
+from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training.speed import Speed
 from taskvec_mini.bounds import network_bounds
 from taskvec_mini.descent import finetune, gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten

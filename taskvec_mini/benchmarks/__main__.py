@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from taskvec_mini.benchmarks._cli_parser import parser
+from taskvec_mini.benchmarks.cli.parser import parser
 
 # what a user can put right, by other words on the command line, other data, other packages or a larger disk
 _FOR_USERS = (ValueError, TypeError, LookupError, OSError, ArithmeticError, ImportError, RuntimeError)
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def studies() -> dict[str, Any]:
     """The studies that `record` knows, by name."""
-    from taskvec_mini.benchmarks import studies as module
+    from taskvec_mini.benchmarks.studies import registry as module
 
     return dict(getattr(module, "STUDIES", {}))
 
@@ -46,18 +46,18 @@ def studies() -> dict[str, Any]:
 def _command(name: str) -> Any:
     """The function behind a command; what it needs is imported only now, so that `--help` is quick."""
     if name == "list":
-        from taskvec_mini.benchmarks._cli_list import show
+        from taskvec_mini.benchmarks.cli.list import show
 
         return lambda options: show(options, studies())
     if name == "record":
-        from taskvec_mini.benchmarks._cli_record import record
+        from taskvec_mini.benchmarks.cli.record import record
 
         return lambda options: record(options, studies())
     if name == "throughput":
-        from taskvec_mini.benchmarks._cli_throughput import throughput
+        from taskvec_mini.benchmarks.cli.throughput import throughput
 
         return throughput
-    from taskvec_mini.benchmarks import _cli_runs
+    from taskvec_mini.benchmarks.cli import runs as _cli_runs
 
     return getattr(_cli_runs, name)
 

@@ -1,0 +1,1 @@
+"""Tasks: images and texts in three parts, and where they come from."""

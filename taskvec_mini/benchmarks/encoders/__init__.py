@@ -1,0 +1,1 @@
+"""Encoders: a model with the preparation of its inputs."""

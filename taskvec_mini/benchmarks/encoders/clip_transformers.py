@@ -1,0 +1,137 @@
+"""Finetuned CLIP image encoders in the layout of the library transformers, read into open_clip's names.
+
+Both libraries compute the same function from the same numbers, under other names. transformers keeps the
+matrices of queries, keys and values apart, open_clip one above the other in this order. Public finetuned
+encoders, such as `tanganke/clip-vit-base-patch32_mnist` on the Hugging Face Hub, are in this layout.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.encoders.base import Backbone
+from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
+
+Weights = str | os.PathLike[str] | Mapping[str, Tensor]
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_PREFIX = "vision_model."  # some versions of transformers write it
+_PROJECTION = "visual_projection.weight"
+_OUTSIDE = {  # our names outside the layers, and theirs
+    "class_embedding": "embeddings.class_embedding",
+    "conv1": "embeddings.patch_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre": "pre_layrnorm",  # their spelling
+    "ln_post": "post_layernorm",
+    "proj": _PROJECTION,
+}
+_INSIDE = {  # and within a layer
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+
+
+def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, Tensor]:
+    """The named parameters of a finetuned encoder, as those of `backbone`: float32, on the CPU.
+
+    `TaskVector.between(state_of(backbone.model), found)` is then its task vector, and `write_parameters`
+    writes it into the model. transformers' `CLIPVisionModel` ends before the projection into the space of the
+    texts. Where the projection is absent it is taken from `backbone`, and its part of the task vector is
+    zero.
+
+    Args:
+        source: a mapping with names and tensors, a file of one (safetensors or PyTorch), a folder that holds
+            model.safetensors or pytorch_model.bin, or the name of a repository of the Hugging Face Hub.
+        backbone: the pretrained encoder of the same kind, from `load_backbone`.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown, not finite or of another shape; it is named.
+        TypeError: if the backbone is no CLIP image encoder, or the mapping holds something else than tensors.
+        FileNotFoundError: if there is no such file.
+        OSError: if a download fails.
+    """
+    own = trained_parameters(backbone.model)
+    if not {"class_embedding", "proj"} <= own.keys():
+        raise TypeError(
+            f"{backbone.name!r} is no CLIP image encoder of open_clip; load one, such as "
+            "load_backbone('ViT-B-32-quickgelu')"
+        )
+    theirs = _state(source)
+    if _PROJECTION not in theirs:
+        theirs[_PROJECTION] = own["proj"].detach().T
+    sources = {name: _sources(name) for name in own}
+    expected = dict.fromkeys(each for names in sources.values() for each in names)
+    _checks.check_keys(expected, theirs, f"{backbone.name} in transformers' layout", _words(source))
+    return {
+        name: _converted(name, part, {each: theirs[each] for each in sources[name]})
+        for name, part in own.items()
+    }
+
+
+def _sources(name: str) -> tuple[str, ...]:
+    """Their names of what makes up one of our parameters, in the order in which it is put together."""
+    inside = _LAYER.fullmatch(name)
+    if inside is None:
+        stem, _, kind = name.partition(".")
+        return (_joined(_OUTSIDE[stem], kind),)
+    layer, part = inside.groups()
+    start = f"encoder.layers.{layer}"
+    if part.startswith("attn.in_proj_"):
+        kind = part.removeprefix("attn.in_proj_")
+        return tuple(f"{start}.self_attn.{each}_proj.{kind}" for each in "qkv")
+    stem, _, kind = part.rpartition(".")
+    return (_joined(f"{start}.{_INSIDE[stem]}", kind),)
+
+
+def _joined(stem: str, kind: str) -> str:
+    return f"{stem}.{kind}" if kind else stem
+
+
+def _converted(name: str, own: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """Parts put one above the other; their projection is a layer, ours a matrix to multiply with."""
+    turned = own.T if name == "proj" else own
+    expected = (turned.shape[0] // len(parts), *turned.shape[1:])
+    for each, part in parts.items():
+        _checks.check_shapes(each, expected, tuple(part.shape))
+        _checks.check_finite(each, part)
+    whole = torch.cat([part.detach().to("cpu", torch.float32) for part in parts.values()])
+    return (whole.T if name == "proj" else whole).contiguous()
+
+
+def _state(source: Weights) -> dict[str, Tensor]:
+    """Their names without the prefix of older files, and without the buffer that some of these hold."""
+    if isinstance(source, Mapping):
+        _checks.named_tensors("source", source)
+        state: Mapping[str, Tensor] = source
+    else:
+        state = clip.read_state(_file(source))
+    names = {name.removeprefix(_PREFIX): part for name, part in state.items()}
+    names.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
+    return names
+
+
+def _file(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        files = [path / file for file in _FILES if (path / file).is_file()]
+        if not files:
+            raise FileNotFoundError(f"the folder {path} holds none of {', '.join(_FILES)}; give another one")
+        return files[0]
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+        return clip.hub_file(str(source), _FILES[0], f"{source}, which is no file or folder here,")
+    return path
+
+
+def _words(source: Weights) -> str:
+    return "the mapping" if isinstance(source, Mapping) else str(source)

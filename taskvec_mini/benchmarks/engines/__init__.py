@@ -1,0 +1,1 @@
+"""Where finetuning runs: here, or on a Ray cluster."""

@@ -1,0 +1,198 @@
+"""Accuracy of many merged models: one model written in place, and images prepared once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.encoders.parameters import (
+    FrozenHead,
+    Parameters,
+    centre_of,
+    holding,
+    on_device,
+    write_parameters,
+)
+from taskvec_mini.vectors import TaskVector
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+
+Split = Literal["train", "val", "test"]
+_BATCH = {"cpu": 128, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
+_LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
+_prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictionary()
+
+
+def accuracies(
+    backbone: Encoder,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, Task],
+    *,
+    parameters: Parameters | None = None,
+    split: Split = "test",
+    limit: int | None = None,
+    recentre: int = 0,
+) -> dict[str, float]:
+    """The share of images that are classified rightly, by task.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        heads: the frozen head of each task, by name; others may be there.
+        tasks: the tasks to evaluate, by name.
+        parameters: named parameters or one flat vector; None for the backbone's own.
+        split: "test", "val" (validation) or "train".
+        limit: only the first so many images of each task; all by default.
+        recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
+            that are evaluated, of the first so many training images; no label is used. Merging moves all
+            embeddings of a task together, and this takes such a shift away.
+
+    Raises:
+        ValueError: if a task has no head, there is no such split, names or sizes of parameters differ, or a
+            head that is to be recentred has no centre.
+    """
+    _check_heads(heads, tasks)
+    with holding(backbone.model, parameters):
+        return {
+            name: _accuracy(backbone, heads[name], task, split=split, limit=limit, recentre=recentre)
+            for name, task in tasks.items()
+        }
+
+
+def sweep(
+    backbone: Encoder,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, Task],
+    *,
+    pretrained: Mapping[str, Tensor],
+    merged: TaskVector,
+    scaling_coefs: Sequence[float],
+    split: Split = "val",
+    limit: int | None = None,
+    recentre: int = 0,
+) -> Tensor:
+    """Accuracies (len(scaling_coefs), T) of `pretrained + scaling_coef * merged`, tasks in their order.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        heads: the frozen head of each task, by name; others may be there.
+        tasks: the tasks to evaluate, by name.
+        pretrained: the named parameters of the start.
+        merged: the merged task vector.
+        scaling_coefs: the scaling coefficients to try.
+        split: "val" by default: what is chosen by these numbers must not have seen the test images.
+        limit: only the first so many images of each task; all by default.
+        recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
+            that are evaluated, of the first so many training images; no label is used. Merging moves all
+            embeddings of a task together, and this takes such a shift away.
+
+    Raises:
+        ValueError: if there is nothing to evaluate, names, shapes or sizes differ, or a head that is to be
+            recentred has no centre.
+    """
+    coefs = [_checks.finite_number("a scaling coefficient", each) for each in scaling_coefs]
+    _checks.not_empty("scaling_coefs", coefs)
+    _checks.not_empty("tasks", tasks)
+    start = merged.apply_to(pretrained, 0.0)  # checks names and shapes, once
+    buffers, vectors, rows = {n: torch.empty_like(v) for n, v in start.items()}, dict(merged.items()), []
+    with holding(backbone.model, None):
+        for coef in coefs:
+            for name, vector in vectors.items():
+                torch.mul(vector, coef, out=buffers[name]).add_(start[name])
+            write_parameters(backbone.model, buffers)
+            found = accuracies(backbone, heads, tasks, split=split, limit=limit, recentre=recentre)
+            rows.append(list(found.values()))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def tune(
+    backbone: Encoder,
+    heads: Mapping[str, FrozenHead],
+    tasks: Mapping[str, Task],
+    *,
+    pretrained: Mapping[str, Tensor],
+    merged: TaskVector,
+    scaling_coefs: Sequence[float],
+    limit: int | None = None,
+    recentre: int = 0,
+) -> float:
+    """The scaling coefficient with the best mean accuracy over tasks on the validation images.
+
+    Among equally good ones it is the first. Arguments and errors are those of `sweep`.
+    """
+    coefs = list(scaling_coefs)
+    table = sweep(
+        backbone,
+        heads,
+        tasks,
+        pretrained=pretrained,
+        merged=merged,
+        scaling_coefs=coefs,
+        limit=limit,
+        recentre=recentre,
+    )
+    return float(coefs[int(table.mean(1).argmax())])
+
+
+@torch.inference_mode()
+def _accuracy(
+    backbone: Encoder, head: FrozenHead, task: Task, *, split: Split, limit: int | None, recentre: int
+) -> float:
+    labels = _labels(task, split, limit)
+    head = on_device(head, backbone.device)
+    shift = _shift(backbone, head, task, recentre) if recentre else 0.0
+    batches = _prepare_once(backbone, task, split, limit)
+    logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
+    if logits.isnan().any():
+        raise ValueError(
+            f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or far too "
+            "large; try a smaller scaling coefficient, and look for runs that diverged"
+        )
+    guesses = logits.argmax(1)
+    return float((guesses.cpu() == labels.cpu()).double().mean())
+
+
+def _shift(backbone: Encoder, head: FrozenHead, task: Task, count: int) -> Tensor:
+    """What brings the mean embedding of the first training images to the head's centre."""
+    batches = _prepare_once(backbone, task, "train", _checks.whole_number("recentre", count))
+    return centre_of(head) - torch.cat([backbone.model(batch) for batch in batches]).mean(0)
+
+
+def _labels(task: Task, split: Split, limit: int | None) -> Tensor:
+    if limit is not None:
+        _checks.whole_number("limit", limit)
+    return task.part(split)[1][:limit]
+
+
+def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None) -> Iterable[Tensor]:
+    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model."""
+    kept = _prepared.setdefault(task, {})
+    key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
+    if key in kept:
+        return kept[key]
+    size = _BATCH.get(backbone.device.type, _BATCH["cuda"])
+    first, *others = torch.split(task.part(split)[0][:limit], size)
+    prepared, later = backbone.prepare(first), map(backbone.prepare, others)
+    if prepared.nbytes * (1 + len(others)) > _LARGEST:
+        return itertools.chain([prepared], later)
+    kept[key] = [prepared, *later]
+    return kept[key]
+
+
+def forget_prepared_images() -> None:
+    """Free the memory of all prepared images; they are prepared again when they are needed."""
+    _prepared.clear()
+
+
+def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
+    for name in tasks:
+        if name not in heads:
+            raise ValueError(
+                f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}"
+            )

@@ -1,0 +1,1 @@
+"""Frozen heads: from embeddings to answers."""

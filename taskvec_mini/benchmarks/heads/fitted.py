@@ -1,0 +1,259 @@
+"""Frozen heads: how an embedding becomes an answer. Made before finetuning, which trains the encoder alone.
+
+`prototype_head` compares directions with class means, as nearest-class-mean and prototypical classifiers do
+(Mensink et al. 2013; Snell et al. 2017, arXiv:1703.05175). `linear_probe` learns a linear map on frozen
+embeddings instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskvec_mini import _checks, _files
+from taskvec_mini.benchmarks.data.tasks import PARTS
+from taskvec_mini.benchmarks.encoders.load import embed
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A frozen head: logits = logit_scale * normalised(embedding - centre) @ prototypes.T.
+
+    Attributes:
+        prototypes: (C, F) float32, one vector per class; of length one where they are class means, so that
+            the inner products are cosines.
+        centre: (F,) float32, subtracted first; zeros for none.
+        logit_scale: factor of the logits; it changes no answer, but how steep the loss is.
+
+    Raises:
+        ValueError: if shapes do not fit, a value is NaN or infinite, a prototype is zero, or the scale is not
+            above 0.
+
+    Example:
+        >>> head = Head(torch.eye(2), torch.zeros(2), 10.0)
+        >>> head(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
+        tensor([[10.,  0.],
+                [ 0., 10.]])
+    """
+
+    prototypes: Tensor
+    centre: Tensor
+    logit_scale: float
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.prototypes.shape), tuple(self.centre.shape)
+        if self.prototypes.ndim != 2 or shapes[1] != shapes[0][1:]:
+            raise ValueError(
+                f"prototypes must be (C, F) and the centre (F,), got {shapes[0]} and {shapes[1]}; "
+                "both come from embeddings of one backbone"
+            )
+        for name, part in (("prototypes", self.prototypes), ("centre", self.centre)):
+            _checks.check_finite(name, part)
+        _checks.positive_number("logit_scale", self.logit_scale)
+        zero = (self.prototypes == 0).all(1).nonzero()
+        if len(zero):
+            raise ValueError(
+                f"the prototype of class {int(zero[0])} is zero, so nothing points to this class; "
+                "do its images differ from those of the other classes?"
+            )
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Logits (N, C) of embeddings (N, F)."""
+        return self.logit_scale * _directions(embeddings, self.centre) @ self.prototypes.T
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the head to a safetensors file with a checksum, whole or not at all.
+
+        Raises:
+            OSError: if the folder does not exist, may not be written to, or is full.
+        """
+        flat = torch.cat([self.prototypes.reshape(-1), self.centre]).cpu()
+        head = {"classes": len(self.prototypes), "logit_scale": self.logit_scale}
+        _files.write(path, flat, {"head": head, "layout": [], "carried": []})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Head:
+        """Read what `save` wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is truncated, corrupted or no head.
+        """
+        flat, description = _files.read(path)
+        if "head" not in description:
+            raise ValueError(f"{path} holds a task vector, no head; Head.save() writes heads")
+        rows = flat.reshape(description["head"]["classes"] + 1, -1)
+        return cls(rows[:-1].clone(), rows[-1].clone(), description["head"]["logit_scale"])
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """A frozen linear head: logits = embedding @ weight.T + bias.
+
+    Attributes:
+        weight: (C, F) float32.
+        bias: (C,) float32.
+
+    Example:
+        >>> LinearHead(torch.eye(2), torch.tensor([1.0, 0.0]))(torch.tensor([[3.0, 5.0]]))
+        tensor([[4., 5.]])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Logits (N, C) of embeddings (N, F)."""
+        return F.linear(embeddings, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear probe: its head, the share of test images it gets right, and how it was chosen.
+
+    Attributes:
+        head: the learnt head; it may be used like any other.
+        accuracy: on test images, 0 to 1.
+        val_accuracy: on validation images, the best over the inverse penalties tried.
+        inverse_penalty: the one that was best, scikit-learn's C.
+    """
+
+    head: LinearHead
+    accuracy: float
+    val_accuracy: float
+    inverse_penalty: float
+
+
+def prototype_head(
+    backbone: Encoder,
+    task: Task,
+    *,
+    logit_scale: float = 16.0,
+    centred: bool = True,
+    shots: int | None = None,
+    batch_size: int = 256,
+) -> Head:
+    """The head whose class vectors are mean directions of the training images, under the backbone as it is.
+
+    Args:
+        backbone: the pretrained encoder, before finetuning.
+        task: only its training images are used.
+        logit_scale: factor of the cosines.
+        centred: whether directions are seen from the mean embedding of the task, or from zero.
+        shots: class means of the first so many training images of each class, or of fewer where a class has
+            no more; of all by default. Few leave finetuning more to do. The centre is the mean of all, whose
+            labels it does not need.
+        batch_size: images embedded at a time.
+
+    Raises:
+        ValueError: if a class has no training image, or `shots` is below 1.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
+        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> task = load_tasks(["digits"], suite="digits", limit=100)["digits"]
+        >>> prototype_head(load_backbone("random-pocket"), task).prototypes.shape
+        torch.Size([10, 256])
+    """
+    check_classes(task)
+    count = None if shots is None else _checks.whole_number("shots", shots)
+    inputs, labels = task.part("train")
+    embeddings = embed(backbone, inputs, batch_size=batch_size)
+    labels = labels.to(embeddings.device)
+    centre = _mean(embeddings) if centred else torch.zeros_like(embeddings[0])
+    directions = _directions(embeddings, centre)
+    means = [_mean(directions[labels == label][:count]) for label in range(len(task.class_names))]
+    return Head(F.normalize(torch.stack(means), dim=1), centre, logit_scale)
+
+
+def linear_probe(
+    backbone: Encoder,
+    task: Task,
+    *,
+    inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
+    batch_size: int = 256,
+) -> Probe:
+    """Logistic regression on frozen, standardised embeddings: how well the encoder separates the classes.
+
+    The one of `inverse_penalties` with the best validation accuracy counts, the smallest of equals; test
+    images play no part in the choice.
+
+    Raises:
+        ValueError: if there is no inverse penalty, one is not above 0, or a class has no training image.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
+        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> task = load_tasks(["digits"], suite="digits", limit=100)["digits"]
+        >>> linear_probe(load_backbone("random-pocket"), task, inverse_penalties=[0.1]).accuracy > 0.3
+        True
+    """
+    check_classes(task)
+    numbers = [_checks.positive_number("an inverse penalty", each) for each in inverse_penalties]
+    choices = sorted(_checks.not_empty("inverse_penalties", numbers))
+    (train, labels), val, test = (_embedded(backbone, task, part, batch_size) for part in PARTS)
+    heads = [_fitted(train, labels, choice) for choice in choices]
+    scores = [_accuracy(head, *val) for head in heads]
+    best = scores.index(max(scores))
+    return Probe(heads[best], _accuracy(heads[best], *test), scores[best], choices[best])
+
+
+def _embedded(backbone: Encoder, task: Task, part: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of one part, on the CPU."""
+    inputs, labels = task.part(part)
+    return embed(backbone, inputs, batch_size=batch_size).cpu(), labels.cpu()
+
+
+def _fitted(embeddings: Tensor, labels: Tensor, inverse_penalty: float) -> LinearHead:
+    """The logistic regression, with the standardisation of its inputs folded into weight and bias."""
+    from sklearn.linear_model import LogisticRegression  # here, because it takes a second to import
+
+    values = embeddings.double()
+    centre, spread = values.mean(0), values.std(0, correction=0)
+    spread = torch.where(spread > 0, spread, 1.0)  # a feature that never changes stays 0
+    model = LogisticRegression(C=inverse_penalty, max_iter=2000)
+    model.fit(((values - centre) / spread).numpy(), labels.cpu().numpy())
+    weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
+    if len(weight) == 1:  # of two classes only the difference was learnt
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    weight = weight / spread
+    return LinearHead(weight.float(), (bias - weight @ centre).float())
+
+
+def _directions(embeddings: Tensor, centre: Tensor) -> Tensor:
+    return F.normalize(embeddings - centre, dim=1)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """The mean row, summed in float64 so that the order of the rows hardly matters."""
+    return rows.double().mean(0).to(rows.dtype)
+
+
+def _accuracy(head: LinearHead, embeddings: Tensor, labels: Tensor) -> float:
+    return float((head(embeddings).argmax(1) == labels.cpu()).double().mean())
+
+
+def check_classes(task: Task) -> None:
+    """Whether every class has a training image, without which nothing would point to it.
+
+    Raises:
+        ValueError: if one has none.
+    """
+    counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
+    missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]
+    if missing:
+        raise ValueError(
+            f"task {task.name!r} has no training image of {len(missing)} of its {len(counts)} classes, the "
+            f"first {missing[0]!r}; take more training images (a higher limit, on the command line --limit)"
+        )

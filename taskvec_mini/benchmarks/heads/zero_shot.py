@@ -1,0 +1,139 @@
+"""Zero-shot heads: class vectors that CLIP's text encoder makes of words, before any image is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.encoders.protocols import Task
+from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
+
+KINDS = ("zero-shot", "prototypes")
+
+
+def kind_of(backbone: str, wanted: str | None = None) -> str:
+    """The kind of head an encoder gets: the one wanted, else zero-shot for CLIP's, prototypes for others.
+
+    Raises:
+        ValueError: if there is no such kind, or zero-shot is wanted of an encoder that has no text side.
+
+    Example:
+        >>> kind_of("tiny-clip"), kind_of("tiny-clip", "prototypes"), kind_of("pocket")
+        ('zero-shot', 'prototypes', 'prototypes')
+    """
+    clip.refuse_gelu(backbone)
+    if wanted is None:
+        return "zero-shot" if backbone in clip.PARAMETERS else "prototypes"
+    _checks.named_choice("kind of heads", wanted, dict.fromkeys(KINDS))
+    if wanted == "zero-shot" and backbone not in clip.PARAMETERS:
+        raise ValueError(
+            f"{backbone} has no text encoder, which zero-shot heads are made with; take --heads prototypes, "
+            f"or one of CLIP's encoders: {', '.join(clip.PARAMETERS)}"
+        )
+    return wanted
+
+
+def kept_head(path: Path, task: Task, make: Callable[[Task], Head]) -> Head:
+    """The head of a task in a file; where there is none yet, it is made and written there.
+
+    A head is made once: on another machine it would differ in the last bits, and be another run's.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if the file is damaged.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(task).save(path)
+    return stored_head(path)
+
+
+def stored_head(path: Path) -> Head:
+    """The head in a folder of runs, which a command made there.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+        ValueError: if the file is damaged; the message says how to get it back.
+    """
+    again = (
+        "give the command that made the runs (`finetune` or `record`) again: on the same machine it makes "
+        "the same head"
+    )
+    if not path.exists():
+        raise FileNotFoundError(f"there is no head {path}; {again}")
+    try:
+        return Head.load(path)
+    except ValueError as error:
+        why = str(error).rpartition(";")[0]  # the rest is advice for who has called save()
+        raise ValueError(f"{why}; delete this file and {again}") from error
+
+
+def zero_shot_head(
+    model: str | nn.Module,
+    task: Task,
+    *,
+    templates: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Head:
+    """The frozen head of a task from texts alone (Radford et al. 2021, arXiv:2103.00020, section 3.1).
+
+    Each class fills every template; the texts are embedded and brought to length one; the direction of their
+    mean is the class vector. The factor of the logits is CLIP's own, and the centre is zero. No image and no
+    label plays a part.
+
+    Args:
+        model: the name of a CLIP model, or the model itself with both encoders, from `clip.load_clip`. By
+            name it is loaded and dropped again: for several tasks, load it once. `Head.save` keeps a head for
+            machines that shall not load the text encoder.
+        task: the names of its classes are read, and with its own name our templates are looked up.
+        templates: texts with one `{}`, where the class goes; by default those of `clip_templates`.
+        device: where a model that is loaded by name embeds the texts.
+
+    Raises:
+        ValueError: if there is no such model, there are no templates for the task, one has not exactly one
+            `{}`, or a filled one is too long for the model.
+        TypeError: if the model has no text encoder.
+        OSError: if the weights cannot be read or downloaded.
+        ImportError: if open_clip is not installed.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> task = load_tasks(["digits"], suite="digits", limit=9)["digits"]
+        >>> zero_shot_head("tiny-clip", task).prototypes.shape
+        torch.Size([10, 32])
+    """
+    texts = templates_for(task, templates)  # before a model is loaded, which takes time
+    both: Any = clip.load_clip(model).to(device) if isinstance(model, str) else model
+    if not hasattr(both, "encode_text"):
+        raise TypeError(
+            f"a zero-shot head needs both encoders of a CLIP model, got {type(both).__name__}; "
+            "clip.load_clip(name) loads them"
+        )
+    columns: Tensor = clip.open_clip().build_zero_shot_classifier(
+        both, _tokenizer(both.context_length), words_for(task), texts, device=next(both.parameters()).device
+    )
+    prototypes = columns.T.float().contiguous()
+    return Head(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
+
+
+def _tokenizer(length: int) -> Any:
+    """CLIP's tokenizer, which would cut texts of more tokens than this without a word."""
+
+    def tokens_of(texts: list[str]) -> Tensor:
+        tokens: Tensor = clip.open_clip().tokenize(texts, length)
+        full = tokens[:, -1].nonzero()
+        if len(full):
+            raise ValueError(
+                f"the text {texts[int(full[0])]!r} does not fit into the {length} tokens of the model; "
+                "shorten the template or the name of the class"
+            )
+        return tokens
+
+    return tokens_of

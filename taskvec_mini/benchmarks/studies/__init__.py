@@ -1,0 +1,1 @@
+"""The long experiments behind the chapters."""

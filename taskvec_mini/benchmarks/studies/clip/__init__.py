@@ -1,0 +1,1 @@
+"""The study of CLIP within a budget of minutes."""

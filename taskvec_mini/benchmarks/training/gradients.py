@@ -1,0 +1,76 @@
+"""The exact gradient of a task's mean loss over all its training images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.benchmarks.encoders.parameters import (
+    FrozenHead,
+    Parameters,
+    head_parts,
+    holding,
+    on_device,
+    trained_parameters,
+)
+
+if TYPE_CHECKING:
+    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+
+
+def full_batch_gradient(
+    backbone: Encoder,
+    head: FrozenHead,
+    task: Task,
+    *,
+    state: Parameters | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """The gradient (D,) of the mean training loss at the given parameters, float64, on the CPU.
+
+    Batches only bound the memory: each is weighted with its number of images, a partial last one too, and the
+    sum is taken in float64. Each batch is computed in the model's own dtype, float64 too.
+
+    Args:
+        backbone: the encoder; it has its own parameters again afterwards.
+        head: the frozen head of the task.
+        task: its training images are used.
+        state: named parameters or one flat vector; None for the backbone's own.
+        batch_size: images in memory at a time.
+
+    Returns:
+        The entries in the order of `TaskVector`: that of the trained parameters.
+
+    Raises:
+        ValueError: if names or sizes of the parameters differ.
+    """
+    size, (images, labels_of_all) = _checks.whole_number("batch_size", batch_size), task.part("train")
+    own, device = trained_parameters(backbone.model), backbone.device
+    dtype = next(iter(own.values())).dtype
+    head = _as_dtype(on_device(head, device), dtype)
+    sum_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64, device=sum_on)
+    with holding(backbone.model, state):
+        for rows, labels in zip(torch.split(images, size), torch.split(labels_of_all, size), strict=True):
+            logits = head(backbone.model(_as_floats(backbone.prepare(rows), dtype)))
+            loss = F.cross_entropy(logits, labels.to(logits.device))
+            slopes = torch.autograd.grad(loss, list(own.values()))
+            flat = torch.cat([slope.reshape(-1) for slope in slopes]).to(sum_on).double()
+            total += flat * (len(rows) / len(images))
+    return total.cpu()
+
+
+def _as_floats(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Prepared images in the model's dtype; the numbers of tokens stay whole."""
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+
+
+def _as_dtype(head: FrozenHead, dtype: torch.dtype) -> FrozenHead:
+    parts = {n: part for n, part in head_parts(head).items() if isinstance(part, Tensor)}
+    same: FrozenHead = replace(head, **{n: _as_floats(p, dtype) for n, p in parts.items()})  # type: ignore[type-var]
+    return same

@@ -1,0 +1,203 @@
+"""The charts as a Vega-Lite specification: all rows of all positions, and a parameter for each slider."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import altair as alt
+
+from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines, Reference
+from taskvec_mini.explore.picture import FILLS, LEGEND_COLUMNS
+from taskvec_mini.explore.ranges import Range
+from taskvec_mini.explore.rows import Panels, Row
+from taskvec_mini.figures.style import COLOURS, DASHES, GREY
+
+SIZE = {1: (560, 300), 2: (250, 250)}  # pixels of the plot itself, by the number of panels
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+DIGITS = ".5g"  # of the stored numbers: finer than a pixel
+TEXT = "currentColor"  # text takes the colour of the page around it, light or dark
+
+AXIS = {
+    "labelColor": TEXT, "titleColor": TEXT, "domainColor": GREY, "tickColor": GREY, "gridColor": GREY,
+    "gridOpacity": 0.25, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
+    "titlePadding": 8, "labelOverlap": True,
+}  # fmt: skip
+LOOKS = ("color", "shape", "fill", "stroke")  # the channels that tell series apart
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "inherit",
+    "view": {"stroke": None},
+    "axis": AXIS,
+    "legend": {
+        "orient": "top", "title": None, "columns": LEGEND_COLUMNS, "labelColor": TEXT, "labelFontSize": 12,
+        "symbolSize": 60, "symbolStrokeWidth": 2, "labelLimit": 240,
+    },
+    "title": {"color": TEXT, "fontSize": 14, "fontWeight": "normal", "anchor": "middle"},
+    "text": {"color": TEXT, "fontSize": 12},
+}  # fmt: skip
+
+
+def specification(
+    charts: Charts,
+    frames: Mapping[str, Frame],
+    ranges: Mapping[str, Range],
+    positions: Iterable[Panels],
+    description: str,
+) -> dict[str, Any]:
+    """The Vega-Lite specification, checked against its schema by altair.
+
+    The parameter `position0` is the stop of the first slider, counted from 0, and so on. The marks shown are
+    those whose `at` is the number of that combination of stops, in the order of `ranges.grid`.
+    """
+    shown = "datum.at == " + at_expression(ranges)
+    tables = list(positions)
+    size = SIZE[len(charts)]
+    views = []
+    for name, chart in charts.items():
+        data = _data(chart, [panels[name] for panels in tables])
+        views.append(_view(chart, frames[name], data=data, shown=shown, size=size))
+    params = [
+        alt.param(name=f"position{i}", value=range_.position(range_.default))
+        for i, range_ in enumerate(ranges.values())
+    ]
+    whole: Any = views[0] if len(views) == 1 else alt.hconcat(*views, spacing=28)
+    if len({frame.series for frame in frames.values()}) > 1:  # or one legend mixes the series of both
+        whole = whole.resolve_scale(**dict.fromkeys(LOOKS, "independent"))
+    whole = whole.add_params(*params).properties(description=description)
+    with alt.data_transformers.enable("default", consolidate_datasets=False):
+        spec: dict[str, Any] = whole.to_dict()
+    return {**spec, "config": CONFIG}
+
+
+def at_expression(ranges: Mapping[str, Range]) -> str:
+    """The number of a combination of stops, from the stops of the sliders: the last one counts singly."""
+    sizes = [len(range_.values) for range_ in ranges.values()]
+    return reduce(
+        lambda so_far, i: f"({so_far}) * {sizes[i]} + position{i}", range(1, len(sizes)), "position0"
+    )
+
+
+def _data(chart: Chart, tables: list[list[Row]]) -> alt.InlineData:
+    """All rows as one CSV text: a third of the bytes of a list of objects, and columns by plain names."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["at", "i", "x", "y", "series"])
+    for at, rows in enumerate(tables):
+        for i, row in enumerate(rows):
+            series = row[chart.series] if chart.series else ""
+            writer.writerow([at, i, _short(row[chart.x]), _short(row[chart.y]), series])
+    x_type = "string" if isinstance(chart, Bars) else "number"
+    parse = {"at": "number", "i": "number", "x": x_type, "y": "number", "series": "string"}
+    return alt.InlineData(values=file.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else format(value, DIGITS)
+
+
+def _view(chart: Chart, frame: Frame, *, data: Any, shown: str, size: tuple[int, int]) -> Any:
+    marks = _bars(chart, frame) if isinstance(chart, Bars) else _lines(chart, frame)
+    beside = isinstance(chart, Bars)
+    references = [mark for line in chart.references for mark in _reference(line, beside=beside)]
+    view = alt.layer(*references, *marks, data=data).transform_filter(shown)
+    title = {"title": chart.title} if chart.title else {}
+    return view.properties(width=size[0], height=size[1], **title)
+
+
+def _lines(chart: Lines, frame: Frame) -> list[Any]:
+    base = alt.Chart().encode(
+        x=alt.X("x:Q", title=chart.x_title, axis=_axis(), scale=_scale(chart.x_scale, frame.x_domain)),
+        y=alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale(chart.y_scale, frame.y_domain)),
+        color=_by_series(alt.Color, frame, COLOURS),
+        order=alt.Order("i:Q"),
+    )
+    line = _dashed(base, chart, frame)
+    points = base.mark_point(filled=True, size=45, opacity=1, clip=True).encode(
+        shape=_by_series(alt.Shape, frame, SHAPES), tooltip=_tooltips(chart)
+    )
+    return [mark for mark, wanted in ((line, chart.joined), (points, chart.points)) if wanted]
+
+
+def _dashed(base: Any, chart: Lines, frame: Frame) -> Any:
+    """The lines. The legend shows dashes only where it shows no markers: it would draw them round these."""
+    look: dict[str, Any] = {"strokeWidth": 2, "clip": True, "aria": False}
+    dashes = dict(zip(frame.series, [list(dash) or [1, 0] for dash in DASHES], strict=False))
+    if chart.points:
+        return base.mark_line(strokeDash=alt.expr(f"({json.dumps(dashes)})[datum.series]"), **look)
+    legend = alt.Legend(symbolType="stroke", symbolSize=300)
+    return base.mark_line(**look).encode(
+        strokeDash=_by_series(alt.StrokeDash, frame, dashes.values(), legend=legend)
+    )
+
+
+def _bars(chart: Bars, frame: Frame) -> list[Any]:
+    x = alt.X("x:N", title=chart.x_title, sort=list(frame.words), axis=alt.Axis(labelAngle=0, grid=False),
+              scale=alt.Scale(domain=list(frame.words), paddingInner=0.25, paddingOuter=0.2))  # fmt: skip
+    y = alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale("linear", frame.y_domain))
+    base = alt.Chart().encode(x=x, y=y)
+    if chart.series:  # without one the column is empty, which vega reads as null: it belongs to no side
+        names = list(frame.series)
+        base = base.encode(xOffset=alt.XOffset("series:N", sort=names, scale=alt.Scale(domain=names)))
+    fills = [f"{colour}{round(255 * fill):02x}" for colour, fill in zip(COLOURS, FILLS, strict=True)]
+    bars = base.mark_bar(strokeWidth=1.5, clip=True).encode(
+        fill=_by_series(alt.Fill, frame, fills),
+        stroke=_by_series(alt.Stroke, frame, COLOURS),
+        tooltip=_tooltips(chart),
+    )
+    above: dict[str, Any] = {"dy": alt.expr("datum.y < 0 ? 9 : -8"), "aria": False}
+    values = base.mark_text(**above).encode(text=alt.Text("y:Q", format=chart.number_format))
+    zero = _rule(y=0).mark_rule(color=GREY, aria=False)
+    return [bars, zero, values]
+
+
+def _by_series(channel: Any, frame: Frame, looks: Iterable[Any], **options: Any) -> Any:
+    """A channel that tells the series apart; just the first look where there is only one without a name."""
+    chosen = list(looks)[: len(frame.series)]
+    if frame.series == ("",):
+        return alt.value(chosen[0])
+    scale = alt.Scale(domain=list(frame.series), range=chosen)
+    return channel("series:N", title=None, scale=scale, **options)
+
+
+def _tooltips(chart: Chart) -> list[Any]:
+    x = alt.Tooltip("x:N") if isinstance(chart, Bars) else alt.Tooltip("x:Q", format=".4~g")
+    tips = [x.title(chart.x_title), alt.Tooltip("y:Q", title=chart.y_title, format=".4~g")]
+    if chart.series:
+        tips.append(alt.Tooltip("series:N", title=chart.series.replace("_", " ")))
+    return tips
+
+
+def _axis() -> alt.Axis:
+    return alt.Axis(format=".6~g", tickCount=5, grid=True)
+
+
+def _scale(kind: Any, domain: tuple[float, float]) -> alt.Scale:
+    ends = [float(format(end, ".6g")) for end in domain]
+    zero: dict[str, Any] = {} if kind == "log" else {"zero": False}
+    return alt.Scale(type=kind, domain=ends, nice=False, **zero)
+
+
+def _rule(**at: float) -> alt.Chart:
+    """A mark of its own, once and not once a row: it has data of its own, one empty row."""
+    chart = alt.Chart(alt.InlineData(values=[{}]))
+    return chart.encode(**{axis: alt.datum(value) for axis, value in at.items()})
+
+
+def _reference(line: Reference, *, beside: bool) -> list[Any]:
+    """A line and its word: on the line at its right end, or beside the chart where bars would hide it."""
+    axis = "y" if line.y is not None else "x"
+    base = _rule(**{axis: line.at})
+    rule = base.mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=1.5, aria=False)
+    if axis == "y":
+        place: Any = (
+            {"align": "left", "dx": 4} if beside else {"align": "right", "baseline": "bottom", "dy": -2}
+        )
+        word = base.mark_text(aria=False, **place)
+        return [rule, word.encode(x=alt.value("width"), text=alt.value(line.label))]
+    word = base.mark_text(align="left", baseline="top", dx=4, dy=2, aria=False)
+    return [rule, word.encode(y=alt.value(0), text=alt.value(line.label))]

@@ -1,0 +1,93 @@
+"""The chart of a static page: everything computed beforehand, for every stop of every slider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskvec_mini.explore import ranges as ranges_
+from taskvec_mini.explore.charts import Charts, check_columns, frames
+from taskvec_mini.explore.page import page
+from taskvec_mini.explore.picture import picture
+from taskvec_mini.explore.ranges import Range
+from taskvec_mini.explore.rows import Compute, Panels, rows_on_grid
+from taskvec_mini.explore.words import summary
+
+LARGEST_PAGE = 1_000_000  # bytes of one chart; a page holds one or two and is to stay below 2 MB
+
+Say = Callable[[Panels], str]
+
+
+@dataclass(frozen=True)
+class StaticChart:
+    """A chart with sliders that needs no kernel: `html` for the book and Jupyter, `png` for a print-out."""
+
+    html: str
+    png: bytes
+    question: str
+    spec: dict[str, Any]
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {
+            "text/html": self.html,
+            "image/png": self.png,
+            "text/plain": f"[chart with sliders] {self.question}",
+        }
+
+
+def static_chart(
+    compute: Compute,
+    *,
+    ranges: Mapping[str, Range],
+    charts: Charts,
+    question: str,
+    description: str,
+    say: Say | None,
+) -> StaticChart:
+    """Compute every position, put all of it into one piece of HTML; a ValueError if that grows too large."""
+    from taskvec_mini.explore.spec import specification  # altair, which a reader with a kernel need not have
+
+    positions = rows_on_grid(compute, ranges)
+    for panels in positions.values():
+        check_columns(charts, panels)
+    together = {name: [row for panels in positions.values() for row in panels[name]] for name in charts}
+    settled = frames(charts, together)
+    says = [say(panels) if say else summary(charts, panels) for panels in positions.values()]
+    start = tuple(ranges_.defaults(ranges).values())
+    png = picture(charts, settled, positions[start])
+    spec = specification(charts, settled, ranges, positions.values(), description)
+    text = page(
+        spec,
+        _sliders(ranges),
+        question=question,
+        description=description,
+        says=says,
+        says_visibly=say is not None,
+        at=list(positions).index(start),
+        png=png,
+    )
+    _check_size(text, len(positions))
+    return StaticChart(text, png, question, spec)
+
+
+def _sliders(ranges: Mapping[str, Range]) -> list[dict[str, Any]]:
+    titles = ranges_.titles(ranges)
+    return [
+        {
+            "name": name,
+            "label": titles[name],
+            "texts": [range_.text(value) for value in range_.values],
+            "start": range_.position(range_.default),
+        }
+        for name, range_ in ranges.items()
+    ]
+
+
+def _check_size(text: str, positions: int) -> None:
+    size = len(text.encode())
+    if size > LARGEST_PAGE:
+        raise ValueError(
+            f"the chart takes {size / 1e3:.0f} kB for {positions} positions of the sliders, and may take "
+            f"{LARGEST_PAGE / 1e3:g} kB; give the ranges fewer stops or return fewer rows"
+        )

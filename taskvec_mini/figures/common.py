@@ -1,0 +1,199 @@
+"""The figures of the book: each `draw_*` takes data and returns a matplotlib Figure; none computes results.
+
+No series is ever left out: where there are more of them than colours, the colours start again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.figures.style import COLOURS, GREY, series_style, use_book_style
+from taskvec_mini.tasks import Task
+
+__all__ = [
+    "draw_accuracies",
+    "draw_bars",
+    "draw_examples",
+    "draw_paths",
+    "draw_scatter",
+    "draw_slopes",
+    "use_book_style",
+]
+
+
+def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Figure:
+    """The first `count` training images of each task, one row a task, labelled with the right answers."""
+    figure, grid = new_figure(len(tasks), count, figsize=(7, 1.05 * len(tasks)), squeeze=False)
+    for task, row in zip(tasks, grid, strict=True):
+        for i, axes in enumerate(row):
+            axes.imshow(task.train_inputs[i].reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title(task.class_names[int(task.train_labels[i])], fontsize=9, pad=2)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(False)
+            axes.spines[:].set_visible(True)
+        row[0].set_ylabel(task.name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float | None = None) -> Figure:
+    """Grouped bars: for each model (outer key) its accuracy on each task (inner key), from 0 to 1.
+
+    Raises:
+        ValueError: if there are no scores.
+        KeyError: if a model lacks an accuracy on a task of the first.
+    """
+    tasks = list(scores[_checks.not_empty("scores", scores)[0]])
+    figure, axes = new_figure(figsize=(7, 3))
+    width = 0.8 / len(tasks)
+    for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
+        values = [accuracies[task] for accuracies in scores.values()]
+        places = np.arange(len(scores)) + (i - (len(tasks) - 1) / 2) * width
+        hatch = ("", "//", "..", "xx")[i % 4]
+        bars = axes.bar(
+            places,
+            values,
+            width * 0.92,
+            color=colour,
+            label=task,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+        )
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, color=GREY)
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linestyle=":", label="chance")
+    axes.set_xticks(range(len(scores)), list(scores))
+    axes.set_ylim(0, 1.08)
+    axes.set_ylabel("test accuracy")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(tasks) + 1, title="tested on")
+    return figure
+
+
+def draw_paths(
+    paths: Mapping[str, Tensor],
+    *,
+    surface: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    arrows: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    labels: tuple[str, str] = ("θ₁", "θ₂"),
+) -> Figure:
+    """Paths in two dimensions over the contours of a surface, and arrows between pairs of points.
+
+    Args:
+        paths: label -> points (K, 2), drawn as marked lines in order.
+        surface: a function of two arrays of coordinates, for the contours.
+        arrows: label -> (tail (2,), head (2,)).
+        labels: names of the two axes.
+    """
+    figure, axes = new_figure(figsize=(6, 4))
+    for i, (label, path) in enumerate(paths.items()):
+        axes.plot(path[:, 0], path[:, 1], label=label, markersize=5, **series_style(i))
+    for (label, (tail, head)), colour in zip((arrows or {}).items(), cycle(COLOURS[::-1]), strict=False):
+        move = head - tail
+        axes.quiver(
+            *tail, *move, angles="xy", scale_units="xy", scale=1, color=colour, width=0.008, label=label
+        )
+        axes.plot(*head, alpha=0)  # so that the arrow's head counts for the limits
+    axes.margins(0.15)
+    if surface is not None:
+        contours(axes, surface)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.legend()
+    return figure
+
+
+def draw_scatter(across: Tensor, panels: Mapping[str, Tensor], *, xlabel: str, ylabel: str) -> Figure:
+    """A panel for each vector (D,): its entries against those of `across` (D,), with the diagonal."""
+    figure, grid = new_figure(1, len(panels), figsize=(7, 3.2), squeeze=False)
+    for axes, (title, up), colour in zip(grid[0], panels.items(), cycle(COLOURS), strict=False):
+        axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5)
+        axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="equal")
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+    grid[0][0].set_ylabel(ylabel)
+    grid[0][0].legend()
+    return figure
+
+
+def draw_slopes(
+    step_sizes: Sequence[float],
+    errors: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str = "learning rate η",
+    ylabel: str = "relative error",
+    guides: Mapping[str, Callable[[float], float]] | None = None,
+) -> Figure:
+    """Errors against step sizes on two logarithmic axes: an order of convergence is a slope."""
+    figure, axes = new_figure(figsize=(6.5, 3.6))
+    for i, (label, values) in enumerate(errors.items()):
+        axes.loglog(step_sizes, values, label=label, **series_style(i))
+    for label, guide in (guides or {}).items():
+        axes.loglog(step_sizes, [guide(step) for step in step_sizes], ":", color=GREY, label=label)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend()
+    return figure
+
+
+def draw_bars(
+    values: Mapping[str, float],
+    *,
+    xlabel: str,
+    log: bool = True,
+    form: str = "{:.1e}",
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Horizontal bars, one a label, in the order given from the top; `marks` are vertical reference lines."""
+    figure, axes = new_figure(figsize=(7, 0.6 + 0.32 * len(values)))
+    places = np.arange(len(values))[::-1]
+    bars = axes.barh(places, list(values.values()), color=COLOURS[0], height=0.65)
+    axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8, color=GREY)
+    axes.set_yticks(places, list(values))
+    if log:
+        axes.set_xscale("log")
+    for (label, place), line in zip((marks or {}).items(), cycle(("--", ":", "-.")), strict=False):
+        axes.axvline(place, color=COLOURS[1], linestyle=line, label=label)
+    axes.margins(x=0.18)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="y", visible=False)
+    if marks:
+        axes.legend()
+    return figure
+
+
+def new_figure(*shape: int, **settings: Any) -> tuple[Figure, Any]:
+    """As `plt.subplots`, but the figure is shown once: by whoever gets it, not by pyplot as well."""
+    figure, axes = plt.subplots(*shape, **settings)
+    plt.close(figure)
+    return figure, axes
+
+
+def legend_below(figure: Figure, panels: Sequence[Axes], *, columns: int = 3) -> None:
+    """One legend below all panels, each label once; above four labels, in so many columns."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(str(label), line)
+    ncols = len(found) if len(found) <= 4 else columns
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
+
+
+def contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """Grey contour lines of a function of two arrays behind what the axes show; their limits stay."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(left, right, 80), np.linspace(low, high, 80))
+    axes.contour(x, y, surface(x, y), levels=12, colors=GREY, alpha=0.35, linewidths=0.8)
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)

@@ -1,0 +1,90 @@
+"""Figures of results that others published: data in, Figure out; none computes results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from taskvec_mini.figures.common import new_figure
+from taskvec_mini.figures.style import COLOURS, GREY, series_style
+
+__all__ = ["draw_budgets", "draw_differences", "draw_dots"]
+
+
+def draw_differences(
+    differences: Mapping[str, Sequence[float]], *, xlabel: str, width: float = 0.5
+) -> Figure:
+    """A histogram of each group under the other, on one axis; a dashed line marks zero, a full one the mean.
+
+    Args:
+        differences: label of the group -> its values.
+        xlabel: what the values are.
+        width: of the bins, which start at whole multiples of it, so that no bin lies across zero.
+    """
+    figure, grid = new_figure(
+        len(differences), 1, figsize=(7, 0.6 + 1.1 * len(differences)), squeeze=False, sharex=True
+    )
+    every = np.concatenate([np.asarray(values, dtype=float) for values in differences.values()])
+    edges = width * np.arange(np.floor(every.min() / width), np.floor(every.max() / width) + 2)
+    for axes, (label, values), colour in zip(grid[:, 0], differences.items(), cycle(COLOURS), strict=False):
+        axes.hist(values, bins=edges, color=colour, rwidth=0.9)
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=1.2)
+        axes.axvline(float(np.mean(values)), color=GREY, linewidth=1.6)
+        axes.set_title(f"{label} ({len(values)})", loc="left")
+        axes.set_ylabel("count")
+    grid[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def draw_dots(
+    values: Mapping[str, Mapping[str, float]], *, xlabel: str, marks: Sequence[float] = ()
+) -> Figure:
+    """A line for each row, a dot on it for each series; from the top in the order of the first series.
+
+    Args:
+        values: label of the series -> row -> value; a series may lack rows.
+        xlabel: what the values are.
+        marks: places of upright dotted lines.
+    """
+    rows = list(dict.fromkeys(row for series in values.values() for row in series))
+    figure, axes = new_figure(figsize=(6.4, 0.9 + 0.19 * len(rows)))
+    for i, (label, series) in enumerate(values.items()):
+        places = [len(rows) - 1 - rows.index(row) for row in series]
+        axes.plot(list(series.values()), places, label=label, **{**series_style(i), "linestyle": ""})
+    for mark in marks:
+        axes.axvline(mark, color=GREY, linestyle=":", zorder=1)
+    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlabel(xlabel)
+    figure.legend(loc="outside upper center", ncols=len(values))
+    return figure
+
+
+def draw_budgets(
+    curves: Mapping[str, Mapping[float, float]],
+    *,
+    references: Mapping[str, float],
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Curves over a budget, and horizontal lines to hold them against, each with its name beside it.
+
+    Args:
+        curves: label -> budget -> value.
+        references: label -> height of a grey line.
+        xlabel, ylabel: names of the axes.
+    """
+    figure, axes = new_figure(figsize=(6.6, 3.8))
+    for i, (label, curve) in enumerate(curves.items()):
+        axes.plot(list(curve), list(curve.values()), label=label, **{**series_style(i), "markersize": 4})
+    right = max(budget for curve in curves.values() for budget in curve)
+    for label, height in references.items():
+        axes.axhline(height, color=GREY, linestyle=":", zorder=1)
+        axes.annotate(label, (right, height), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="center right")
+    return figure

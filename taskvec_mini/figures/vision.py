@@ -1,0 +1,183 @@
+"""Figures of the studies on real images: data in, Figure out; none computes results.
+
+Where several runs were made, a line goes through their means and a band spans all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from taskvec_mini import _checks
+from taskvec_mini.figures.common import legend_below, new_figure
+from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, LIGHT_PAGE, series_style
+
+__all__ = ["draw_bands", "draw_interference", "draw_leads", "draw_points"]
+
+Runs = Sequence[Sequence[float]]
+LOSS, GAIN = COLOURS[1], COLOURS[0]
+INK, PAPER = DARK_PAGE, LIGHT_PAGE  # cells are opaque, so that a dark page shows them as a white one does
+DEEPEST = 0.8  # how much of its hue the deepest cell has: dark numbers stay readable on it
+
+
+def draw_bands(
+    places: Sequence[float],
+    panels: Mapping[str, Mapping[str, Runs]],
+    *,
+    xlabel: str,
+    references: Mapping[str, Mapping[str, float | Sequence[float]]] | None = None,
+    log: bool = False,
+    shared: bool = False,
+) -> Figure:
+    """Curves with a spread, in panels side by side: a line through the means, a band over all runs.
+
+    Args:
+        places: where the values stand on the level axis, such as epochs.
+        panels: title -> label -> for each place its values, one or more; there may be more at one place than
+            at another, and fewer places than given: then the first of them. A label looks the same in each
+            panel.
+        xlabel: what the level axis is called.
+        references: title -> label -> a height, or a height at each place; drawn in grey.
+        log: whether the level axis doubles from tick to tick.
+        shared: whether all panels have the same upright axis.
+
+    Raises:
+        ValueError: if there are no panels, or a label has a place without a value.
+    """
+    count = len(_checks.not_empty("panels", panels))
+    figure, grid = new_figure(1, count, figsize=(7.4, 3.6), squeeze=False, sharey=shared)
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
+        for label, runs in curves.items():
+            _plot_band(axes, places, label, runs, series=labels.index(label))
+        for number, (label, heights) in enumerate((references or {}).get(title, {}).items()):
+            levels = np.broadcast_to(np.asarray(heights, dtype=float), len(places))
+            dashes = ("--", ":", "-.")[number % 3]
+            axes.plot(places, levels, label=label, color=GREY, linestyle=dashes, zorder=1)
+        _mark_places(axes, places, log=log)
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+    legend_below(figure, grid[0], columns=4)
+    return figure
+
+
+def draw_leads(shares: Mapping[str, Mapping[str, float]], *, equal: Mapping[str, float]) -> Figure:
+    """The first epoch's share in each of several runs, beside what an epoch would have if all were equal.
+
+    Args:
+        shares: name of a run, such as a data set -> label of a measure -> share of the first epoch.
+        equal: name of a run -> one divided by its number of epochs; a grey upright line.
+
+    Raises:
+        ValueError: if there are no runs.
+        KeyError: if a run lacks its equal share or a measure of the first run.
+    """
+    names = _checks.not_empty("shares", shares)
+    labels, places = list(shares[names[0]]), np.arange(len(names))[::-1]
+    figure, axes = new_figure(figsize=(7, 1.2 + 0.34 * len(names)))
+    marks = axes.scatter([equal[name] for name in names], places, marker="|", s=260, color=GREY, linewidths=2)
+    marks.set_label("equal shares")
+    for i, label in enumerate(labels):
+        values = [shares[name][label] for name in names]
+        axes.plot(values, places, label=label, **{**series_style(i), "linestyle": "none", "markersize": 7})
+    axes.set_yticks(places, names)
+    axes.set_xlim(left=0)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel("share of the first epoch")
+    legend_below(figure, [axes], columns=4)
+    return figure
+
+
+def draw_points(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    xlabel: str,
+    joined: bool = False,
+) -> Figure:
+    """Points over one logarithmic level axis, in panels side by side; a label looks the same in each panel.
+
+    Args:
+        panels: title -> label -> (places above 0, values).
+        xlabel: what the level axis is called.
+        joined: whether lines join the points of a label, in the order given.
+
+    Raises:
+        ValueError: if there are no panels.
+    """
+    count = len(_checks.not_empty("panels", panels))
+    figure, grid = new_figure(1, count, figsize=(7.4, 3.5), squeeze=False)
+    labels = list(dict.fromkeys(label for points in panels.values() for label in points))
+    for axes, (title, points) in zip(grid[0], panels.items(), strict=True):
+        for label, (places, values) in points.items():
+            style = series_style(labels.index(label))
+            axes.plot(places, values, label=label, **(style if joined else {**style, "linestyle": "none"}))
+        axes.set_xscale("log")
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+    legend_below(figure, grid[0], columns=4)
+    return figure
+
+
+def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str, xlabel: str) -> Figure:
+    """A table in colours: what each row does to each column, in points, with the numbers written in.
+
+    Args:
+        changes: row -> column -> a change between -1 and 1, shown in hundredths.
+        ylabel: what the rows are. xlabel: what the columns are.
+
+    Raises:
+        ValueError: if there are no rows.
+        KeyError: if a row lacks a column of the first.
+    """
+    rows = _checks.not_empty("changes", changes)
+    columns = list(changes[rows[0]])
+    values = 100 * np.array([[changes[row][column] for column in columns] for row in rows])
+    figure, axes = new_figure(figsize=(7, 1.4 + 0.42 * len(rows)))
+    largest = max(float(np.abs(values).max()), 1e-9)
+    axes.pcolormesh(_shades(values / largest), edgecolors=PAPER, linewidth=1)
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            text = f"{value:+.0f}".replace("-0", "0").replace("+0", "0")  # 0.5 and less
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=INK, fontsize=8)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return figure
+
+
+def _plot_band(axes: Axes, places: Sequence[float], label: str, runs: Runs, *, series: int) -> None:
+    """A line through the means of the runs at each place, and a band from the lowest to the highest."""
+    if len(runs) > len(places) or not all(len(values) for values in runs):
+        raise ValueError(
+            f"{label!r} has values at {sum(map(bool, map(len, runs)))} of {len(runs)} places, and there are "
+            f"{len(places)} of them; give at least one value for each place"
+        )
+    here = places[: len(runs)]
+    style = series_style(series)
+    axes.plot(here, [float(np.mean(values)) for values in runs], label=label, **style)
+    low, high = [min(values) for values in runs], [max(values) for values in runs]
+    axes.fill_between(here, low, high, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _mark_places(axes: Axes, places: Sequence[float], *, log: bool) -> None:
+    if not log:
+        return
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _shades(values: np.ndarray) -> np.ndarray:
+    """Values from -1 to 1 as colours (..., 3): white at 0, the hue of loss below and of gain above."""
+    ends = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN)]
+    hue = np.where((values < 0)[..., None], ends[0], ends[1])
+    shades: np.ndarray = 1 - DEEPEST * np.abs(values)[..., None] * (1 - hue)
+    return shades

@@ -1,0 +1,393 @@
+"""Rules that merge several task vectors into one, each a function of the vectors alone.
+
+Every rule takes the T task vectors of one pretrained model and returns a new task vector of the same layout.
+The caller adds it: `merged.apply_to(pretrained, scaling_coef=λ)`. Each rule has a λ of its own: 0.3 for the
+sum of eight vectors makes the same model as 2.4 for their mean.
+
+    >>> import torch
+    >>> pretrained = {"bias": torch.zeros(2)}
+    >>> taught = [{"bias": torch.tensor([1.0, 4.0])}, {"bias": torch.tensor([3.0, -2.0])}]
+    >>> merged = mean(TaskVector.between(pretrained, finetuned) for finetuned in taught)
+    >>> merged.apply_to(pretrained, scaling_coef=1.0)["bias"]
+    tensor([2., 1.])
+
+For all rules alike: no input is written to. Sums run in float64 and are rounded once, to the dtype of the
+vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
+few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
+matrices, `tsv` and `regmean_from_vectors`, go tensor by tensor and hold T copies of one tensor.
+
+Raises (every rule):
+    TypeError: if an item is no TaskVector, or dtypes or devices differ.
+    ValueError: if there are no vectors or no entries, layouts differ, or the result is beyond the dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskvec_mini import _checks
+from taskvec_mini.merging._matrices import least_squares, whitened
+from taskvec_mini.vectors import TaskVector
+
+_PIECE = 1 << 16  # positions merged at a time: T rows of them in float64 fit into a processor's cache
+
+
+def task_arithmetic(task_vectors: Iterable[TaskVector]) -> TaskVector:
+    """The sum Σ_t τ_t: task addition (Ilharco et al., ICLR 2023, arXiv:2212.04089).
+
+    θ₀ + λΣτ is the sum form, θ₀ + λ·mean(τ) the mean form. Both make the same model when the mean's λ is T
+    times that of the sum: λ = 0.3 for the sum of eight vectors is λ = 2.4 for their mean.
+
+    Example:
+        >>> layout = [("bias", (2,))]
+        >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([1.0, 4.0], [3.0, -2.0])]
+        >>> task_arithmetic(vectors).flat
+        tensor([4., 2.])
+    """
+    vectors = _matching(task_vectors)
+    return _merged(_across(vectors, lambda rows: rows.sum(0)), vectors[0])
+
+
+def mean(task_vectors: Iterable[TaskVector]) -> TaskVector:
+    """The mean Σ_t τ_t / T; with λ = 1 the merged model is the average of the finetuned weights.
+
+    This is weight averaging (Wortsman et al., *Model soups*, ICML 2022, arXiv:2203.05482) with one vector per
+    task. It is `task_arithmetic` divided by T, so the same model needs a λ that is T times as large.
+
+    Example:
+        >>> layout = [("bias", (2,))]
+        >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([1.0, 4.0], [3.0, -2.0])]
+        >>> mean(vectors).flat
+        tensor([2., 1.])
+    """
+    vectors = _matching(task_vectors)
+    return _merged(_across(vectors, lambda rows: rows.mean(0)), vectors[0])
+
+
+def ties(
+    task_vectors: Iterable[TaskVector],
+    *,
+    density: float = 0.2,
+    per_tensor: bool = False,
+    elect: Literal["mass", "count"] = "mass",
+    combine: Literal["mean", "sum"] = "mean",
+) -> TaskVector:
+    """TIES: trim, elect a sign, merge those that agree (Yadav et al., NeurIPS 2023, arXiv:2306.01708).
+
+    Each vector keeps its entries of largest magnitude. Each position elects a sign. The entries left there
+    with that sign are averaged, and only those: zeros have no voice. Where no sign wins, the result is 0; the
+    authors' code gives such a position the sign that is commoner in the whole model.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        density: the share kept, above 0 and at most 1. Exactly ⌈density · size⌉ entries stay; the authors'
+            code also keeps all that tie with the last of them.
+        per_tensor: False ranks the whole vector, as the authors do; True each tensor by itself, as several
+            libraries do, so that each keeps its share.
+        elect: "mass", the sign of the sum (the paper's), or "count", the sign that more entries have. By
+            count, two tasks that disagree leave nothing.
+        combine: "mean" (the paper's; λ near 1) or "sum" (λ near 0.3 for eight tasks). The number of agreeing
+            tasks changes from position to position, so no factor turns the one λ into the other.
+
+    Raises:
+        ValueError: if `density` is out of range, or `elect` or `combine` is unknown.
+
+    Example:
+        >>> layout = [("bias", (4,))]
+        >>> rows = [5.0, -4.0, 1.0, 0.5], [3.0, 6.0, -0.5, 2.0]
+        >>> ties([TaskVector(torch.tensor(row), layout) for row in rows], density=0.5).flat
+        tensor([4., 6., 0., 0.])
+    """
+    if not 0 < _checks.finite_number("density", density) <= 1:
+        raise ValueError(f"density must be above 0 and at most 1, got {density}; 0.2 keeps the largest fifth")
+    counted = _checks.named_choice("election", elect, {"mass": False, "count": True})
+    averaged = _checks.named_choice("combination", combine, {"mean": True, "sum": False})
+    vectors = _matching(task_vectors)
+    masks = None if density == 1 else [_trim_mask(vector, density, per_tensor) for vector in vectors]
+
+    def merge(kept: Tensor) -> Tensor:
+        elected = (kept.sign() if counted else kept).sum(0).sign()
+        agreeing = (kept * elected).clamp(min=0)  # the magnitudes of entries with the elected sign
+        voters = agreeing.sign().sum(0).clamp(min=1) if averaged else 1
+        return elected * agreeing.sum(0) / voters
+
+    return _merged(_across(vectors, merge, masks), vectors[0])
+
+
+def dare(
+    task_vectors: Iterable[TaskVector], *, drop_rate: float = 0.9, generator: torch.Generator
+) -> TaskVector:
+    """DARE: drop entries at random, rescale the others, then sum (Yu et al., ICML 2024, arXiv:2311.03099).
+
+    Every task draws a mask of its own. Survivors are divided by 1 − p, so that the mean over masks is the sum
+    Σ_t τ_t; the variance of an entry is Σ_t τ_t² · p / (1 − p). One popular tool rescales each vector to its
+    old L1 norm instead, which gives another result.
+
+    Args:
+        task_vectors: T vectors of one layout; masks are drawn in their order.
+        drop_rate: the probability p that an entry is dropped, at least 0 and below 1.
+        generator: the source of the masks, drawn on its device: a CPU generator gives the same masks wherever
+            the vectors are.
+
+    Raises:
+        TypeError: if `generator` is no torch.Generator.
+        ValueError: if `drop_rate` is out of range.
+
+    Example:
+        >>> vector = TaskVector(torch.tensor([1.0, 2.0, 3.0, 4.0]), [("bias", (4,))])
+        >>> dare([vector], drop_rate=0.5, generator=torch.Generator().manual_seed(1)).flat
+        tensor([2., 0., 0., 8.])
+    """
+    rate = _below_one("drop_rate", drop_rate)
+    _checks.random_source(generator)
+    vectors = _matching(task_vectors)
+    masks = [_survivors(vector, rate, generator) for vector in vectors]
+    return _merged(_across(vectors, lambda kept: kept.sum(0) / (1 - rate), masks), vectors[0])
+
+
+def breadcrumbs(
+    task_vectors: Iterable[TaskVector], *, smallest: float = 0.85, largest: float = 0.01
+) -> TaskVector:
+    """Model Breadcrumbs: mask both ends of each layer's magnitudes, then sum.
+
+    Davari and Belilovsky, ECCV 2024, arXiv:2312.06795. The smallest entries are taken for noise, the largest
+    for outliers. A layer is one tensor of the layout, ranked as a whole; the authors' code ranks each row by
+    itself (the last axis). Shares are rounded down to whole entries, so every tensor keeps at least one.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        smallest: the share of smallest magnitudes to mask, at least 0.
+        largest: the share of largest magnitudes to mask, at least 0.
+
+    Raises:
+        ValueError: if a share is out of range, or the two together leave nothing.
+
+    Example:
+        >>> vector = TaskVector(torch.tensor([9.0, -4.0, 0.1, 3.0]), [("bias", (4,))])
+        >>> breadcrumbs([vector], smallest=0.25, largest=0.25).flat
+        tensor([ 0., -4.,  0.,  3.])
+    """
+    low, high = _below_one("smallest", smallest), _below_one("largest", largest)
+    if round(low + high, 6) >= 1:
+        raise ValueError(f"smallest={low} and largest={high} leave nothing; choose shares with a sum below 1")
+    vectors = _matching(task_vectors)
+    masks = [_middle_mask(vector, low, high) for vector in vectors]
+    return _merged(_across(vectors, lambda kept: kept.sum(0), masks), vectors[0])
+
+
+def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"] = "mean") -> TaskVector:
+    """TSV-M: keep each task's top singular directions and make them orthogonal across tasks.
+
+    Gargiulo et al., *Task Singular Vectors*, CVPR 2025, arXiv:2412.00081. Of a matrix with r rows or columns,
+    whichever is fewer, each task gives its ⌊r / T⌋ largest singular values with their left and right
+    directions. The left ones of all tasks stand side by side and are replaced by the nearest orthonormal
+    columns (orthogonal Procrustes, a whitening); so are the right ones. Then the factors are multiplied back.
+
+    Everything else is averaged: tensors that are no matrices, and matrices with r < T, which have no room for
+    a direction of each task; ⌊r / T⌋ = 0 would erase them. The authors' code averages text projections too.
+
+    Directions whose singular value is mere rounding are left out, because nothing fixes them. So a zero
+    matrix takes no part, and T equal matrices give that matrix cut to rank ⌊r / T⌋. Where two singular values
+    tie just at the cut, torch.linalg.svd decides.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        kernels: what becomes of kernels (out, in, height, width), and of all tensors with three axes or more.
+            "mean" averages them, as the authors' code does; it was written for transformers, and of a network
+            made of convolutions it leaves little more than the mean. "matrix" takes them for matrices
+            (out, in · height · width), but averages those with in = 1: there each row of a depthwise kernel
+            sees a channel of its own.
+
+    Raises:
+        ValueError: if `kernels` is unknown.
+
+    Example:
+        >>> layout = [("weight", (2, 2))]
+        >>> matrices = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 5.0]])
+        >>> merged = tsv(TaskVector(matrix.reshape(-1), layout) for matrix in matrices)
+        >>> merged.flat.reshape(2, 2).abs()  # the second direction of task 1 made room for task 2
+        tensor([[3., 0.],
+                [0., 5.]])
+    """
+    unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
+    return _by_matrices(_matching(task_vectors), whitened, unrolled)
+
+
+def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0.01) -> TaskVector:
+    """RegMean without data: least squares in which τ_tᵀτ_t stands for the inputs of task t.
+
+    RegMean (Jin et al., ICLR 2023, arXiv:2212.09849) merges a linear layer by the W with the least
+    Σ_t ‖(W − τ_t) X_t‖², where the columns of X_t are the inputs of task t. Here they are not at hand. But a
+    gradient of the layer is a sum of outer products δxᵀ, so after one step the rows of τ_t lie in the span of
+    the inputs; later steps, and Adam, blur this. Hence C_t = n τ_tᵀτ_t / ‖τ_t‖², with n the length of an
+    input, stands for X_t X_tᵀ. A ridge ε settles what that leaves open:
+
+        W = (Σ_t τ_t (C_t + εI)) (Σ_t C_t + TεI)⁻¹
+
+    The eigenvalues of every C_t have the mean 1. So ε is a pure number, and no task is heavier than another.
+    A direction of strength c that one task alone uses keeps (c + ε) / (c + Tε) of its length: nearly all, as
+    in the sum, if c is large, and 1 / T, as in the mean, if c is small. T equal matrices give that matrix.
+    ε → ∞ gives the mean. So λ = 1 asks for every task in full where the others leave room; tune it still.
+
+    The idea is published. As ε → 0 the objective is that of WUDI-Merging (Cheng et al., ICML 2025,
+    arXiv:2503.08099), whose code takes 300 steps of Adam from the sum. ACTMat (Abdel Hameed et al. 2026,
+    arXiv:2604.01329) has the closed form, with C_t = τ_tᵀτ_t and a pseudoinverse in place of the ridge.
+    ACE-Merging (Xu et al., CVPR 2026, arXiv:2603.02945) adds a small multiple of I, too, and corrections for
+    tasks of unlike size. Wei et al. (2026, arXiv:2606.07289) report that the exact minimum does worse than
+    those steps, since weak directions carry noise, and filter them; the ridge is the plainest such filter.
+
+    Kernels (out, in, height, width) are matrices (out, in · height · width), whose inputs are patches. Biases
+    and scales are averaged, which is least squares for an input that is always 1. Averaged are, too, kernels
+    with in = 1: in a depthwise one, each row has inputs of its own. Every other tensor with two axes counts
+    as the weight (out, in) of a linear layer, a table of embeddings too.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        ridge: ε above 0. Tune it by factors of 10 with λ.
+
+    Raises:
+        ValueError: if `ridge` is not above 0, or so small that rounding leaves nothing to invert.
+
+    Example:
+        >>> layout = [("weight", (1, 2))]
+        >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([2.0, 0.0], [0.0, 4.0])]
+        >>> regmean_from_vectors(vectors, ridge=1.0).flat  # between the mean (1, 2) and the sum (2, 4)
+        tensor([1.5000, 3.0000])
+    """
+    number = _checks.positive_number("ridge", ridge)
+    return _by_matrices(_matching(task_vectors), lambda parts: least_squares(parts, number), True)
+
+
+# what the rules share
+
+
+def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
+    """The vectors as a list, all of one layout, dtype and device."""
+    vectors = _checks.not_empty("the list of task vectors", task_vectors)
+    for place, vector in enumerate(vectors):
+        if not isinstance(vector, TaskVector):
+            raise TypeError(
+                f"task_vectors[{place}] must be a TaskVector, got {type(vector).__name__}; "
+                "TaskVector.between(pretrained, finetuned) makes one; of a dictionary give the values()"
+            )
+        try:
+            vectors[0]._check_match(vector)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"task_vectors[0] and task_vectors[{place}] do not match: {error}") from None
+        if set(vector.carried) != set(vectors[0].carried):
+            raise ValueError(
+                f"task_vectors[0] carries the buffers {vectors[0].carried}, task_vectors[{place}] carries "
+                f"{vector.carried}; make all vectors from state dicts of one architecture"
+            )
+    if len(vectors[0]) == 0:
+        raise ValueError("the task vectors have no entries; give vectors of a model with parameters")
+    return vectors
+
+
+def _across(
+    vectors: list[TaskVector], rule: Callable[[Tensor], Tensor], masks: list[Tensor] | None = None
+) -> Tensor:
+    """The merged entries (D,): `rule` takes rows (T, n) to one row (n,), piece by piece and in float64.
+
+    Entries are 0 where the mask (D,) of their vector is false.
+    """
+    flats = [vector._flat for vector in vectors]  # .flat would copy each; nothing here writes to them
+    merged = torch.empty_like(flats[0])
+    for start in range(0, len(merged), _PIECE):
+        here = slice(start, start + _PIECE)
+        rows = torch.stack([flat[here] for flat in flats]).double()
+        if masks is not None:
+            rows = rows.where(torch.stack([mask[here] for mask in masks]), 0)
+        merged[here] = rule(rows)
+    return merged
+
+
+def _merged(flat: Tensor, first: TaskVector) -> TaskVector:
+    _checks.check_finite("the merged task vector", flat)
+    return TaskVector(flat, first.layout, first.carried)
+
+
+def _below_one(name: str, value: float) -> float:
+    number = _checks.finite_number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {number}; 0 drops nothing")
+    return number
+
+
+def _entries(share: float, size: int) -> float:
+    """`share * size` cleared of rounding, so that 0.1 of 30 is 3.0 and not 3.0000000000000004."""
+    return round(float(share) * size, 6)
+
+
+def _sizes(vector: TaskVector) -> list[int]:
+    return [math.prod(shape) for _, shape in vector.layout]
+
+
+def _largest(magnitudes: Tensor, count: int) -> Tensor:
+    """A mask of the `count` largest of some magnitudes (n,), the earlier of equal ones first."""
+    if count == 0:
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    threshold = _smallest_kept(magnitudes, count)
+    mask = magnitudes > threshold
+    equal = (magnitudes == threshold).nonzero().squeeze(1)
+    mask[equal[: count - int(mask.sum())]] = True
+    return mask
+
+
+def _smallest_kept(magnitudes: Tensor, count: int) -> float:
+    """The smallest of the `count` largest; on a CPU by numpy, several times as fast as torch's kthvalue."""
+    place = len(magnitudes) - count
+    if magnitudes.device.type != "cpu":
+        return magnitudes.kthvalue(place + 1).values.item()
+    wide = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))  # numpy knows no bfloat16
+    return float(np.partition(wide.numpy(), place)[place])
+
+
+def _by_matrices(
+    vectors: list[TaskVector], rule: Callable[[list[Tensor]], Tensor], unrolled: bool
+) -> TaskVector:
+    """`rule` takes T matrices (out, in) to one; what is no matrix is averaged."""
+    merged = []
+    for named in zip(*(vector.items() for vector in vectors), strict=True):
+        parts = [part for _, part in named]
+        if _is_matrix(parts[0].shape, unrolled):
+            part = rule([part.flatten(1) for part in parts])
+        else:
+            part = torch.stack(parts).double().mean(0)
+        merged.append(part.reshape(-1).to(parts[0].dtype))
+    return _merged(torch.cat(merged), vectors[0])
+
+
+def _is_matrix(shape: torch.Size, unrolled: bool) -> bool:
+    """Whether a tensor counts as a matrix; with `unrolled`, kernels do whose rows share their inputs."""
+    return 0 not in shape and (len(shape) == 2 or (unrolled and len(shape) > 2 and shape[1] > 1))
+
+
+# what one rule needs
+
+
+def _trim_mask(vector: TaskVector, density: float, per_tensor: bool) -> Tensor:
+    magnitudes = vector._flat.abs()
+    parts = torch.split(magnitudes, _sizes(vector)) if per_tensor else [magnitudes]
+    kept = [max(math.ceil(_entries(density, len(part))), min(1, len(part))) for part in parts]
+    return torch.cat([_largest(part, count) for part, count in zip(parts, kept, strict=True)])
+
+
+def _survivors(vector: TaskVector, drop_rate: float, generator: torch.Generator) -> Tensor:
+    # uniform numbers and not bernoulli_, whose draws depend on whether torch was built with MKL
+    drawn = torch.rand(len(vector), generator=generator, device=generator.device, dtype=torch.float32)
+    return (drawn >= drop_rate).to(vector._flat.device)
+
+
+def _middle_mask(vector: TaskVector, smallest: float, largest: float) -> Tensor:
+    masks = []
+    for part in torch.split(vector._flat.abs(), _sizes(vector)):
+        not_small = _largest(part, len(part) - math.floor(_entries(smallest, len(part))))
+        masks.append(not_small & ~_largest(part, math.floor(_entries(largest, len(part)))))
+    return torch.cat(masks)

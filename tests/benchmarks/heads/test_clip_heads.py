@@ -1,0 +1,262 @@
+"""Zero-shot heads: against open_clip's own logits, a loop over single texts, and in the whole pipeline."""
+
+import dataclasses
+import os
+import string
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from small_images import quarters
+from taskvec_mini.benchmarks.data import torchvision_sets as downloads
+from taskvec_mini.benchmarks.data.suites import BUNDLE, load_tasks
+from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
+from taskvec_mini.benchmarks.encoders.parameters import state_of
+from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep
+from taskvec_mini.benchmarks.heads import templates as clip_templates
+from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads.templates import TEMPLATES, templates_for, words_for
+from taskvec_mini.benchmarks.heads.zero_shot import zero_shot_head
+from taskvec_mini.benchmarks.training.finetune import Settings, finetune
+from taskvec_mini.merging import mean
+
+DATA = os.environ.get("TASKVEC_MINI_DATA")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """open_clip's tiny model, both encoders."""
+    return clip.tiny_clip()
+
+
+def named(name, classes):
+    """A task of this name and these classes; only words matter."""
+    return dataclasses.replace(quarters(len(classes)), name=name, class_names=tuple(classes))
+
+
+# --- class vectors ---------------------------------------------------------------------------------------
+
+
+def test_with_one_template_the_logits_are_those_of_the_whole_model(tiny):
+    task = named("pets", ["cat", "dog", "barn_owl", "newt"])
+    images = task.part("test")[0]
+    backbone = clip.visual_backbone("tiny-clip", tiny)
+    head = zero_shot_head(tiny, task, templates=["here is a {}"])
+    texts = open_clip.tokenize(["here is a cat", "here is a dog", "here is a barn owl", "here is a newt"])
+    with torch.no_grad():
+        expected, _ = tiny.get_logits(backbone.prepare(images), texts)
+    torch.testing.assert_close(head(embed(backbone, images)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_templates_are_averaged_as_directions(tiny):
+    task, templates = named("gtsrb", ["0", "1", "stop", "13"]), TEMPLATES["gtsrb"]
+    rows = []
+    with torch.no_grad():
+        for words in words_for(task):
+            texts = [template.replace("{}", words) for template in templates]
+            each = [tiny.encode_text(open_clip.tokenize(text))[0].double() for text in texts]
+            total = sum(vector / vector.norm() for vector in each)
+            rows.append(total / total.norm())
+    head = zero_shot_head(tiny, task)
+    torch.testing.assert_close(head.prototypes.double(), torch.stack(rows), rtol=0, atol=1e-5)
+    assert not head.prototypes.requires_grad
+    assert not head.centre.any()
+    assert head.logit_scale == pytest.approx(1 / 0.07)
+
+
+def test_many_classes_keep_their_order(tiny):
+    """More than open_clip embeds at a time."""
+    task = named("streetchars", [*string.digits, *string.ascii_uppercase])
+    prototypes = zero_shot_head(tiny, task).prototypes
+    assert prototypes.shape == (36, 32)
+    alone = zero_shot_head(tiny, named("streetchars", ["A", "0", "Z", "K"])).prototypes
+    torch.testing.assert_close(prototypes[[10, 0, 35, 20]], alone, rtol=0, atol=1e-5)
+
+
+def test_by_name_and_from_a_file_the_head_is_the_same(tiny, tmp_path):
+    task = named("svhn", ["3", "1", "4", "5"])
+    head = zero_shot_head(tiny, task)
+    assert torch.equal(zero_shot_head("tiny-clip", task).prototypes, head.prototypes)
+    head.save(tmp_path / "head.safetensors")
+    loaded = Head.load(tmp_path / "head.safetensors")
+    assert torch.equal(loaded.prototypes, head.prototypes)
+    assert loaded.logit_scale == head.logit_scale
+
+
+def test_what_cannot_become_a_head_is_refused(tiny):
+    task = named("pets", ["cat", "dog", "owl", "newt"])
+    with pytest.raises(ValueError, match=r"no templates for the task 'pets', only for cars, .*templates=\["):
+        zero_shot_head(tiny, task)
+    with pytest.raises(TypeError, match=r"needs both encoders .* got VisionTransformer; clip.load_clip"):
+        zero_shot_head(tiny.visual, task, templates=["{}"])
+    with pytest.raises(ValueError, match=r"the text 'word word .* does not fit into the 77 tokens"):
+        zero_shot_head(tiny, task, templates=["word " * 80 + "{}"])
+    with pytest.raises(ValueError, match="'ViT-B-32' has the activation GELU"):
+        zero_shot_head("ViT-B-32", task, templates=["{}"])
+
+
+@pytest.mark.parametrize(
+    ("templates", "error", "words"),
+    [
+        ("a {}", TypeError, r"several texts, got one; pass templates=\['a \{\}'\]"),
+        ([], ValueError, "templates is empty"),
+        (["a {}", "nothing"], ValueError, r"'nothing' must have one \{\}"),
+        (["{} or {}"], ValueError, r"must have one \{\}"),
+        (["{} {0}"], ValueError, r"must have one \{\}"),
+        (["{name}"], ValueError, r"must have one \{\}"),
+    ],
+)
+def test_templates_need_one_place_for_the_class(templates, error, words):
+    with pytest.raises(error, match=words):
+        templates_for(named("pets", ["cat", "dog", "owl", "newt"]), templates)
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def test_every_data_set_has_as_many_templates_as_the_literature_uses():
+    counts = {
+        "cars": 8,
+        "dtd": 8,
+        "eurosat": 3,
+        "gtsrb": 3,
+        "mnist": 1,
+        "svhn": 1,
+        "resisc45": 18,
+        "sun397": 2,
+    }
+    assert {name: len(TEMPLATES[name]) for name in counts} == counts
+    for name, templates in TEMPLATES.items():
+        assert len(set(templates)) == len(templates), name
+        assert templates_for(named(name, "abcd"), templates) == templates_for(named(name, "abcd"))
+
+
+def test_classes_whose_names_are_codes_get_words():
+    assert words_for(named("mnist", ["0", "7", "9 - nine", "x"])) == [
+        "the digit 0",
+        "the digit 7",
+        "the digit 9",
+        "x",
+    ]
+    assert words_for(named("streetchars", ["8", "B", "Q", "0"])) == [
+        "the digit 8",
+        "the letter B",
+        "the letter Q",
+        "the digit 0",
+    ]
+    assert words_for(named("eurosat", ["SeaLake", "AnnualCrop", "forest", "River"]))[2:] == [
+        "forest",
+        "a river",
+    ]
+    assert words_for(named("resisc45", ["sea_ice", "a/b", "ship", " golf  course "])) == [
+        "sea ice",
+        "a b",
+        "ship",
+        "golf course",
+    ]
+
+
+def test_every_traffic_sign_has_words_under_its_name_and_under_its_number():
+    names = downloads.SOURCES["gtsrb"].class_names
+    numbers = [str(label) for label in range(43)]
+    words = words_for(named("gtsrb", names))
+    assert words == words_for(named("gtsrb", numbers))
+    assert len(set(words)) == 43
+    for name, sign in zip(names, words, strict=True):
+        if name.startswith("speed limit"):
+            assert sign == f"at most {name.split()[-1]} kilometres an hour"
+        for side in ("left", "right"):
+            if f" {side}" in name and "narrows" not in name:
+                assert f" {side}" in sign, name
+
+
+def test_the_texts_of_our_data_sets_differ_from_class_to_class_for_the_tokenizer():
+    """The tokenizer forgets capitals; no two classes may become one."""
+    for name, classes in (
+        ("gtsrb", downloads.SOURCES["gtsrb"].class_names),
+        ("eurosat", list(clip_templates._EUROSAT_WORDS)),
+        ("streetchars", [*string.digits, *string.ascii_uppercase]),
+    ):
+        words = words_for(named(name, classes))
+        tokens = open_clip.tokenize([TEMPLATES[name][0].replace("{}", each) for each in words])
+        assert len(tokens.unique(dim=0)) == len(classes), name
+        assert int((tokens > 0).sum(1).max()) < 40
+
+
+@pytest.mark.skipif(not DATA, reason="TASKVEC_MINI_DATA names no folder of real images")
+def test_every_task_of_the_bundle_has_templates_and_different_words():
+    for name, (file, _) in BUNDLE.items():
+        with np.load(Path(DATA) / file, allow_pickle=False) as stored:
+            classes = list(map(str, stored["class_names"]))
+        assert templates_for(named(name, classes))
+        assert len(set(words_for(named(name, classes)))) == len(classes), name
+
+
+# --- the whole pipeline ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two tasks with real images: of the bundle where it is there, else small digits in two views."""
+    if DATA:
+        return load_tasks(["mnist", "gtsrb"], limit=64)
+    tasks = load_tasks(["digits", "inverted"], suite="digits", limit=64)
+    return {name: dataclasses.replace(task, name="digits") for name, task in tasks.items()}
+
+
+def test_heads_finetuning_resuming_merging_and_evaluation_on_real_images(tiny, pair, tmp_path):
+    backbone, settings = load_backbone("tiny-clip"), Settings(learning_rate=3e-3, epochs=1, batch_size=16)
+    heads = {name: zero_shot_head(tiny, task) for name, task in pair.items()}
+    pretrained, vectors, runs = state_of(backbone.model), [], {}
+    longer = dataclasses.replace(settings, epochs=3)
+    for name, task in pair.items():
+        finetune(backbone, heads[name], task, settings=settings, folder=tmp_path / name, progress=False)
+        resumed = finetune(
+            backbone, heads[name], task, settings=longer, folder=tmp_path / name, progress=False
+        )
+        runs[name] = finetune(backbone, heads[name], task, settings=longer, progress=False)
+        for key, part in runs[name].state().items():
+            assert torch.equal(part, resumed.state()[key]), key
+        assert runs[name].losses[-1] < runs[name].losses[0]
+        vectors.append(resumed.task_vector(1))
+        assert vectors[-1].norm() > 0
+    merged = mean(vectors)
+    options = {"split": "test", "limit": 40}
+    table = sweep(
+        backbone, heads, pair, pretrained=pretrained, merged=merged, scaling_coefs=[0.0, 1.0], **options
+    )
+    zero_shot = accuracies(backbone, heads, pair, **options)
+    written = accuracies(backbone, heads, pair, parameters=merged.apply_to(pretrained, 1.0), **options)
+    assert table.tolist() == [list(zero_shot.values()), list(written.values())]
+    assert all(torch.equal(part, pretrained[key]) for key, part in state_of(backbone.model).items())
+    for name, run in runs.items():
+        seen = {"parameters": run.state(), "split": "train"}
+        learnt = accuracies(backbone, heads, {name: pair[name]}, **seen)[name]
+        assert learnt > accuracies(backbone, heads, {name: pair[name]}, split="train")[name]
+
+
+def test_a_run_with_another_head_is_another_run(tiny, pair, tmp_path):
+    name, task = next(iter(pair.items()))
+    settings = Settings(learning_rate=1e-3, epochs=1, batch_size=32)
+    backbone = load_backbone("tiny-clip")
+    for templates, refused in ((["{}"], False), (["another {}"], True)):
+        head = zero_shot_head(tiny, task, templates=templates)
+        if refused:
+            with pytest.raises(ValueError, match=f"holds a run with tasks.{name}.head"):
+                finetune(backbone, head, task, settings=settings, folder=tmp_path, progress=False)
+        else:
+            finetune(backbone, head, task, settings=settings, folder=tmp_path, progress=False)
+
+
+def test_normalised_embeddings_give_the_same_answers(tiny):
+    """CLIP compares directions: the length of an embedding plays no part."""
+    head = zero_shot_head(tiny, named("mnist", "0123"))
+    embeddings = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        head(embeddings), head(F.normalize(3 * embeddings, dim=1)), rtol=1e-4, atol=1e-4
+    )

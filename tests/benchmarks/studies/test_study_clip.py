@@ -1,0 +1,757 @@
+"""The study of CLIP: what fits into a budget, going on after a stop, merging from files, its record."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from conftest import CHAPTERS, ROOT
+from taskvec_mini import merging, records
+from taskvec_mini.benchmarks import __main__ as command_line
+from taskvec_mini.benchmarks.cli import record as _cli_record
+from taskvec_mini.benchmarks.data.suites import load_tasks
+from taskvec_mini.benchmarks.engines import jobs
+from taskvec_mini.benchmarks.engines import run as engines
+from taskvec_mini.benchmarks.studies import early_or_late as study_merging
+from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
+from taskvec_mini.benchmarks.studies.clip import evaluation as clip_judging
+from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
+from taskvec_mini.benchmarks.studies.clip import runs as clip_files
+from taskvec_mini.benchmarks.studies.clip import study as study_clip
+from taskvec_mini.benchmarks.studies.clip.budget import Pace
+from taskvec_mini.benchmarks.studies.registry import STUDIES
+from taskvec_mini.benchmarks.training import memory
+from taskvec_mini.benchmarks.training.checkpoints import read_tensors
+from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.vectors import TaskVector
+
+pytest.importorskip("open_clip")
+PACE = Pace(training=100.0, judging=1000.0, memory="memory on cpu: some")
+IMAGES = {"long": 60_000, "short": 3_000, "middle": 6_000, "even": 9_000}
+MOST = {"long": 4, "short": 9, "middle": 2, "even": 9}
+
+
+def data_folder():
+    """The folder of real images, or None."""
+    folder = Path(os.environ.get("TASKVEC_MINI_DATA") or ROOT.parent / "shared" / "data")
+    return folder if (folder / "mnist.npz").exists() else None
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+
+def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1, joint=None, besides=0):
+    return clip_plan.plan(
+        images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent,
+        workers=workers, joint=None if joint is None else lambda _names: joint,
+        besides=lambda tasks: besides * tasks,
+    )  # fmt: skip
+
+
+def cost_of(names, epochs, done, workers=1, joint=None):
+    """Seconds by hand: 20 for judging a task, and the rounds, each minute by minute with so many workers.
+
+    Joint training has so many epochs already; its first comes when all tasks have one.
+    """
+    seconds, whole = 20 * len(names), sum(IMAGES[name] / 100 for name in names)
+    for epoch in range(1, epochs + 1):
+        left = [IMAGES[name] / 100 for name in names if MOST[name] >= epoch > done.get(name, 0)]
+        if joint is not None and joint_most(names) >= epoch > joint:
+            if epoch == 1:
+                seconds += whole
+            else:
+                left.append(whole)
+        left.sort(reverse=True)
+        working = []
+        while left or working:
+            while left and len(working) < workers:
+                working.append(left.pop(0))
+            step = min(working)
+            seconds += step
+            working = [each - step for each in working if each > step]
+    return seconds
+
+
+def joint_most(names):
+    """As many epochs as show no more images than all epochs of the single tasks."""
+    whole, images = sum(map(IMAGES.get, names)), sum(MOST[name] * IMAGES[name] for name in names)
+    return next(epochs for epochs in range(99) if (epochs + 1) * whole > images)
+
+
+@pytest.mark.parametrize("besides", [0, 5, 100])
+@pytest.mark.parametrize("joint", [None, 0, 2])
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+@pytest.mark.parametrize("done", [{}, {"short": 2, "middle": 1}, dict.fromkeys(IMAGES, 1)])
+@pytest.mark.parametrize("seconds", [200, 370, 600, 1200, 3000, 9000])
+def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done, workers, joint, besides):
+    plan = plan_of(seconds, done=done, workers=workers, joint=joint, besides=1000 * besides)
+    names, room = list(plan.images), 0.95 * seconds
+    if joint is not None and "joint" not in plan.most:
+        assert cost_of(names, 1, done, workers, joint) > room
+        assert "left out: joint (one epoch of all these tasks takes " in str(plan)
+        joint = None
+    most = plan.most
+    together = {} if joint is None else {"joint": joint_most(names)}
+    assert most == {name: MOST[name] for name in names} | together
+    assert plan.seconds.get("joint", 0) == pytest.approx(sum(map(IMAGES.get, names)) / 100 if together else 0)
+    more = besides * len(names)  # seconds
+    wait = more > 0.1 * seconds or cost_of(names, 1, done, workers, joint) + more > room
+    room -= 0 if wait else more
+    assert cost_of(names, plan.epochs, done, workers, joint) <= room + 1e-9
+    assert names == sorted(names, key=IMAGES.get)
+    for name in set(IMAGES) - set(names):
+        assert cost_of([*names, name], 1, done, workers) > 0.95 * seconds
+        assert name in plan.left_out
+    if plan.epochs < max(most.values()):
+        assert cost_of(names, plan.epochs + 1, done, workers, joint) > room
+        assert f"left out: epochs {plan.epochs + 1} to {max(most.values())}" in str(plan)
+    assert plan.judging == pytest.approx(20 * len(names) + (0 if wait else more))
+
+
+def test_a_plan_says_images_minutes_and_what_is_left_out():
+    words = str(plan_of(400))
+    assert "minutes an epoch" in words
+    assert "3,000" in words
+    assert "left out: long (one epoch and its judging take 10.3 minutes more)" in words
+    assert "workers" not in words
+    assert "joint" not in words
+    row = next(line for line in str(plan_of(3000, joint=0)).splitlines() if line.startswith("joint"))
+    assert row.split() == ["joint", "78,000", "13.0", "1"]
+
+
+def test_a_plan_for_several_workers_says_how_long_a_round_of_theirs_takes():
+    words = str(plan_of(2000, workers=2))
+    assert "2 workers, each taken to be as fast as this machine, the longest epochs first: an" in words
+    assert "epoch of every task takes 10.0 minutes; all is judged here" in words
+    few = {name: IMAGES[name] for name in ("short", "middle", "even")}
+    assert "epoch of every task takes 1.5 minutes" in str(plan_of(2000, workers=3, images=few))
+
+
+@pytest.mark.parametrize(("seconds", "spent"), [(60, 0.0), (150, 30.0)])
+def test_a_budget_too_small_for_two_tasks_says_how_much_it_takes(seconds, spent):
+    needed = (cost_of(["short", "middle"], 1, {}) + spent) / 0.95 / 60
+    with pytest.raises(ValueError, match=rf"of {seconds / 60:g} minutes is too small.*short and middle") as e:
+        plan_of(seconds, spent=spent)
+    assert f"take {needed:.1f} minutes" in str(e.value)
+    enough = math.floor(needed) + 1
+    assert f"--budget-minutes {enough} " in str(e.value)
+    assert list(plan_of(60 * enough, spent=spent).images)[:2] == ["short", "middle"]
+
+
+def test_one_task_is_no_merge():
+    with pytest.raises(ValueError, match="at least two tasks, got short"):
+        plan_of(1e6, images={"short": 3000})
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+def test_a_budget_is_above_zero(value):
+    with pytest.raises(ValueError, match="--budget-minutes must be"):
+        clip_plan.seconds_of(value)
+
+
+def test_a_budget_of_nothing_is_refused_and_not_taken_for_the_default(tmp_path, clock):
+    with pytest.raises(ValueError, match="--budget-minutes must be"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=0.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_without_a_folder_is_refused_before_the_weights_are_fetched(tmp_path, clock, monkeypatch):
+    monkeypatch.delenv("TASKVEC_MINI_DATA", raising=False)
+    monkeypatch.setattr(study_clip.clip, "load_clip", lambda _name: pytest.fail("fetched weights"))
+    with pytest.raises(ValueError, match=r"suite 'hub' need a folder.*--data FOLDER.*TASKVEC_MINI_DATA"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path, suite="hub", tasks=["dtd", "cars"], data=None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_judged_are_those_of_all_models_and_coefficients(monkeypatch):
+    monkeypatch.setattr(clip_judging, "TEST", 10)
+    monkeypatch.setattr(clip_judging, "VALIDATION", 1)
+    mean, regmean = (len(study_merging.RULES[rule][1]) for rule in clip_judging.RULES)
+    assert clip_judging.judged() == 10 + 2 * 10 + 2 * (10 + mean) + 2 * (10 + regmean)
+    assert clip_judging.judged(joint=True) == clip_judging.judged() + 2 * 10
+    grids, interference = 2 * 6 * 3 * 10, 3 * 3 * 10
+    assert clip_judging.judged_besides(3) == grids + interference
+
+
+def test_the_hub_s_images_are_counted_without_fetching_them():
+    found = study_clip.sizes("hub", None, None)
+    assert list(found) == ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+    assert (found["mnist"], found["dtd"], found["svhn"]) == (55_000, 3_384, 68_257)
+
+
+@pytest.mark.parametrize(
+    ("suite", "names", "message"),
+    [
+        ("hub", ["dtd", "dtd"], "'dtd' is given twice"),
+        ("hub", ["dtt"], "did you mean 'dtd'"),
+        ("hub", ["scenes15"], "unknown task of the suite 'hub', 'scenes15'"),
+        ("hup", None, "did you mean 'hub'"),
+    ],
+)
+def test_names_are_checked_before_anything_is_loaded(suite, names, message):
+    with pytest.raises(ValueError, match=message):
+        study_clip.sizes(suite, names, None)
+
+
+# --- the run ---------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that pass only while somebody trains: ten for each new epoch, unless `lasts` has others.
+
+    An epoch of joint training lasts ten for each task.
+    """
+
+    def __init__(self, finetune, finetune_jointly):
+        self.now, self.finetune, self.trained, self.lasts = 0.0, finetune, [], {}
+        self.finetune_jointly = finetune_jointly
+
+    def __call__(self):
+        return self.now
+
+    def pass_by(self, name, seconds, folder, settings):
+        if not (folder / f"epoch_{settings.epochs:03}.json").exists():
+            self.trained.append((name, settings.epochs))
+            self.now += self.lasts.get(len(self.trained), seconds)
+
+    def train(self, backbone, head, task, *, folder, settings, **options):
+        self.pass_by(task.name, 10.0, folder, settings)
+        return self.finetune(backbone, head, task, folder=folder, settings=settings, **options)
+
+    def train_jointly(self, backbone, heads, tasks, *, folder, settings, **options):
+        self.pass_by("joint", 10.0 * len(tasks), folder, settings)
+        return self.finetune_jointly(backbone, heads, tasks, folder=folder, settings=settings, **options)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and judging a task one."""
+    found = Clock(jobs.finetune, jobs.finetune_jointly)
+    monkeypatch.setattr(jobs, "finetune", found.train)
+    monkeypatch.setattr(jobs, "finetune_jointly", found.train_jointly)
+    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=80))
+    monkeypatch.setattr(study_clip, "MOST", 3)
+    monkeypatch.setattr(study_clip, "CONVERGED", {})
+    for name, value in (("TEST", 60), ("VALIDATION", 30)):
+        monkeypatch.setattr(clip_judging, name, value)
+    recipe = replace(clip_work.RECIPE, batch_size=40, learning_rate=1e-3)
+    monkeypatch.setattr(clip_work, "RECIPE", recipe)
+    pace = replace(PACE, training=8.0, judging=float(clip_judging.judged()))
+    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+    return found
+
+
+@pytest.fixture
+def quick_judging(clock, monkeypatch):
+    """Judging takes no time."""
+    pace = replace(PACE, training=8.0, judging=1e9)
+    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+
+
+def ask(folder, **changes):
+    """The options of the command line, for real images where there are any."""
+    data = data_folder()
+    given = {"suite": "bundle", "tasks": ["mnist", "gtsrb"]}
+    if data is None:
+        given = {"suite": "digits", "tasks": ["digits", "mirrored"]}
+    given |= {
+        "budget_minutes": 10,
+        "gpu": False,
+        "joint": False,
+        "runs": folder,
+        "backbone": "tiny-clip",
+        "data": data,
+    }
+    given |= dict.fromkeys(("engine", "workers", "address", "micro_batch_size"))
+    return argparse.Namespace(**(given | changes))
+
+
+def test_a_study_from_heads_to_its_record(tmp_path, clock, capsys):
+    study = study_clip.Clip(clock=clock)
+    asked = ask(tmp_path / "runs")
+    results = study.run(asked)
+    names = asked.tasks if asked.suite == "digits" else sorted(asked.tasks, key=results["images"].get)
+    assert sorted(results["tasks"]) == sorted(names)
+    assert results["epochs"] == [1, 3]
+    assert results["trained_epochs"] == dict.fromkeys(results["tasks"], 3)
+    assert [(row["rule"], row["epoch"]) for row in results["merged"]] == [
+        ("mean", 1), ("mean", 3), ("regmean_from_vectors", 1), ("regmean_from_vectors", 3)
+    ]  # fmt: skip
+    assert results["left_out"] == []
+    check_merge(tmp_path / "runs", results, results["merged"][1])
+    said = capsys.readouterr().err
+    assert "plan for 10 minutes" in said
+    assert "8 images/s in training" in said
+    assert said.index("memory on cpu: some") < said.index("epoch 1/1")
+    about = {"seeds": study.seeds, "settings": study.settings, "data": study.data}
+    written = records.write(tmp_path / "clip.json", results, command="record clip", seconds=1.0, **about)
+    assert records.read(tmp_path / "clip.json") == written
+    assert written["settings"]["speed"]["precision"] == "float32"
+    check_going_on(tmp_path / "runs", results, clock)
+
+
+def check_merge(folder, results, row):
+    """The row of a merge, counted again with vectors in memory and heads by hand."""
+    assert row["scaling_coef"] in study_merging.RULES["mean"][1]
+    start = read_tensors(folder / clip_files.PRETRAINED)[0]
+    vectors = []
+    for name in results["tasks"]:
+        end = read_tensors(folder / name / "epoch_003.safetensors")[0]
+        vectors.append(TaskVector.between(start, {key: end[key] for key in start}))
+    state = merging.mean(vectors).apply_to(start, row["scaling_coef"])
+    backbone = study_clip.clip.load_visual("tiny-clip")
+    backbone.model.load_state_dict(state)
+    asked = ask(folder)
+    tasks = load_tasks(results["tasks"], suite=asked.suite, folder=asked.data, limit=80)
+    for name, task in tasks.items():
+        head = study_clip.Head.load(folder / name / "head.safetensors")
+        with torch.no_grad():
+            embedded = backbone.model(backbone.prepare(task.test_images[:60]))
+        right = (embedded @ head.prototypes.T).argmax(1) == task.test_labels[:60]
+        assert row["test"][name] == pytest.approx(float(right.double().mean()), abs=1e-5)
+
+
+def check_going_on(folder, results, clock):
+    """Nothing is trained twice, and the numbers are the same; after a loss only what was lost is trained."""
+    clock.trained.clear()
+    again = study_clip.Clip(clock=clock).run(ask(folder))
+    assert clock.trained == []
+    assert again == results
+    name = results["tasks"][0]
+    shutil.rmtree(folder / name)
+    again = study_clip.Clip(clock=clock).run(ask(folder))
+    assert clock.trained == [(name, 1), (name, 2), (name, 3)]
+    for part in ("zero_shot", "individual", "merged", "train_accuracy"):
+        assert again[part] == results[part]
+
+
+def test_a_budget_ends_a_run_and_a_further_one_takes_it_up(tmp_path, clock):
+    folder = tmp_path / "runs"
+    first = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "a round that does not fit is not begun"
+    assert first["epochs"] == [1]
+    assert [each["what"] for each in first["left_out"]] == ["epochs 2 to 3"]
+    assert clock.now <= 36
+    clock.now, before = 0.0, list(clock.trained)
+    clock.trained.clear()
+    second = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [2, 2]
+    assert second["epochs"] == [1, 2]
+    assert second["zero_shot"] == first["zero_shot"]
+    assert second["merged"][0] == first["merged"][0]
+    assert len(before) == 2
+
+
+def test_an_epoch_that_takes_longer_than_planned_ends_the_round(tmp_path, clock):
+    clock.lasts = {3: 20.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=45 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 2]
+    assert results["epochs"] == [1], "only a round that all tasks have finished is merged"
+    assert "no time for epoch 2 of" in results["left_out"][-1]["why"]
+    assert {1, 2} == clip_files.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
+
+
+def test_the_next_round_is_expected_to_take_what_the_last_one_took(tmp_path, clock):
+    clock.lasts = {1: 20.0, 2: 20.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=70 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "30 seconds are left, and 40 are needed"
+    assert results["epochs"] == [1]
+
+
+def test_only_the_first_and_the_last_round_stay_on_the_disk(tmp_path, clock):
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    assert [clip_files.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
+
+
+def test_a_task_that_may_go_on_keeps_its_optimiser(tmp_path, clock):
+    study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=56 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 2, 2]
+    assert len(list(tmp_path.rglob("latest.safetensors"))) == 2
+
+
+def test_another_encoder_needs_another_folder(tmp_path, clock):
+    study_clip.checkpoints.RunFolder(tmp_path, {"backbone": "other", "suite": "hub"}, ignore=frozenset())
+    with pytest.raises(ValueError, match=r"holds a run with backbone = 'other'.*use another folder"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+
+
+def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match=r"may take 2\.1 MB.*has 1\.0 MB free: give fewer --tasks"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+    assert clock.trained == []
+
+
+@pytest.mark.parametrize(("joint", "words"), [(False, "2.1 MB"), (True, "2.9 MB")])
+def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
+    tmp_path, clock, monkeypatch, capsys, joint, words
+):
+    monkeypatch.setattr(study_clip, "MOST", 4)
+    sizes, replace_file = [], os.replace
+
+    def watched(part, path):  # a file is whole, and the old one is still there
+        sizes.append(sum(each.stat().st_size for each in tmp_path.rglob("*.safetensors*")))
+        replace_file(part, path)
+
+    monkeypatch.setattr(os, "replace", watched)
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
+    copy = 4 * 33_280
+    heads = sum(path.stat().st_size for path in tmp_path.rglob("head.safetensors"))
+    found = [(size - heads) / copy for size in (max(sizes), sizes[-1])]
+    assert found[0] == pytest.approx(clip_files.copies(dict.fromkeys(range(2 + joint), 4)), rel=0.03), (
+        "and file headers"
+    )
+    assert f"checkpoints: up to {words}, 0 B of it is there" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
+    there = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    end = memory.amount(copy * (1 + 2 * (2 + joint)))
+    assert f"checkpoints: up to {end}, {memory.amount(there)} of it is there" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("epoch_*.safetensors"))) == 4 + 2 * joint
+
+
+def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command_line.main(["record", "clip", "--gpu", "--runs", str(tmp_path)]) == 2
+    assert "torch sees no NVIDIA GPU here; in Colab choose one under Runtime" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("has_bfloat16", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_means_bfloat16_where_its_processor_has_it(monkeypatch, has_bfloat16, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bfloat16)
+    device, speed = study_clip.device_of(gpu=True)
+    assert (device.type, speed.precision) == ("cuda", precision)
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
+    asked = []
+
+    def trainer(*_args, speed, **_options):
+        asked.append(speed.micro_batch_size)
+        if speed.micro_batch_size != 16:
+            raise memory.TooLittleMemoryError("too little", 16)
+        return argparse.Namespace(epoch=lambda epoch, _line: {"images_per_second": 10.0 * epoch}, memory="m")
+
+    monkeypatch.setattr(clip_plan, "Trainer", trainer)
+    backbone, recipe = study_clip.clip.load_visual("tiny-clip"), replace(clip_work.RECIPE, batch_size=4)
+    pace, speed = clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed())
+    assert asked == [None, 16]
+    assert speed == Speed(micro_batch_size=16)
+    assert (pace.training, pace.memory) == (20.0, "m"), "the first epoch warms up"
+    assert pace.judging > 0
+    asked.clear()
+    with pytest.raises(memory.TooLittleMemoryError):
+        clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed(micro_batch_size=32))
+    assert asked == [32], "what was asked for is not replaced"
+
+
+# --- what chapter 6's records have besides ----------------------------------------------------------------
+
+
+def counted(backbone, state, head, task):
+    """Test accuracy by hand."""
+    backbone.model.load_state_dict(state)
+    with torch.no_grad():
+        embedded = backbone.model(backbone.prepare(task.test_images[:60]))
+    right = (embedded @ head.prototypes.T).argmax(1) == task.test_labels[:60]
+    return pytest.approx(float(right.double().mean()), abs=1e-5)
+
+
+def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(study_clip, "MOST", 2)
+    asked = ask(tmp_path, joint=True)
+    results = study_clip.Clip(clock=clock).run(asked)
+    names = results["tasks"]
+    assert results["left_out"] == []
+    assert clock.trained == [*((n, 1) for n in names), ("joint", 1), *((n, 2) for n in names), ("joint", 2)]
+    tasks = load_tasks(names, suite=asked.suite, folder=asked.data, limit=80)
+    heads = {name: study_clip.Head.load(tmp_path / name / "head.safetensors") for name in names}
+    backbone = study_clip.clip.load_visual("tiny-clip")
+    start = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    settings = replace(clip_work.RECIPE, epochs=2)
+    joint = clock.finetune_jointly(backbone, heads, tasks, settings=settings, progress=False)
+    vectors = {}
+    for name in names:
+        end = read_tensors(tmp_path / name / "epoch_002.safetensors")[0]
+        vectors[name] = {key: end[key] - start[key] for key in start}
+
+    def scores(state):
+        return {name: counted(backbone, state, heads[name], tasks[name]) for name in names}
+
+    def moved(steps):
+        return {key: start[key] + sum(scale * vectors[n][key] for n, scale in steps.items()) for key in start}
+
+    for epoch in (1, 2):
+        assert results["joint"]["0"][str(epoch)] == scores({**start, **joint.state(epoch)})
+    grid = {(row["epoch"], row["scaling_coef"]): row for row in results["grid"]}
+    assert set(grid) == {(e, coef) for e in (1, 2) for coef in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)}
+    assert grid[1, 0.0]["test"] == results["zero_shot"]["0"] == scores(start)
+    for coef in (1.0, 8.0):
+        assert grid[2, coef]["test"] == scores(moved(dict.fromkeys(names, coef / 2)))
+    for name in names:
+        half, zero = scores(moved({name: 0.5})), results["zero_shot"]["0"]
+        assert {n: zero[n] + change for n, change in results["cross"]["0"][name].items()} == half
+    assert set(results["training_seconds"]["0"]) == {"individual", "joint"}
+    folder = tmp_path / f"joint_{'_'.join(sorted(names))}"
+    assert clip_files.kept(folder) == {1, 2}
+    assert not list(tmp_path.rglob("latest.safetensors")), "no run goes on"
+
+
+def chapter_6(*words):
+    """The code of chapter 6's cells that hold one of these words, up to those about subsets of tasks."""
+    path = next(path for path in CHAPTERS if path.stem.startswith("06"))
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    end = next(i for i, cell in enumerate(cells) if "06_what_a_merge_needs" in cell)
+    return [cell for cell in cells[:end] if any(word in cell for word in words)]
+
+
+def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock, capsys):
+    digits = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study = study_clip.Clip(clock=clock)
+    results = study.run(ask(tmp_path / "runs", joint=True, **digits))
+    path = tmp_path / "clip.json"
+    records.write(path, results, command="record", seeds=[0], seconds=1.0, settings=study.settings)
+    scope = {"table": lambda rows, **_words: rows}
+    words = ("asked", "study", "chosen", "reference", "gains", "changes", "nearest", "panels", "scales")
+    first, *others = chapter_6(*words)
+    asked = 'records.read(folder / "06_early_or_late.json")'
+    assert asked in first
+    exec(first.replace(asked, f"records.read({str(path)!r})"), scope)
+    for cell in others:
+        exec(cell, scope)
+    names = scope["tasks"]
+    assert names == results["tasks"]
+    assert scope["reference"]("joint") == [
+        pytest.approx(sum(results["joint"]["0"][epoch].values()) / 2) for epoch in ("1", "3")
+    ]
+    bars = scope["merge_at"](epochs=3, scaling_coef=2.0)
+    row = next(row for row in results["grid"] if (row["epoch"], row["scaling_coef"]) == (3, 2.0))
+    assert {bar["task"]: bar["test accuracy"] for bar in bars} == row["test"]
+    assert scope["changes"] == results["cross"]["0"]
+    assert set(scope["rows"]) == {1, 3}
+    assert "shots: 0" in capsys.readouterr().out
+
+
+def test_the_seconds_of_training_are_those_of_all_epochs_until_the_last_round(tmp_path, clock):
+    names = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))["tasks"]
+    folders = [*(tmp_path / name for name in names), clip_files.joint_folder(tmp_path, names)]
+    for number, folder in enumerate(folders):
+        for epoch in (1, 2, 3):
+            path = folder / f"epoch_{epoch:03}.json"
+            told = json.loads(path.read_text()) | {"seconds": 10.0**number * epoch}
+            path.write_text(json.dumps(told))
+    again = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))
+    assert again["training_seconds"] == {"0": {"individual": 66.0, "joint": 600.0}}
+
+
+def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_path, clock, quick_judging):
+    minutes = 1 / 60 / 0.95
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=39 * minutes))
+    assert [epoch for _, epoch in clock.trained] == [1, 1], "the tasks' second round does not fit either"
+    assert first["left_out"][0] == {
+        "what": "joint",
+        "why": "one epoch of all these tasks takes 0.3 minutes more",
+    }
+    assert "joint" not in first
+    assert "joint" not in first["training_seconds"]["0"]
+    clock.now = 0.0
+    clock.trained.clear()
+    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 * minutes))
+    assert clock.trained == [("joint", 1)], "a second round takes 40 seconds, with that of joint training"
+    assert list(second["joint"]["0"]) == ["1"]
+    clock.now = 0.0
+    clock.trained.clear()
+    third = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=41 * minutes))
+    assert [epoch for _, epoch in clock.trained] == [2, 2, 2]
+    assert third["joint"]["0"]["1"] == second["joint"]["0"]["1"]
+    assert list(third["joint"]["0"]) == ["1", "2"]
+
+
+def test_a_joint_epoch_there_is_no_time_for_any_more_is_left_out(tmp_path, clock, quick_judging):
+    clock.lasts = {2: 40.0}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=51 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1]
+    why = "it was expected to take 50 s, and 1 s were left"
+    assert results["left_out"][0] == {"what": "joint", "why": why}
+    assert "joint" not in results
+
+
+def test_joint_training_that_is_behind_is_judged_at_its_own_age(tmp_path, clock, quick_judging):
+    clock.lasts = {5: 30.0}  # longer than planned
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=85 / 60 / 0.95))
+    assert [epoch for _, epoch in clock.trained] == [1, 1, 1, 2, 2]
+    assert results["epochs"] == [1, 2]
+    assert results["trained_epochs"] == {**dict.fromkeys(results["tasks"], 2), "joint": 1}
+    assert results["joint"]["0"]["2"] == results["joint"]["0"]["1"]
+    assert "no time for epoch 2 of joint: it was expected to take 2" in results["left_out"][0]["why"]
+
+
+def test_joint_training_may_be_added_to_tasks_that_are_finished(tmp_path, clock, quick_judging):
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    clock.now = 0.0
+    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 / 60 / 0.95))
+    assert clock.trained[-2:] == [("joint", 1), ("joint", 2)]
+    assert second["trained_epochs"] == {**first["trained_epochs"], "joint": 2}
+    assert second["merged"] == first["merged"], "no merge is lost"
+
+
+def test_a_task_that_is_added_late_says_why_there_is_no_late_merge(tmp_path, clock, quick_judging):
+    words = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
+    clock.now = 0.0
+    words |= {"tasks": ["digits", "mirrored", "inverted"], "budget_minutes": 15 / 60 / 0.95}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
+    assert results["epochs"] == [1]
+    why = {each["what"]: each["why"] for each in results["left_out"]}["a late merge"]
+    assert "inverted began later than the others" in why
+    words["budget_minutes"] = 25 / 60 / 0.95
+    assert study_clip.Clip(clock=clock).run(ask(tmp_path, **words))["epochs"] == [1, 3]
+
+
+def test_a_folder_of_other_pretrained_parameters_is_refused(tmp_path, clock):
+    study_clip.Clip(clock=clock).run(ask(tmp_path))
+    path = tmp_path / clip_files.PRETRAINED
+    state, about = read_tensors(path)
+    study_clip.checkpoints.write_tensors(path, {name: part + 1e-3 for name, part in state.items()}, about)
+    with pytest.raises(ValueError, match=r"pretrained.safetensors holds other parameters than .*--runs"):
+        study_clip.Clip(clock=clock).run(ask(tmp_path))
+
+
+def test_a_finished_study_needs_no_more_room(tmp_path, clock, monkeypatch):
+    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=100_000))
+    assert study_clip.Clip(clock=clock).run(ask(tmp_path)) == first
+
+
+def test_joint_training_of_other_tasks_is_another_run(tmp_path, clock, quick_judging):
+    asked = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
+    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    asked["tasks"] = ["digits", "mirrored", "inverted"]
+    clock.now = 0.0
+    clock.trained.clear()
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    assert clock.trained == [("inverted", 1), ("joint", 1)]
+    assert set(results["joint"]["0"]["1"]) == set(asked["tasks"])
+    assert (tmp_path / "joint_digits_mirrored").is_dir(), "what was trained before is kept"
+
+
+def test_what_there_is_no_time_to_judge_besides_is_left_out(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(study_clip, "MOST", 1)
+    clock.lasts = {2: 11.6}  # longer than planned
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=22.1 / 60 / 0.95))
+    a_model = 2 * 60 / clip_judging.judged()  # seconds on both tasks
+    assert 6 * a_model > 22.1 - 21.6 > 2 * a_model
+    assert results["grid"] == []
+    assert set(results["cross"]["0"]) == set(results["tasks"])
+    why = "it takes 1 s more"
+    assert results["left_out"] == [{"what": "coefficients of the mean after epoch 1", "why": why}]
+
+
+# --- several workers -------------------------------------------------------------------------------------
+
+
+def test_the_tasks_of_a_round_are_begun_together_the_longest_first(tmp_path, clock, monkeypatch):
+    """Two workers in the plan; the calls of the engine are real, but a round lasts as long as planned."""
+    rounds, finetune_all = [], engines.finetune_all
+
+    def together(encoder, given, **options):
+        begin = clock.now
+        found = finetune_all(encoder, given, **options)
+        rounds.append([(name, job.settings.epochs) for name, job in given.items()])
+        clock.now = begin + 10.0 * math.ceil((clock.now - begin) / 20.0)
+        return found
+
+    monkeypatch.setattr(engines, "finetune_all", together)
+    monkeypatch.setattr(engines, "opened", lambda *_, **__: contextlib.nullcontext(2))
+    monkeypatch.setattr(study_clip, "load_tasks", lambda *words, **more: load_tasks(*words, **more, limit=80))
+    monkeypatch.setattr(study_clip, "CONVERGED", {"inverted": 1})
+    monkeypatch.setattr(study_clip, "sizes", lambda *_: {"digits": 60, "inverted": 80, "mirrored": 70})
+    words = {"suite": "digits", "tasks": ["digits", "inverted", "mirrored"], "data": None}
+    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=38 / 60 / 0.95, **words))
+    first, second = [("inverted", 1), ("mirrored", 1), ("digits", 1)], [("mirrored", 2), ("digits", 2)]
+    assert rounds == [first, second]
+    assert clock.now == 30.0, "two workers need two turns for three tasks, and one for two"
+    assert results["epochs"] == [1, 2]
+    assert "no time for epoch 3 of digits, mirrored" in results["left_out"][-1]["why"]
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
+    line = (
+        "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored "
+        "--joint --micro-batch-size 16 --engine ray"
+    )
+    here = ["--runs", str(tmp_path), "--address", "10.0.0.1:6379", "--workers", "3"]
+    options = command_line.parser().parse_args([*line.split(), *here])
+    command = _cli_record.command_of(options)
+    assert command == f"python -m taskvec_mini.benchmarks {line}"
+    again = command_line.parser().parse_args(command.split()[3:])
+    places = {"runs": tmp_path, "address": "10.0.0.1:6379", "workers": 3}
+    assert {**vars(again), **places} == vars(options)
+
+
+def test_the_recorded_command_keeps_names_with_spaces_and_every_digit():
+    tasks = ["odd or even", "below five"]
+    words = ["record", "clip", "--budget-minutes", "100.12345", "--suite", "digits", "--tasks", *tasks]
+    options = command_line.parser().parse_args(words)
+    again = command_line.parser().parse_args(shlex.split(_cli_record.command_of(options))[3:])
+    assert (again.tasks, again.budget_minutes) == (tasks, 100.12345)
+
+
+def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=30))
+    monkeypatch.setattr(clip_work, "RECIPE", replace(clip_work.RECIPE, batch_size=10))
+    for module, name, value in (
+        (study_clip, "MOST", 1),
+        (clip_judging, "TEST", 20),
+        (clip_judging, "VALIDATION", 9),
+    ):
+        monkeypatch.setattr(module, name, value)
+    line = (
+        "record clip --budget-minutes 600 --backbone tiny-clip --suite digits --tasks digits mirrored "
+        "--micro-batch-size 5"
+    )
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "clip.json")]
+    assert command_line.main([*line.split(), *where]) == 0
+    found = records.read(tmp_path / "clip.json")
+    assert found["command"] == f"python -m taskvec_mini.benchmarks {line}"
+    assert found["results"]["epochs"] == [1]
+    assert (found["settings"]["speed"]["micro_batch_size"], found["settings"]["workers"]) == (5, 1)
+    assert json.loads((tmp_path / "runs" / "digits" / "settings.json").read_text())["speed"] == {
+        "micro_batch_size": 5
+    }
+    assert found["settings"]["pace"]["training_images_per_second"] > 0
+    assert set(found["data"]) == {"digits", "mirrored"}
+    assert "measured: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--gpu", "--budget-minutes 5", "--tasks dtd", "--runs x", "--suite hub", "--joint", "--engine ray",
+     "--workers 2", "--micro-batch-size 4"],
+)  # fmt: skip
+def test_other_studies_refuse_the_options_of_this_one(capsys, words):
+    assert command_line.main(["record", "06_search", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"the study '06_search' takes no {words.split()[0]}, only clip does" in said
+
+
+def test_the_study_is_in_the_list():
+    assert isinstance(STUDIES["clip"], study_clip.Clip)
+    assert json.dumps(STUDIES["clip"].description)
+    assert set(study_clip.Clip.own_options) == set(_cli_record.OWN_OPTIONS)

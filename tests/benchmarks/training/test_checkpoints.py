@@ -1,0 +1,393 @@
+"""The folder of a run: resumed to the same bits after any kill, whole or absent files, clear refusals."""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_benchmarks_finetuning import jointly, nan_in_step, two_tasks
+
+from conftest import ROOT
+from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
+from taskvec_mini.benchmarks.training import checkpoints
+from taskvec_mini.benchmarks.training.finetune import DivergedError
+
+HEAVY = {"optimizer": "sgd", "momentum": 0.9}  # an optimiser with a memory
+posix = pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+
+
+def weights(folder):
+    """Name and bytes of every checkpoint in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("epoch_*.safetensors"))}
+
+
+def records(folder):
+    """What the JSON files say, but for the time it took."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("epoch_*.json"))]
+    return [{n: v for n, v in each.items() if n not in ("seconds", "images_per_second")} for each in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of three epochs that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_run(folder=folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def back_to(folder, epoch):
+    """A folder as a run of so many epochs leaves it."""
+    shutil.rmtree(folder)
+    tiny_run(folder=folder, epochs=epoch)
+
+
+# --- what stands in the folder ---------------------------------------------------------------------------
+
+
+def test_a_run_in_a_folder_is_the_run_in_memory(whole):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        ".lock",
+        *(f"epoch_00{epoch}.{kind}" for epoch in (1, 2, 3) for kind in ("json", "safetensors")),
+        "latest.safetensors",
+        "settings.json",
+    ]
+    in_folder, in_memory = tiny_run(folder=whole), tiny_run()
+    for epoch in (1, 2, 3):
+        found, expected = in_folder.task_vector(epoch), in_memory.task_vector(epoch)
+        assert found.layout == expected.layout  # safetensors lists names in an order of its own
+        assert torch.equal(found.flat, expected.flat)
+    assert in_folder.losses == in_memory.losses
+    assert in_folder.accuracies == in_memory.accuracies
+
+
+def test_a_finished_run_is_read_and_not_repeated(folder):
+    (folder / "latest.safetensors").unlink()  # only a run that goes on needs it
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert tiny_run(folder=folder).epochs == (1, 2, 3)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "gd"}])
+def test_a_run_with_a_constant_rate_can_be_prolonged(tmp_path, changes):
+    """A shorter run is a longer one's beginning, the optimiser's memory included."""
+    for epochs in (1, 3, 2):
+        run = tiny_run(folder=tmp_path / "a", epochs=epochs, **changes)
+        assert len(run.losses) == epochs
+    tiny_run(folder=tmp_path / "b", epochs=3, **changes)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+
+
+def test_epochs_that_were_not_kept_have_no_file_and_cannot_be_asked_for_later(tmp_path):
+    tiny_run(folder=tmp_path, keep=[1, 3])
+    assert list(weights(tmp_path)) == ["epoch_001.safetensors", "epoch_003.safetensors"]
+    assert len(records(tmp_path)) == 3
+    with pytest.raises(
+        ValueError, match=r"the checkpoint of epoch 2 is not in .*; ask for an epoch that was kept"
+    ):
+        tiny_run(folder=tmp_path)
+
+
+def test_joint_training_is_resumed_too(tmp_path):
+    heads, tasks = two_tasks()
+    for name, epochs in (("a", [1, 3]), ("b", [3])):
+        for each in epochs:
+            jointly(heads, tasks, folder=tmp_path / name, epochs=each)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != {}
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------
+
+
+def train(folder, epochs, deadly=None):
+    """Run in a process of its own, which kills itself before or after its so-manieth renaming of a file."""
+    count, replace = 0, os.replace
+
+    def replace_or_die(source, target):
+        nonlocal count
+        for moment in (0, 1):
+            if moment == 1:
+                replace(source, target)
+            if count == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+    if deadly is not None:
+        checkpoints.os.replace = replace_or_die
+    tiny_run(folder=folder, epochs=epochs, **HEAVY)
+
+
+@pytest.fixture(scope="module")
+def spawn():
+    """A function that starts `train` in a fresh process; a server that has imported torch makes it quick."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "test_checkpoints"])
+
+    def start(*words):
+        process = context.Process(target=train, args=words)
+        process.start()
+        return process
+
+    return start
+
+
+def finished(process):
+    process.join(300)
+    return process.exitcode
+
+
+@posix
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path, spawn):
+    """Each comes after no, one or two further epochs, then somewhere in the next two."""
+    epochs, source = 60, random.Random(0)
+    assert finished(spawn(tmp_path / "whole", epochs)) == 0
+    seconds = tiny_run(folder=tmp_path / "whole", epochs=epochs, **HEAVY).records[-1]["seconds"]
+    exits = []
+    for _ in range(10):
+        done, process = len(records(tmp_path / "killed")), spawn(tmp_path / "killed", epochs)
+        wait_for(process, tmp_path / "killed", min(epochs, done + source.randrange(3)))
+        time.sleep(source.uniform(0, 4) * seconds)
+        process.kill()
+        exits.append(finished(process))
+        assert len(records(tmp_path / "killed")) >= done
+    assert exits.count(-signal.SIGKILL) >= 3  # all ten, unless this process had to wait for long
+    assert finished(spawn(tmp_path / "killed", epochs)) == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert len(weights(tmp_path / "whole")) == epochs
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def wait_for(process, folder, epoch):
+    """Until so many epochs are complete, or the process has ended."""
+    while process.is_alive() and not (folder / "settings.json").exists():
+        time.sleep(0.001)
+    while process.is_alive() and epoch and not (folder / f"epoch_{epoch:03}.json").exists():
+        time.sleep(0.001)
+
+
+@posix
+def test_a_kill_around_every_renaming_changes_no_bit(tmp_path, spawn):
+    """Settings, then three files an epoch; before and after each of them."""
+    assert finished(spawn(tmp_path / "whole", 2)) == 0
+    for deadly in range(15):
+        folder = tmp_path / str(deadly)
+        assert finished(spawn(folder, 2, deadly)) == (-signal.SIGKILL if deadly < 14 else 0)
+        for path in folder.glob("epoch_*.json"):  # an epoch counts once its record is there
+            assert path.with_suffix(".safetensors").exists()
+        tiny_run(folder=folder, epochs=2, **HEAVY)
+        assert weights(folder) == weights(tmp_path / "whole")
+        assert records(folder) == records(tmp_path / "whole")
+
+
+# --- a disk that is full ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["epoch_003.safetensors", "latest.safetensors", "epoch_003.json"])
+def test_a_full_disk_leaves_earlier_checkpoints_and_the_run_goes_on_later(folder, whole, monkeypatch, name):
+    """Half of the file is written, then there is no space."""
+    back_to(folder, 2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    save, write_text = save_file, type(folder).write_text
+
+    def full(path):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save_or_fill(tensors, path, metadata=None):
+        save(tensors, path, metadata=metadata)
+        return full(path) if path.name == f"{name}.part" else None
+
+    def write_or_fill(path, text, encoding=None):
+        write_text(path, text, encoding=encoding)
+        return full(path) if path.name == f"{name}.part" else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", save_or_fill)
+        patch.setattr(type(folder), "write_text", write_or_fill)
+        with pytest.raises(
+            OSError, match=r"No space left on device.*free some space and start the same run"
+        ) as caught:
+            tiny_run(folder=folder)
+    assert str(folder / name) in str(caught.value)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "epoch_003.json" not in after
+    assert not [each for each in after if each.endswith(".part")]
+    for each in set(before) - {"latest.safetensors"}:
+        assert after[each] == before[each]
+    tiny_run(folder=folder)
+    assert weights(folder) == weights(whole)
+    assert records(folder) == records(whole)
+
+
+def fill(folder):
+    """In a process of its own: no file may grow beyond a kilobyte, which the system enforces."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    try:
+        tiny_run(folder=folder)
+    except OSError as error:
+        os._exit(7 if "could not be written" in str(error) else 8)
+
+
+@posix
+def test_a_write_that_the_system_refuses_is_reported(folder, whole, spawn):
+    back_to(folder, 2)
+    before = weights(folder)
+    process = multiprocessing.get_context("forkserver").Process(target=fill, args=(folder,))
+    process.start()
+    assert finished(process) == 7
+    assert weights(folder) == before
+    tiny_run(folder=folder)
+    assert weights(folder) == weights(whole)
+
+
+# --- files that are not what they should be --------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(bytes(content))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def replace_by_another(path):
+    save_file({"a": torch.ones(2)}, path)
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, replace_by_another])
+def test_a_spoiled_checkpoint_is_named_with_the_remedy(folder, spoil):
+    spoil(folder / "epoch_002.safetensors")
+    run = tiny_run(folder=folder)
+    with pytest.raises(
+        ValueError, match=r"is truncated or corrupted \(.*\); delete its folder .* again"
+    ) as caught:
+        run.task_vector(2)
+    assert str(folder / "epoch_002.safetensors") in str(caught.value)
+    assert len(run.task_vector(1)) == len(run.task_vector(3))
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, replace_by_another])
+def test_a_run_does_not_go_on_from_a_spoiled_file(folder, spoil):
+    before = weights(folder)
+    spoil(folder / "latest.safetensors")
+    with pytest.raises(ValueError, match=r"latest.safetensors is truncated or corrupted \("):
+        tiny_run(folder=folder, epochs=4)
+    assert weights(folder) == before
+
+
+@pytest.mark.parametrize("name", ["settings.json", "epoch_002.json"])
+def test_a_spoiled_record_is_named(folder, name):
+    truncate(folder / name)
+    with pytest.raises(ValueError, match=rf"{name} is truncated or corrupted \(.*\); delete its folder"):
+        tiny_run(folder=folder)
+
+
+# --- another run in the same folder ----------------------------------------------------------------------
+
+
+def other_loss(model, _):
+    return next(model.parameters()).sum()
+
+
+def brighter(task):
+    return dataclasses.replace(task, train_images=task.train_images + 1)
+
+
+OTHERS = {
+    r"settings.learning_rate = 0.01, but this run has 0.02": {"learning_rate": 0.02},
+    r"settings.batch_size = 16, but this run has 8": {"batch_size": 8},
+    r"settings.clip_norm = None, but this run has 1.0": {"clip_norm": 1},
+    r"settings.seed = 0, but this run has 3": {"seed": 3},
+    r"settings.optimizer = 'adamw', but this run has 'sgd'": {"optimizer": "sgd"},
+    r"settings.schedule = 'constant', but this run has 'cosine'": {"schedule": "cosine"},
+    r"extra_loss = None, but this run has 'other_loss'": {"extra_loss": other_loss},
+    r"backbone.parameters = '\w{8}', but this run has '\w{8}'": {"backbone": tiny_backbone(1)},
+    r"backbone.preparation = ": {"backbone": dataclasses.replace(tiny_backbone(), std=(0.5, 0.5, 0.5))},
+    r"tasks.quarters.head = '\w{8}', but this run has '\w{8}'": {"head": tiny_head(seed=1)},
+    r"tasks.quarters.train_data = ": {"task": brighter(tiny_task())},
+    r"task_order = \['quarters'\], but this run has \['other'\]": {"task": tiny_task("other")},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_a_folder_of_another_run_is_refused_with_the_field_and_both_values(folder, message):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=rf"holds a run with {message}"):
+        tiny_run(folder=folder, **OTHERS[message])
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_scale_of_a_head_is_part_of_the_run(folder):
+    with pytest.raises(ValueError, match=r"tasks.quarters.head"):
+        tiny_run(folder=folder, head=dataclasses.replace(tiny_head(), logit_scale=6.0))
+
+
+def test_a_cosine_run_of_other_length_is_another_run(tmp_path):
+    tiny_run(folder=tmp_path, schedule="cosine")
+    with pytest.raises(ValueError, match=r"settings.epochs = 3, but this run has 4"):
+        tiny_run(folder=tmp_path, schedule="cosine", epochs=4)
+
+
+# --- a run that diverges ---------------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_leaves_earlier_checkpoints_untouched(tmp_path):
+    with pytest.raises(DivergedError, match="in epoch 3, step 1 of it"):
+        tiny_run(folder=tmp_path / "a", extra_loss=nan_in_step(7))
+    tiny_run(folder=tmp_path / "b", extra_loss=nan_in_step(99), epochs=2)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert len(weights(tmp_path / "a")) == len(records(tmp_path / "a")) == 2
+
+
+# --- two processes in one folder -------------------------------------------------------------------------
+
+HOLDING = """
+import sys, time
+from taskvec_mini.benchmarks.training import checkpoints
+with checkpoints.locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    words = [sys.executable, "-c", HOLDING, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as first:
+        try:
+            assert first.stdout.readline().strip() == b"held"
+            part = tmp_path / "epoch_001.safetensors.part"
+            part.write_bytes(b"what the first one is writing")
+            with pytest.raises(OSError, match=r"another process is finetuning in .*; wait for it, or give"):
+                tiny_run(epochs=1, folder=tmp_path)
+            assert part.exists()
+        finally:
+            first.kill()  # the system lets its lock go
+    part.unlink()
+    assert tiny_run(epochs=1, folder=tmp_path).epochs == (1,)

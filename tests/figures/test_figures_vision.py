@@ -1,0 +1,188 @@
+"""The figures of the studies on real images show all of their data, with labels, and leave nothing behind."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from drawings import curves
+from taskvec_mini.figures import vision as figures_vision
+from taskvec_mini.figures.style import GREY
+
+EPOCHS = [1, 2, 4]
+BANDS = {
+    "accuracy": {"sum": [[0.5, 0.7], [0.6, 0.6], [0.4, 0.9, 0.8]], "ties": [[0.3], [0.4], [0.2]]},
+    "normalised": {"ties": [[0.8], [0.9]]},
+}
+REFERENCES = {"accuracy": {"zero-shot": 0.25, "individual": [0.8, 0.9, 0.95]}}
+SHARES = {"DTD": {"gradient": 0.12, "distance": 0.05}, "SVHN": {"gradient": 0.4, "distance": 0.3}}
+POINTS = {
+    "share": {"SGD": ([0.1, 1.0], [0.2, 0.3]), "AdamW": ([0.01], [0.4])},
+    "cosine": {"AdamW": ([0.01], [0.9])},
+}
+CHANGES = {"mnist": {"mnist": 0.4, "cars": -0.2}, "cars": {"mnist": -0.001, "cars": 0.004}}
+DRAWINGS = {
+    "bands": lambda: figures_vision.draw_bands(
+        EPOCHS, BANDS, xlabel="epochs", references=REFERENCES, log=True
+    ),
+    "leads": lambda: figures_vision.draw_leads(SHARES, equal={"DTD": 1 / 76, "SVHN": 1 / 4}),
+    "points": lambda: figures_vision.draw_points(POINTS, xlabel="Bη"),
+    "interference": lambda: figures_vision.draw_interference(CHANGES, ylabel="added", xlabel="tested"),
+}
+WORDS = {
+    "bands": {"accuracy", "normalised", "sum", "ties", "zero-shot", "individual", "epochs", "1", "2", "4"},
+    "leads": {"DTD", "SVHN", "gradient", "distance", "equal shares", "share of the first epoch"},
+    "points": {"share", "cosine", "SGD", "AdamW", "Bη"},
+    "interference": {"mnist", "cars", "added", "tested", "+40", "-20", "0"},
+}
+
+
+@pytest.mark.parametrize("name", ["bands", "leads", "points"])
+def test_one_legend_names_each_label_once(name):
+    figure = DRAWINGS[name]()
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert len(set(labels)) == len(labels)
+    assert set(labels) >= {label for axes in figure.axes for label in curves(axes)}
+    assert all(axes.get_legend() is None for axes in figure.axes)
+
+
+def corners(band):
+    """The lowest and the highest value of a band at each of its places."""
+    (path,) = band.get_paths()
+    return {
+        place: (min(ys), max(ys))
+        for place in sorted(set(path.vertices[:, 0]))
+        for ys in [path.vertices[path.vertices[:, 0] == place, 1]]
+    }
+
+
+def test_a_line_goes_through_the_means_and_a_band_spans_all_runs():
+    axes = DRAWINGS["bands"]().axes[0]
+    for number, (label, runs) in enumerate(BANDS["accuracy"].items()):
+        line, band = curves(axes)[label], axes.collections[number]
+        np.testing.assert_array_equal(line.get_xdata(), EPOCHS)
+        np.testing.assert_allclose(line.get_ydata(), [sum(values) / len(values) for values in runs])
+        for place, values in zip(EPOCHS, runs, strict=True):
+            assert corners(band)[place] == pytest.approx((min(values), max(values)))
+        assert tuple(band.get_facecolor()[0][:3]) == pytest.approx(to_rgb(line.get_color()))
+
+
+def test_fewer_runs_than_places_belong_to_the_first_places_and_a_label_keeps_its_look():
+    left, right = DRAWINGS["bands"]().axes
+    assert list(curves(right)["ties"].get_xdata()) == EPOCHS[:2]
+    for look in ("get_color", "get_marker", "get_linestyle"):
+        assert getattr(curves(left)["ties"], look)() == getattr(curves(right)["ties"], look)()
+        assert getattr(curves(left)["ties"], look)() != getattr(curves(left)["sum"], look)()
+
+
+def test_references_are_grey_and_may_change_from_place_to_place():
+    lines = curves(DRAWINGS["bands"]().axes[0])
+    assert list(lines["zero-shot"].get_ydata()) == [0.25] * 3
+    assert list(lines["individual"].get_ydata()) == [0.8, 0.9, 0.95]
+    assert lines["zero-shot"].get_color() == lines["individual"].get_color() == GREY
+    assert lines["zero-shot"].get_linestyle() != lines["individual"].get_linestyle()
+
+
+@pytest.mark.parametrize(("log", "scale"), [(True, "log"), (False, "linear")])
+def test_the_level_axis_doubles_only_where_asked(log, scale):
+    (axes,) = figures_vision.draw_bands(EPOCHS, {"a": {"b": [[1.0]] * 3}}, xlabel="x", log=log).axes
+    assert axes.get_xscale() == scale
+
+
+def test_panels_share_the_upright_axis_only_where_asked():
+    for shared in (True, False):
+        left, right = figures_vision.draw_bands(EPOCHS, BANDS, xlabel="epochs", shared=shared).axes
+        assert (left.get_ylim() == right.get_ylim()) == shared
+
+
+@pytest.mark.parametrize("runs", [[[1.0], []], [[1.0]] * 4])
+def test_a_place_without_a_value_or_a_value_without_a_place_is_refused(runs):
+    with pytest.raises(ValueError, match="'ties' has values at"):
+        figures_vision.draw_bands(EPOCHS, {"a": {"ties": runs}}, xlabel="x")
+
+
+@pytest.mark.parametrize("name", ["bands", "points"])
+def test_without_panels_there_is_no_figure(name):
+    draw = {
+        "bands": lambda: figures_vision.draw_bands([1], {}, xlabel="x"),
+        "points": lambda: figures_vision.draw_points({}, xlabel="x"),
+    }
+    with pytest.raises(ValueError, match="panels"):
+        draw[name]()
+
+
+def test_leads_stand_in_their_run_s_row_beside_the_equal_share():
+    axes = DRAWINGS["leads"]().axes[0]
+    rows = dict(zip([text.get_text() for text in axes.get_yticklabels()], axes.get_yticks(), strict=True))
+    assert rows["DTD"] > rows["SVHN"]  # in the order given, from the top
+    for measure in ("gradient", "distance"):
+        points = {y: x for x, y in curves(axes)[measure].get_xydata()}
+        assert points == {rows[name]: SHARES[name][measure] for name in SHARES}
+    equal = {y: x for x, y in axes.collections[0].get_offsets()}
+    assert equal == pytest.approx({rows["DTD"]: 1 / 76, rows["SVHN"]: 1 / 4})
+
+
+def test_leads_need_an_equal_share_for_each_run():
+    with pytest.raises(KeyError, match="SVHN"):
+        figures_vision.draw_leads(SHARES, equal={"DTD": 0.1})
+
+
+def test_points_are_joined_only_where_asked_and_keep_their_look():
+    left, right = DRAWINGS["points"]().axes
+    for axes, points in ((left, POINTS["share"]), (right, POINTS["cosine"])):
+        assert axes.get_xscale() == "log"
+        for label, (places, values) in points.items():
+            line = curves(axes)[label]
+            assert (list(line.get_xdata()), list(line.get_ydata())) == (places, values)
+            assert line.get_linestyle() == "None"
+    assert curves(left)["AdamW"].get_marker() == curves(right)["AdamW"].get_marker()
+    assert curves(left)["AdamW"].get_marker() != curves(left)["SGD"].get_marker()
+    joined = figures_vision.draw_points(POINTS, xlabel="x", joined=True).axes[0]
+    assert curves(joined)["SGD"].get_linestyle() != "None"
+
+
+def cells(axes):
+    """(row, column) -> colour and text of each cell, by the names on the axes."""
+    columns = [text.get_text() for text in axes.get_xticklabels()]
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    colours = axes.collections[0].get_array()
+    found = {}
+    for text in axes.texts:
+        j, i = (int(place) for place in text.get_position())
+        found[rows[i], columns[j]] = (tuple(colours[i, j]), text)
+    return found
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_interference_writes_hundredths_into_each_cell_and_colours_them_by_sign_and_size():
+    axes = DRAWINGS["interference"]().axes[0]
+    found = cells(axes)
+    said = {place: text.get_text() for place, (_, text) in found.items()}
+    assert said == {
+        ("mnist", "mnist"): "+40", ("mnist", "cars"): "-20", ("cars", "mnist"): "0", ("cars", "cars"): "0",
+    }  # fmt: skip
+    gain, loss, nothing = (found[place][0] for place in list(found)[:3])
+    assert gain[2] > gain[0]  # blue
+    assert loss[0] > loss[2]  # orange
+    assert min(nothing) > 0.97  # nearly white
+    assert min(gain) < min(found["cars", "cars"][0])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is the upper one
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_are_readable_on_the_deepest_cell(sign):
+    figure = figures_vision.draw_interference({"a": {"b": sign * 0.5}}, ylabel="y", xlabel="x")
+    colour, text = cells(figure.axes[0])["a", "b"]
+    dark, light = luminance(to_rgb(text.get_color())), luminance(colour)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_interference_of_nothing_is_white():
+    figure = figures_vision.draw_interference({"a": {"b": 0.0}}, ylabel="y", xlabel="x")
+    colour, text = cells(figure.axes[0])["a", "b"]
+    assert colour == (1.0, 1.0, 1.0)
+    assert text.get_text() == "0"

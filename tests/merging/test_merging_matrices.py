@@ -1,0 +1,376 @@
+"""The rules for matrices, TSV-M and RegMean from vectors: arithmetic by hand, slow second versions, laws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from small_vectors import as_matrix, cut, matrices, noise, rotation, vector
+from taskvec_mini import TaskVector, merging
+from taskvec_mini.merging import _matrices as _matrix_rules
+
+slowly = settings(deadline=None, max_examples=40, derandomize=True)
+
+
+# --- TSV-M -----------------------------------------------------------------------------------------------
+
+
+def test_tsv_turns_two_directions_apart_by_equal_angles():
+    """Two unit vectors at 0° and 30° become orthonormal when each turns by 30° outwards: −30° and 60°."""
+    cos30 = math.sqrt(3) / 2
+    first = torch.tensor([[3.0, 0.0], [0.0, 0.0]], dtype=torch.float64)  # 3 (1, 0)ᵀ (1, 0)
+    second = torch.tensor([[0.0, 5 * cos30], [0.0, 2.5]], dtype=torch.float64)  # 5 (cos 30°, sin 30°)ᵀ (0, 1)
+    expected = torch.tensor([[3 * cos30, 2.5], [-1.5, 5 * cos30]], dtype=torch.float64)
+    merged = as_matrix(merging.tsv(matrices(first, second)), (2, 2))  # right directions stay: they are apart
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-14)
+
+
+def test_tsv_keeps_the_top_directions_only():
+    first = torch.diag(torch.tensor([9.0, 8.0, 2.0, 1.0, 0.0, 0.0]))  # ⌊6 / 3⌋ = 2 stay of each
+    second = torch.diag(torch.tensor([0.0, 0.0, 7.0, -6.0, 1.0, 1.0]))
+    third = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0, 5.0, 4.0]))
+    merged = as_matrix(merging.tsv(matrices(first, second, third)), (6, 6))
+    expected = torch.diag(torch.tensor([9.0, 8.0, 7.0, -6.0, 5.0, 4.0]))
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
+
+
+def test_tsv_averages_what_is_no_matrix_or_has_no_room():
+    shapes = [(3,), (), (1, 2), (2, 1, 1)]  # a matrix of one row has no room for two tasks
+    pair = [vector([2.0, 4.0, 6.0, 1.0, 8.0, 2.0, 3.0, 5.0], shapes), vector([0.0] * 4 + [4.0] * 4, shapes)]
+    assert merging.tsv(pair).flat.tolist() == [1.0, 2.0, 3.0, 0.5, 6.0, 3.0, 3.5, 4.5]
+
+
+def times(a, b):
+    return [[math.fsum(x * y for x, y in zip(row, column, strict=True)) for column in turned(b)] for row in a]
+
+
+def turned(a):
+    return [list(column) for column in zip(*a, strict=True)]
+
+
+def slow_directions(matrix, rank):
+    """Triples (σ, left, right), the largest first, by Jacobi's rotations of the columns of `matrix`."""
+    columns, rights = (
+        turned(matrix),
+        [[float(i == j) for i in range(len(matrix[0]))] for j in range(len(matrix[0]))],
+    )
+    for _ in range(30):
+        for p in range(len(columns)):
+            for q in range(p):
+                a, b = columns[p], columns[q]
+                inner = math.fsum(x * y for x, y in zip(a, b, strict=True))
+                angle = math.atan2(2 * inner, math.fsum(x * x for x in b) - math.fsum(x * x for x in a)) / 2
+                c, s = math.cos(angle), math.sin(angle)
+                for both in (columns, rights):
+                    u, v = both[p], both[q]
+                    both[p] = [c * x - s * y for x, y in zip(u, v, strict=True)]
+                    both[q] = [s * x + c * y for x, y in zip(u, v, strict=True)]
+    lengths = [math.hypot(*column) for column in columns]
+    best = sorted(range(len(columns)), key=lambda i: -lengths[i])[:rank]
+    return [(lengths[i], [x / lengths[i] for x in columns[i]], rights[i]) for i in best]
+
+
+def slow_orthonormal(columns, tasks_merged):
+    """The nearest orthonormal columns: X ← X (3 − XᵀX) / 2 takes singular values to 1, again and again."""
+    x = [[entry / math.sqrt(tasks_merged) for entry in row] for row in turned(columns)]
+    for _ in range(80):
+        gram = times(turned(x), x)
+        x = times(x, [[1.5 * (i == j) - g / 2 for j, g in enumerate(row)] for i, row in enumerate(gram)])
+    return x
+
+
+def slow_tsv(weights):
+    wide = len(weights[0]) < len(weights[0][0])
+    tall = [turned(w) for w in weights] if wide else weights
+    rank = len(tall[0][0]) // len(weights)
+    triples = [triple for w in tall for triple in slow_directions(w, rank)]
+    sizes, lefts, rights = zip(*triples, strict=True)
+    scaled = [
+        [x * s for x, s in zip(row, sizes, strict=True)] for row in slow_orthonormal(lefts, len(weights))
+    ]
+    merged = times(scaled, turned(slow_orthonormal(rights, len(weights))))
+    return turned(merged) if wide else merged
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 4), (4, 4), (3, 3), (6, 3)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_tsv_as_loops_do_it(shape, count):
+    for seed in range(3):
+        weights = noise(count, *shape, seed=seed)
+        if count > min(shape):
+            expected = weights.mean(0)
+        else:
+            expected = torch.tensor(slow_tsv(weights.tolist()), dtype=torch.float64)
+        torch.testing.assert_close(
+            as_matrix(merging.tsv(matrices(*weights)), shape), expected, rtol=0, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 6), (7, 4)])
+def test_tsv_of_one_task_is_that_task(shape):
+    matrix = noise(*shape)
+    merged = as_matrix(merging.tsv(matrices(matrix)), shape)
+    torch.testing.assert_close(merged, matrix, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (6, 11)])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_tsv_keeps_the_singular_values_so_both_whitened_bases_are_orthonormal(shape, count):
+    weights = noise(count, *shape)
+    rank = min(shape) // count
+    kept = torch.cat([torch.linalg.svdvals(w)[:rank] for w in weights]).sort(descending=True).values
+    merged = torch.linalg.svdvals(as_matrix(merging.tsv(matrices(*weights)), shape))
+    torch.testing.assert_close(merged[: len(kept)], kept)
+    assert merged[len(kept) :].sum() < 1e-12
+
+
+def test_whitening_gives_orthonormal_columns_and_none_are_nearer():
+    basis = torch.cat([rotation(8, 1)[:, :3], rotation(8, 2)[:, :3]], 1)
+    white = _matrix_rules._orthonormal(basis)
+    torch.testing.assert_close(white.T @ white, torch.eye(6, dtype=torch.float64))
+    for seed in range(50):  # others: far away, or only a small turn away
+        turn = noise(8, 8, seed=seed) * 10.0 ** -(seed % 5)
+        other = torch.linalg.matrix_exp(turn - turn.T) @ white
+        assert (other - basis).norm() > (white - basis).norm()
+
+
+def test_tsv_turns_with_its_matrices():
+    weights, left, right = noise(3, 7, 6), rotation(7, 1), rotation(6, 2)
+    merged = as_matrix(merging.tsv(matrices(*weights)), (7, 6))
+    turned_first = as_matrix(merging.tsv(matrices(*(left @ w @ right for w in weights))), (7, 6))
+    torch.testing.assert_close(turned_first, left @ merged @ right)
+    transposed = as_matrix(merging.tsv(matrices(*(w.T for w in weights))), (6, 7))
+    torch.testing.assert_close(transposed, merged.T)
+
+
+def test_tsv_of_tasks_that_do_not_meet_is_the_sum_of_what_is_kept():
+    left, right = rotation(6, 1), rotation(5, 2)
+    first = left[:, :2] * torch.tensor([4.0, 3.0]) @ right[:2]
+    second = left[:, 2:4] * torch.tensor([2.0, 1.0]) @ right[2:4]
+    merged = as_matrix(merging.tsv(matrices(first, second)), (6, 5))
+    torch.testing.assert_close(merged, first + second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [2, 3])
+def test_tsv_of_equal_matrices_is_that_matrix_cut(dtype, count):
+    """The shared directions are no longer independent: what is rounding must not fill the gap."""
+    matrix = noise(8, 7).to(dtype)
+    merged = as_matrix(merging.tsv(matrices(*[matrix] * count)), (8, 7))
+    torch.testing.assert_close(merged, cut(matrix, 7 // count))
+
+
+def test_tsv_gives_a_zero_matrix_no_part():
+    matrix, nothing = noise(6, 6), torch.zeros(6, 6, dtype=torch.float64)
+    torch.testing.assert_close(as_matrix(merging.tsv(matrices(nothing, matrix)), (6, 6)), cut(matrix, 3))
+    assert merging.tsv(matrices(nothing, nothing)).norm() == 0
+
+
+def test_tsv_leaves_out_directions_that_are_mere_rounding():
+    """Of a matrix of rank 1 the second and third direction are arbitrary: other roundings, others still."""
+    thin, other = cut(noise(6, 6), 1), noise(6, 6, seed=1)
+    merged = [
+        merging.tsv(matrices(thin + 1e-16 * noise(6, 6, seed=seed), other)).flat for seed in range(2, 5)
+    ]
+    torch.testing.assert_close(merged[1], merged[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(merged[2], merged[0], rtol=0, atol=1e-12)
+
+
+def test_tsv_has_room_for_as_many_tasks_as_rows():
+    """With 49 tasks int(49 * (1 / 49)) is 0, which would erase the matrix."""
+    weights = [torch.zeros(49, 49) for _ in range(49)]
+    for i, weight in enumerate(weights):
+        weight[i, i] = i + 1
+    merged = as_matrix(merging.tsv(matrices(*weights)), (49, 49))
+    torch.testing.assert_close(merged, torch.diag(torch.arange(1.0, 50.0)), rtol=0, atol=1e-4)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------
+
+KERNEL = (6, 2, 2, 2)  # as a matrix 6 x 8
+BOTH = pytest.mark.parametrize(
+    "rule", [lambda v: merging.tsv(v, kernels="matrix"), merging.regmean_from_vectors], ids=["tsv", "regmean"]
+)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [KERNEL, (6, 4, 2), (6, 2, 2, 2, 1)])
+def test_kernels_are_merged_as_the_matrices_that_they_are(rule, shape):
+    weights = noise(3, *shape)
+    merged = rule(matrices(*weights))
+    flat = rule(matrices(*weights.reshape(3, 6, 8)))
+    assert torch.equal(merged.flat, flat.flat)
+    assert merged.layout == (("weight", shape),)
+    assert not torch.allclose(merged.flat, weights.reshape(3, -1).mean(0))
+
+
+def test_kernels_of_tsv_are_averaged_unless_asked_for():
+    weights = noise(3, *KERNEL)
+    assert torch.equal(merging.tsv(matrices(*weights)).flat, weights.mean(0).reshape(-1))
+    assert torch.equal(merging.tsv(matrices(*weights), kernels="mean").flat, weights.mean(0).reshape(-1))
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (6, 1, 4), (5,), (), (1, 1, 1, 1)])
+def test_depthwise_kernels_and_what_has_fewer_than_two_axes_are_averaged(rule, shape):
+    weights = noise(3, *shape)
+    torch.testing.assert_close(rule(matrices(*weights)).flat, weights.mean(0).reshape(-1))
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 2, 2, 2), (2, 0, 2, 2)])
+def test_empty_tensors_stay_empty(rule, shape):
+    layout = [("weight", shape), ("bias", (2,))]
+    merged = rule([TaskVector(row, layout) for row in noise(2, 2)])
+    assert torch.equal(merged.flat, noise(2, 2).mean(0))
+
+
+# --- RegMean from vectors --------------------------------------------------------------------------------
+
+
+def covariance(tau):
+    return tau.shape[1] * tau.T @ tau / tau.square().sum()
+
+
+def slow_regmean(weights, ridge):
+    """The least Σ_t ‖(W − τ_t) S_t‖² + ε‖W − τ_t‖² with S_t S_tᵀ = C_t: stacked equations, given to lstsq."""
+    left, right = [], []
+    for tau in (w.numpy() for w in weights):
+        root = math.sqrt(tau.shape[1]) / np.linalg.norm(tau) * tau  # S_tᵀ
+        left += [root, math.sqrt(ridge) * np.eye(tau.shape[1])]
+        right += [root @ tau.T, math.sqrt(ridge) * tau.T]
+    return torch.from_numpy(np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0].T)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 9), (9, 2), (1, 5), (5, 1), (3, 6), (3, 7)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("ridge", [1e-4, 0.3, 20.0])
+def test_regmean_as_stacked_least_squares_do_it(shape, count, ridge):
+    """Shapes on both sides of T · out = in, where the smaller of two systems changes."""
+    weights = noise(count, *shape, seed=count)
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*weights), ridge=ridge), shape)
+    torch.testing.assert_close(merged, slow_regmean(weights, ridge), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 8)])
+def test_regmean_is_its_formula(shape):
+    weights, ridge = noise(3, *shape), 0.2
+    top = sum(w @ (covariance(w) + ridge * torch.eye(shape[1])) for w in weights)
+    bottom = sum(covariance(w) for w in weights) + 3 * ridge * torch.eye(shape[1])
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*weights), ridge=ridge), shape)
+    torch.testing.assert_close(merged, top @ torch.linalg.inv(bottom))
+
+
+def test_a_tall_matrix_needs_no_square_of_its_height():
+    weights = matrices(*(noise(200_000, 2, seed=seed) for seed in range(2)))  # its square would take 320 GB
+    assert len(merging.regmean_from_vectors(weights)) == 400_000
+
+
+def test_regmean_of_two_rows_by_hand():
+    """C = diag(2, 0) and diag(0, 2), so W = (2 (2 + 1) / (2 + 2), 4 (2 + 1) / (2 + 2))."""
+    pair = matrices(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    torch.testing.assert_close(merging.regmean_from_vectors(pair, ridge=1.0).flat, torch.tensor([1.5, 3.0]))
+
+
+def test_regmean_averages_by_strength_by_hand():
+    """C = diag(2, 0) and diag(0.4, 1.6); with ε = 0.1 the first column is (2 · 2.1 + 1 · 0.5) / 2.6."""
+    pair = matrices(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    merged = as_matrix(merging.regmean_from_vectors(pair, ridge=0.1), (2, 2))
+    expected = torch.tensor([[4.7 / 2.6, 0.0], [0.0, 2 * 1.7 / 1.8]])
+    torch.testing.assert_close(merged, expected)
+
+
+def test_the_published_default_is_a_hundredth():
+    weights = matrices(*noise(2, 3, 4))
+    assert torch.equal(
+        merging.regmean_from_vectors(weights).flat, merging.regmean_from_vectors(weights, ridge=0.01).flat
+    )
+
+
+@slowly
+@given(st.integers(0, 999), st.sampled_from([(3, 5), (5, 3), (2, 8)]), st.floats(1e-3, 10))
+def test_no_other_matrix_has_a_smaller_loss(seed, shape, ridge):
+    weights = noise(3, *shape, seed=seed)
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*weights), ridge=ridge), shape)
+
+    def loss(matrix):
+        gaps = [(matrix - w, covariance(w) + ridge * torch.eye(shape[1])) for w in weights]
+        return sum((gap @ strength * gap).sum() for gap, strength in gaps)
+
+    for step in (1e-3, 1e-1, 1):
+        assert loss(merged + step * noise(*shape, seed=seed + 1)) > loss(merged)
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4)])
+def test_regmean_with_a_huge_ridge_is_the_mean(shape):
+    weights = noise(3, *shape)
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*weights), ridge=1e9), shape)
+    torch.testing.assert_close(merged, weights.mean(0), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4)])
+def test_regmean_of_equal_matrices_is_that_matrix(shape, ridge):
+    one = noise(*shape)
+    merged = merging.regmean_from_vectors(matrices(one, one, one), ridge=ridge)
+    torch.testing.assert_close(as_matrix(merged, shape), one, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_regmean_of_tasks_with_inputs_apart_is_the_sum(size):
+    """However unequal the tasks: each row of `first` lies across each row of `second`."""
+    right = rotation(9, 1)
+    first, second = size * noise(4, 3, seed=2) @ right[:3], noise(4, 5, seed=3) @ right[3:8]
+    merged = as_matrix(merging.regmean_from_vectors(matrices(first, second), ridge=1e-9), (4, 9))
+    torch.testing.assert_close(merged, first + second, rtol=1e-6, atol=1e-6)
+    ridge, strength = 0.5, 9 / 4  # of 9 eigenvalues with the mean 1, four are equal and five are 0
+    left, right = rotation(4, 4), rotation(9, 5)
+    first, second = size * left @ right[:4], left @ right[4:8]
+    merged = as_matrix(merging.regmean_from_vectors(matrices(first, second), ridge=ridge), (4, 9))
+    share = (strength + ridge) / (strength + 2 * ridge)
+    torch.testing.assert_close(merged, share * (first + second))
+
+
+def test_regmean_turns_with_its_matrices():
+    weights, left, right = noise(3, 4, 6), rotation(4, 1), rotation(6, 2)
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*weights), ridge=0.3), (4, 6))
+    turned_weights = matrices(*(left @ w @ right for w in weights))
+    both = as_matrix(merging.regmean_from_vectors(turned_weights, ridge=0.3), (4, 6))
+    torch.testing.assert_close(both, left @ merged @ right)
+
+
+def test_a_zero_matrix_has_a_say_in_the_mean_only():
+    matrix, nothing = torch.tensor([[2.0, 0.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    merged = merging.regmean_from_vectors(matrices(matrix, nothing), ridge=1.0).flat
+    torch.testing.assert_close(merged, torch.tensor([2 * 3 / 4, 0.0], dtype=torch.float64))
+    assert merging.regmean_from_vectors(matrices(nothing, nothing)).norm() == 0
+
+
+def test_task_vectors_of_one_gradient_step_reveal_their_inputs():
+    """The book's idea, from data to merge: W answers each task's inputs as that task's own vector does."""
+    inputs = [noise(7, 3, seed=t) @ rotation(12, 9)[3 * t : 3 * t + 3] for t in range(3)]  # spans apart
+    vectors = [-noise(5, 7, seed=10 + t) @ x for t, x in enumerate(inputs)]  # −η Σ δ xᵀ
+    merged = as_matrix(merging.regmean_from_vectors(matrices(*vectors), ridge=1e-9), (5, 12))
+    for x, own in zip(inputs, vectors, strict=True):
+        torch.testing.assert_close(merged @ x.T, own @ x.T, rtol=1e-5, atol=1e-5)
+
+
+def test_large_layers_in_single_precision_agree_with_stacked_least_squares():
+    weights = noise(4, 20, 150)
+    merged = merging.regmean_from_vectors(matrices(*weights.float()))
+    expected = slow_regmean(weights.float().double(), 0.01).float()
+    torch.testing.assert_close(as_matrix(merged, (20, 150)), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_ridge_lost_in_rounding_is_refused():
+    same = torch.ones(1, 400, dtype=torch.float64)
+    with pytest.raises(ValueError, match="ridge is so small that rounding swallows it; choose a larger one"):
+        merging.regmean_from_vectors(matrices(same, same), ridge=1e-30)
+
+
+def test_biases_beside_matrices_are_averaged():
+    pair = [vector([2.0, 0.0, 5.0], [(1, 2), (1,)]), vector([0.0, 4.0, 7.0], [(1, 2), (1,)])]
+    assert merging.regmean_from_vectors(pair, ridge=1.0).flat.tolist() == pytest.approx([1.5, 3.0, 6.0])
