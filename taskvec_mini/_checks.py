@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from taskvec_mini.errors import InputTypeError, UserError
+
 Value = TypeVar("Value")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
@@ -23,9 +25,9 @@ def finite_number(name: str, value: float) -> float:
     except OverflowError:
         number = math.inf
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number, got {value!r}") from error
+        raise InputTypeError(f"{name} must be a number, got {value!r}") from error
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}; look for an overflow or a division by zero")
+        raise UserError(f"{name} must be finite, got {number}; look for an overflow or a division by zero")
     return number
 
 
@@ -33,7 +35,7 @@ def positive_number(name: str, value: float) -> float:
     """`value` as a float; a ValueError unless it is finite and above zero."""
     number = finite_number(name, value)
     if number <= 0:
-        raise ValueError(f"{name} must be above 0, got {number}; choose a small positive value such as 0.1")
+        raise UserError(f"{name} must be above 0, got {number}; choose a small positive value such as 0.1")
     return number
 
 
@@ -42,11 +44,11 @@ def whole_number(name: str, value: int, *, minimum: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise TypeError(f"{name} must be a whole number, got {value!r}") from error
+        raise InputTypeError(f"{name} must be a whole number, got {value!r}") from error
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise InputTypeError(f"{name} must be a whole number, got {value!r}")
     if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+        raise UserError(f"{name} must be at least {minimum}, got {number}")
     return number
 
 
@@ -56,7 +58,7 @@ def named_choice(kind: str, name: str, options: Mapping[str, Value]) -> Value:
         return options[name]
     near = _near_names(str(name), options) or _near_names(str(name).lower(), options)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(options)}"
-    raise ValueError(f"unknown {kind} {name!r}: {hint}")
+    raise UserError(f"unknown {kind} {name!r}: {hint}")
 
 
 def _near_names(name: str, options: Iterable[str]) -> list[str]:
@@ -71,7 +73,7 @@ def flat_parameters(name: str, theta: Tensor) -> Tensor:
             if isinstance(theta, Tensor)
             else type(theta).__name__
         )
-        raise TypeError(
+        raise InputTypeError(
             f"{name} must be a 1-D floating-point tensor of parameters, got {what}; "
             "networks.flatten(model) makes one"
         )
@@ -85,7 +87,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).nonzero()
         where = tuple(bad[0].tolist())
-        raise ValueError(
+        raise UserError(
             f"{name} holds {len(bad)} value(s) that are NaN or infinite, the first ({tensor[where].item()}) "
             f"at position {where}; a run that diverged leaves such values: lower its learning rate"
         )
@@ -95,14 +97,14 @@ def not_empty(name: str, items: Iterable[Value]) -> list[Value]:
     """`items` as a list; a ValueError where there is none."""
     listed = list(items)
     if not listed:
-        raise ValueError(f"{name} is empty; give at least one")
+        raise UserError(f"{name} is empty; give at least one")
     return listed
 
 
 def random_source(generator: object) -> None:
     """A TypeError unless `generator` is one: None would draw from torch's global generator, unseen."""
     if not isinstance(generator, torch.Generator):
-        raise TypeError(
+        raise InputTypeError(
             f"generator must be a torch.Generator, got {generator!r}; "
             "torch.Generator().manual_seed(0) makes one"
         )
@@ -111,13 +113,13 @@ def random_source(generator: object) -> None:
 def named_tensors(name: str, state: object) -> None:
     """A TypeError unless `state` is a mapping from names to tensors."""
     if not isinstance(state, Mapping):
-        raise TypeError(
+        raise InputTypeError(
             f"{name} must be a mapping from names to tensors, got {type(state).__name__}; "
             "model.state_dict() makes one"
         )
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise TypeError(
+            raise InputTypeError(
                 f"{name} holds {key!r}, which is no tensor but {type(value).__name__}; leave it out"
             )
 
@@ -126,7 +128,7 @@ def each_once(what: str, names: Sequence[str]) -> None:
     """A ValueError where a name is given twice."""
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the {what} {name!r} is given twice; name each {what} once")
+            raise UserError(f"the {what} {name!r} is given twice; name each {what} once")
 
 
 def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: str, other: str) -> None:
@@ -135,7 +137,7 @@ def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: 
         missing = [key for key in here if key not in there]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"keys differ: {has} has {missing[0]!r}{more}, {lacks} has not; {_remedy(first, second)}"
             )
 
@@ -169,7 +171,7 @@ def check_storage(state: Mapping[str, Tensor], name: str) -> None:
         if tensor.numel() and tensor.device.type != "meta":
             other = seen.setdefault((str(tensor.device), tensor.data_ptr()), key)
             if other != key and state[other].shape == tensor.shape:
-                raise ValueError(
+                raise UserError(
                     f"{name} holds one tensor under two names, {other!r} and {key!r}, as tied weights do; "
                     "leave one of them out, as dict(model.named_parameters()) does"
                 )
@@ -187,7 +189,7 @@ def check_pair(name: str, first: Tensor, second: Tensor, reference: Tensor) -> N
 def check_shapes(name: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
     """An error that names the tensor and both shapes where they differ."""
     if first != second:
-        raise ValueError(
+        raise UserError(
             f"shapes differ at {name!r}: {first} against {second}; "
             "both sides must have one and the same architecture"
         )
@@ -196,10 +198,10 @@ def check_shapes(name: str, first: tuple[int, ...], second: tuple[int, ...]) -> 
 def check_kinds(what: str, first: Tensor, second: Tensor) -> None:
     """An error that names both dtypes or devices where they differ."""
     if first.dtype != second.dtype:
-        raise TypeError(
+        raise InputTypeError(
             f"dtypes differ at {what}: {first.dtype} against {second.dtype}; convert one with .to(dtype=...)"
         )
     if first.device != second.device:
-        raise TypeError(
+        raise InputTypeError(
             f"devices differ at {what}: {first.device} against {second.device}; move one with .to(device=...)"
         )

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.descent import BatchLoss, Loss, finetune, gradient_descent
+from taskvec_mini.errors import UserError
 from taskvec_mini.rounds import Round, angles, losses_at
 from taskvec_mini.theory import potential
 from taskvec_mini.vectors import Layout, TaskVector
@@ -90,7 +91,7 @@ def alternate(
     elif finetune is not None and learning_rate is None:
         tune = finetune
     else:
-        raise ValueError("give either learning_rate, for full-batch steps, or a finetune of your own")
+        raise UserError("give either learning_rate, for full-batch steps, or a finetune of your own")
     return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, scaling_coef, measure, progress))
 
 
@@ -158,11 +159,11 @@ def weighted_mean(weights: Sequence[float]) -> Merging:
     """
     numbers = [_checks.finite_number("a weight", weight) for weight in _checks.not_empty("weights", weights)]
     if min(numbers) < 0 or sum(numbers) == 0:
-        raise ValueError(f"weights must be 0 or above, with at least one above 0; got {numbers}")
+        raise UserError(f"weights must be 0 or above, with at least one above 0; got {numbers}")
 
     def merge(vectors: Tensor) -> Tensor:
         if len(numbers) != len(vectors):
-            raise ValueError(f"got {len(numbers)} weights for {len(vectors)} tasks; give one for each")
+            raise UserError(f"got {len(numbers)} weights for {len(vectors)} tasks; give one for each")
         shares = torch.tensor(numbers, dtype=vectors.dtype, device=vectors.device) / sum(numbers)
         return shares @ vectors
 
@@ -227,7 +228,7 @@ class MeanLoss:
     def __len__(self) -> int:
         sizes = {len(loss) for loss in self.losses}
         if len(sizes) > 1:
-            raise ValueError(f"the tasks have {sorted(sizes)} examples; cut them to one number for batches")
+            raise UserError(f"the tasks have {sorted(sizes)} examples; cut them to one number for batches")
         return sizes.pop()
 
 
@@ -291,7 +292,7 @@ def descent_bound(
     beta = _checks.positive_number("curvature", curvature)
     time = rate * steps
     if time * beta > 1 + 1e-12:
-        raise ValueError(
+        raise UserError(
             f"learning_rate times epochs is {time:g}, above 1 / curvature = {1 / beta:g}, where the "
             f"inequality says nothing; for {steps} epochs lower learning_rate to {1 / beta / steps:g}"
         )
@@ -332,9 +333,7 @@ def _rounds(losses: Sequence[Any], start: Tensor | Round, rounds: int, plan: _Pl
     rounds = _checks.whole_number("rounds", rounds)
     here = start if isinstance(start, Round) else _first(tasks, start, plan)
     if len(here.losses) != len(tasks):
-        raise ValueError(
-            f"start knows {len(here.losses)} tasks, got {len(tasks)}; go on with the same losses"
-        )
+        raise UserError(f"start knows {len(here.losses)} tasks, got {len(tasks)}; go on with the same losses")
     return _run(tasks, here, rounds, plan, fresh=here is not start)
 
 
@@ -386,6 +385,6 @@ def _announced(here: Round, plan: _Plan) -> Round:
 def _expected(who: str, result: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(result, Tensor) or tuple(result.shape) != shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise ValueError(f"{who} must return a tensor of shape {shape}, got {got}; look at what it stacks")
+        raise UserError(f"{who} must return a tensor of shape {shape}, got {got}; look at what it stacks")
     _checks.check_finite(f"what {who} returned", result)
     return result.detach()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.networks import stacked
 
 Loss = Callable[[Tensor], Tensor]
@@ -180,7 +181,7 @@ def _finetune_one(
 ) -> Tensor:
     count = _count_examples(loss, examples)
     if recipe.batch_size > count:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {recipe.batch_size} but there are {count} examples; choose a size of 1 to {count}"
         )
     theta = start.detach().clone().requires_grad_()
@@ -216,7 +217,7 @@ def _count_examples(loss: BatchLoss, examples: int | None) -> int:
     if examples is not None:
         return _checks.whole_number("examples", examples)
     if not hasattr(loss, "__len__"):
-        raise TypeError("this loss does not say how many examples it has; pass examples=...")
+        raise InputTypeError("this loss does not say how many examples it has; pass examples=...")
     return len(loss)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.descent import Loss, gradient_descent, gradients
+from taskvec_mini.errors import UserError
 from taskvec_mini.theory import derivative, hessian_products
 
 
@@ -39,7 +40,7 @@ def task_vector_expansion(
     rate = _checks.positive_number("learning_rate", learning_rate)
     epochs = _checks.whole_number("epochs", epochs)
     if _checks.whole_number("order", order) > 3:
-        raise ValueError(f"order must be 1, 2 or 3, got {order}; higher terms are not worked out here")
+        raise UserError(f"order must be 1, 2 or 3, got {order}; higher terms are not worked out here")
     point = _checks.flat_parameters("start", start).detach().requires_grad_()
     graph = derivative(loss(point), point, keep_graph=True)
     slope = graph.detach()

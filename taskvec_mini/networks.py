@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 
 LossName = Literal["cross_entropy", "squared_error"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,7 +57,7 @@ class MLP(nn.Module):
         super().__init__()
         self.sizes = tuple(_checks.whole_number("a layer size", size) for size in sizes)
         if len(self.sizes) < 2:
-            raise ValueError(f"sizes must hold at least inputs and outputs, got {self.sizes}")
+            raise UserError(f"sizes must hold at least inputs and outputs, got {self.sizes}")
         self.activation = activation
         self._activate = _checks.named_choice("activation", activation, ACTIVATIONS)
         pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
@@ -88,7 +89,7 @@ def flatten(model: nn.Module) -> Tensor:
     """
     parts = [parameter.detach().reshape(-1) for parameter in model.parameters()]
     if not parts:
-        raise ValueError("the model has no parameters to flatten; give one that was built with layers")
+        raise UserError("the model has no parameters to flatten; give one that was built with layers")
     return torch.cat(parts)
 
 
@@ -105,7 +106,7 @@ def unflatten(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     sizes = [parameter.numel() for parameter in named.values()]
     if theta.ndim != 1 or len(theta) != sum(sizes):
-        raise ValueError(
+        raise UserError(
             f"theta has shape {tuple(theta.shape)} but the model has {sum(sizes)} parameters; "
             "use a vector that networks.flatten made from this architecture"
         )
@@ -188,19 +189,21 @@ def flat_loss(
     """
     _checks.named_choice("loss", loss, {"cross_entropy": 0, "squared_error": 0})
     if len(inputs) == 0 or len(inputs) != len(targets):
-        raise ValueError(
+        raise UserError(
             f"got {len(inputs)} inputs and {len(targets)} targets; give one target for each input"
         )
     with torch.no_grad():
         classes = outputs_at(model, flatten(model), inputs[:1])[:, outputs].shape[1]
     if targets.is_floating_point():
         if loss == "cross_entropy":
-            raise TypeError(f"cross_entropy needs integer labels, got {targets.dtype}; call targets.long()")
+            raise InputTypeError(
+                f"cross_entropy needs integer labels, got {targets.dtype}; call targets.long()"
+            )
         if targets.shape != (len(inputs), classes):
-            raise ValueError(f"targets have shape {tuple(targets.shape)}, expected {(len(inputs), classes)}")
+            raise UserError(f"targets have shape {tuple(targets.shape)}, expected {(len(inputs), classes)}")
     elif targets.ndim != 1 or int(targets.min()) < 0 or int(targets.max()) >= classes:
         low, high = int(targets.min()), int(targets.max())
-        raise ValueError(
+        raise UserError(
             f"labels must be one number each from 0 to {classes - 1}, got shape {tuple(targets.shape)} with "
             f"values from {low} to {high}; renumber the classes or widen the last layer"
         )

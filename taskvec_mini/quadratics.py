@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +36,13 @@ class Quadratic:
     def __post_init__(self) -> None:
         size = len(_checks.flat_parameters("centre", self.centre))
         if self.hessian.shape != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"hessian has shape {tuple(self.hessian.shape)} but centre has {size} entries; "
                 f"give a matrix of shape {(size, size)}"
             )
         _checks.check_finite("hessian", self.hessian)
         if not torch.equal(self.hessian, self.hessian.T):
-            raise ValueError("hessian is not symmetric; give (A + A.T) / 2, which has the same loss")
+            raise UserError("hessian is not symmetric; give (A + A.T) / 2, which has the same loss")
 
     def __call__(self, theta: Tensor) -> Tensor:
         offset = theta - self.centre

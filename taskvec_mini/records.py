@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 import taskvec_mini
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 
 FIELDS = (
     "command", "commit", "date", "device", "versions", "seeds", "seconds", "data", "settings", "results",
@@ -57,17 +58,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no record {path}; run the command that makes it, or load_or_run with rerun=True"
         ) from None
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); restore the file, or record it anew") from None
+        raise UserError(f"{path} is no JSON ({error}); restore the file, or record it anew") from None
     try:
         return _complete(record)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def write(
@@ -153,7 +154,7 @@ def load_or_run(
     }
     for name in ("command", "seeds"):
         if about[name] is None:
-            raise ValueError(f"there is no record {path} yet, and {name} is missing; give {name}=...")
+            raise UserError(f"there is no record {path} yet, and {name} is missing; give {name}=...")
     origin, begun = provenance(), time.perf_counter()
     results = compute()
     return write(path, results, **about, seconds=time.perf_counter() - begun, origin=origin)["results"]
@@ -194,17 +195,17 @@ def checksum(path: str | os.PathLike[str]) -> str:
 def _complete(record: Any) -> dict[str, Any]:
     """`record` as plain JSON in the order of the fields; an error that names the first field in want."""
     if not isinstance(record, Mapping):
-        raise TypeError(f"a record is a dictionary of {len(FIELDS)} fields, got {type(record).__name__}")
+        raise InputTypeError(f"a record is a dictionary of {len(FIELDS)} fields, got {type(record).__name__}")
     for name in FIELDS:
         if name not in record:
-            raise ValueError(f"the field {name!r} is missing; record it anew, or add it from the run's notes")
+            raise UserError(f"the field {name!r} is missing; record it anew, or add it from the run's notes")
     for name in record:
         if name not in FIELDS:
-            raise ValueError(f"unknown field {name!r}; put it into 'settings' or 'results'")
+            raise UserError(f"unknown field {name!r}; put it into 'settings' or 'results'")
     plain = {name: _plain(record[name], name) for name in FIELDS}
     for name, (fits, wanted) in _KINDS.items():
         if not fits(plain[name]):
-            raise ValueError(f"the field {name!r} must be {wanted}, got {_short(plain[name])}")
+            raise UserError(f"the field {name!r} must be {wanted}, got {_short(plain[name])}")
     return plain
 
 
@@ -250,7 +251,7 @@ def _plain(value: Any, place: str) -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(
+            raise UserError(
                 f"{place} is {value}, which no record may hold; leave it out or find what diverged"
             )
         return float(value)
@@ -258,19 +259,19 @@ def _plain(value: Any, place: str) -> Any:
         return {_key(key, place): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    raise TypeError(_refusal(value, place))
+    raise InputTypeError(_refusal(value, place))
 
 
 def _key(key: Any, place: str) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"{place} has the key {key!r}, but keys must be texts; use str(...)")
+        raise InputTypeError(f"{place} has the key {key!r}, but keys must be texts; use str(...)")
     return _portable(key, f"a key of {place}")
 
 
 def _portable(text: str, place: str) -> str:
     """`text` itself; an error where it names a path that only one machine has."""
     if found := _MACHINE_PATH.search(text):
-        raise ValueError(
+        raise UserError(
             f"{place} names a path of this machine ({text[found.start() :].split()[0]}); "
             "use a path relative to the repository, or the file's name"
         )
@@ -290,7 +291,7 @@ def _short(value: Any) -> str:
 def _check_same(path: str | os.PathLike[str], record: dict[str, Any], given: dict[str, Any]) -> None:
     for name, value in given.items():
         if record[name] != _plain(value, name):
-            raise ValueError(
+            raise UserError(
                 f"{path} tells of another run: its {name!r} is {_short(record[name])}, asked for is "
                 f"{_short(_plain(value, name))}; use rerun=True to record anew"
             )

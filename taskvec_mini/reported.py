@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import MissingFileError, UserError
 
 __all__ = ["names", "source", "table"]
 
@@ -57,7 +58,7 @@ def table(name: str, **where: int | float | str | None) -> list[dict[str, Any]]:
         rows = [row for row in rows if row[column] == wanted]
         if not rows:
             seen = ", ".join(sorted(map(repr, present))[:12])
-            raise ValueError(f"table {name!r} has no row with {column} = {wanted!r}; values there: {seen}")
+            raise UserError(f"table {name!r} has no row with {column} = {wanted!r}; values there: {seen}")
     return rows
 
 
@@ -88,7 +89,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path.name} is not at {path.parent}; the tables come with the book's repository: "
             "clone it and install the library from there with `pip install -e .`"
         ) from error
@@ -99,7 +100,7 @@ def _checked_text(path: Path, sha256: str) -> str:
     text = _text(path)
     found = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if found != sha256:
-        raise ValueError(
+        raise UserError(
             f"{path.name} has the SHA-256 {found[:12]}… where {sha256[:12]}… was recorded; "
             "it was edited or cut short: restore it with `git checkout -- book/reported`"
         )

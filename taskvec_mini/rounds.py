@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks, _files
 from taskvec_mini.descent import Loss
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import stacked
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -88,7 +89,7 @@ class Round:
         """
         flat, description = _files.read(path)
         if "round" not in description:
-            raise ValueError(f"{path} holds a task vector, not a round; read it with TaskVector.load")
+            raise UserError(f"{path} holds a task vector, not a round; read it with TaskVector.load")
         facts = {name: _tuples(value) for name, value in description["round"].items()}
         theta, pretrained = flat.chunk(2)
         return cls(theta=theta.clone(), pretrained=pretrained.clone(), **facts)

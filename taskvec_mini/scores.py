@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import outputs_at
 from taskvec_mini.tasks import Task
 
@@ -46,7 +47,7 @@ def normalised_accuracy(merged: Mapping[str, float], individual: Mapping[str, fl
         0.75
     """
     if not merged or merged.keys() != individual.keys():
-        raise ValueError(
+        raise UserError(
             f"tasks differ: merged has {sorted(merged)}, individual has {sorted(individual)}; "
             "give an accuracy of every task on both sides"
         )

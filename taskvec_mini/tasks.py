@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import FlatLoss, LossName, flat_loss
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -50,12 +51,12 @@ class Task:
             ("test", self.test_inputs, self.test_labels),
         ):
             if len(inputs) == 0 or len(inputs) != len(labels):
-                raise ValueError(
+                raise UserError(
                     f"task {self.name!r} has {len(inputs)} {part} inputs and {len(labels)} {part} labels; "
                     "give one label for each input, and at least one"
                 )
             if int(labels.min()) < 0 or int(labels.max()) >= len(self.class_names):
-                raise ValueError(
+                raise UserError(
                     f"task {self.name!r} has {part} labels from {int(labels.min())} to {int(labels.max())} "
                     f"for {len(self.class_names)} classes; number the classes from 0"
                 )
@@ -98,7 +99,7 @@ def digit_tasks(
     from sklearn.datasets import load_digits  # here, because it takes a second to import
 
     if not 0 < test_share < 1:
-        raise ValueError(f"test_share must lie between 0 and 1, got {test_share}; 0.25 is usual")
+        raise UserError(f"test_share must lie between 0 and 1, got {test_share}; 0.25 is usual")
     generator = torch.Generator().manual_seed(_checks.whole_number("seed", seed, minimum=0))
     data = load_digits()
     images = torch.tensor(data.images, dtype=dtype) / 16

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.descent import DivergedError, Loss, gradient_descent, gradients
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import stacked
 
 
@@ -264,7 +265,7 @@ def convergence_order(step_sizes: Sequence[float], errors: Sequence[float]) -> f
     steps = [_checks.positive_number("a step size", step) for step in step_sizes]
     sizes = [_checks.positive_number("an error", error) for error in errors]
     if len(steps) != len(sizes) or len(set(steps)) < 2:
-        raise ValueError(
+        raise UserError(
             f"got {len(steps)} step sizes and {len(sizes)} errors; give as many of both, "
             "with at least two different step sizes"
         )

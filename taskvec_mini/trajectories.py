@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 
 _PIECE = 1 << 16  # entries turned to float64 at a time, of every vector
 
@@ -35,9 +36,7 @@ def displacements(path: Iterable[Tensor]) -> Tensor:
     """
     points = _vectors("path", path)
     if len(points) < 2:
-        raise ValueError(
-            "a path of one point has no displacement; give the start and at least one more point"
-        )
+        raise UserError("a path of one point has no displacement; give the start and at least one more point")
     return torch.stack([after - before for before, after in pairwise(points)])
 
 
@@ -73,7 +72,7 @@ def shares(sizes: Tensor | Iterable[float]) -> Tensor:
     values = torch.as_tensor(sizes if isinstance(sizes, Tensor) else list(sizes), dtype=torch.float64)
     _checks.check_finite("sizes", values)
     if values.ndim != 1 or len(values) == 0 or values.min() < 0 or values.sum() == 0:
-        raise ValueError(
+        raise UserError(
             f"sizes must be one or more numbers, none negative and not all zero, got {values.tolist()}; "
             "norms(vectors) makes such"
         )
@@ -101,7 +100,7 @@ def cosines_with(vectors: Iterable[Tensor], reference: Tensor) -> Tensor:
     if not lengths.all():
         place = int((lengths == 0).nonzero()[0])
         name = "reference" if place == len(rows) - 1 else f"vectors[{place}]"
-        raise ValueError(f"{name} is zero and so has no direction; was the model trained at all?")
+        raise UserError(f"{name} is zero and so has no direction; was the model trained at all?")
     products = _total(piece[:-1] @ piece[-1] for piece in _pieces(rows))
     return (products / lengths[:-1] / lengths[-1]).clamp(-1, 1)
 
@@ -151,7 +150,7 @@ def projection(paths: Iterable[Iterable[Tensor]]) -> Projection:
     gram = _total(piece @ piece.T for piece in centred)
     variances, axes = torch.linalg.eigh(gram)
     if variances[-1] <= 0:
-        raise ValueError("all points of the paths are equal, so they span no plane; was the model trained?")
+        raise UserError("all points of the paths are equal, so they span no plane; was the model trained?")
     largest = range(-1, -1 - min(2, len(points)), -1)
     found = torch.stack([axes[:, i] * variances[i].clamp(min=0).sqrt() for i in largest], 1)
     found = torch.nn.functional.pad(found, (0, 2 - found.shape[1]))
@@ -196,7 +195,7 @@ def plane(first: Tensor, second: Tensor) -> Tensor:
     other = _direction("second", second)
     up = other - (other @ across) * across
     if up.norm() < 1e-9:
-        raise ValueError("the two vectors are parallel and span no plane; choose another second vector")
+        raise UserError("the two vectors are parallel and span no plane; choose another second vector")
     return torch.stack([across, up / up.norm()])
 
 
@@ -204,7 +203,7 @@ def _direction(name: str, vector: Tensor) -> Tensor:
     _checks.check_finite(name, vector)
     length = vector.double().norm()
     if length == 0:
-        raise ValueError(f"the {name} vector is zero and so has no direction; was the model trained at all?")
+        raise UserError(f"the {name} vector is zero and so has no direction; was the model trained at all?")
     direction: Tensor = vector.double() / length
     return direction
 
@@ -221,7 +220,7 @@ def _vectors(name: str, vectors: Iterable[Tensor]) -> list[Tensor]:
 def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
     _checks.check_kinds(f"{name} and {other}", first, second)
     if len(first) != len(second):
-        raise ValueError(
+        raise UserError(
             f"{name} has {len(first)} entries and {other} has {len(second)}; "
             "give vectors of one and the same model"
         )

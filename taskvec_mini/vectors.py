@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
+from taskvec_mini.errors import InputTypeError, UserError
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 Scalar = int | float | Tensor
@@ -55,7 +56,7 @@ class TaskVector:
         _check_layout(self.layout)
         size = sum(_size(shape) for _, shape in self.layout)
         if size != len(flat):
-            raise ValueError(f"the layout names {size} entries but flat holds {len(flat)}; they must agree")
+            raise UserError(f"the layout names {size} entries but flat holds {len(flat)}; they must agree")
         self._flat = flat.detach().clone()
 
     @classmethod
@@ -88,7 +89,7 @@ class TaskVector:
         _checks.check_keys(pretrained, finetuned, "pretrained", "finetuned")
         names, carried = _split_names(pretrained, finetuned, integer_buffers)
         if not names:
-            raise ValueError("pretrained holds no floating-point tensors; give a state dict with parameters")
+            raise UserError("pretrained holds no floating-point tensors; give a state dict with parameters")
         for name in names:
             _checks.check_pair(name, pretrained[name], finetuned[name], pretrained[names[0]])
         for name in carried:
@@ -180,7 +181,7 @@ class TaskVector:
         product = self.dot(other)
         lengths = _checks.finite_number("the product of the two norms", self.norm() * other.norm())
         if lengths == 0:
-            raise ValueError("a task vector is zero and so has no direction; was the model finetuned at all?")
+            raise UserError("a task vector is zero and so has no direction; was the model finetuned at all?")
         return max(-1.0, min(1.0, product / lengths))
 
     def apply_to(self, pretrained: Mapping[str, Tensor], scaling_coef: float = 1.0) -> dict[str, Tensor]:
@@ -253,7 +254,7 @@ class TaskVector:
         flat, description = _files.read(path)
         if description.keys() != {"layout", "carried"}:
             found = " and ".join(sorted(description.keys() - {"layout", "carried"}))
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no task vector but a {found}; load it with the class that wrote it"
             )
         return cls(flat, description["layout"], description["carried"])
@@ -263,13 +264,13 @@ class TaskVector:
 
     def _check_match(self, other: TaskVector) -> None:
         if not isinstance(other, TaskVector):
-            raise TypeError(
+            raise InputTypeError(
                 f"the other one must be a task vector, got {type(other).__name__}; "
                 "TaskVector.between(pretrained, finetuned) makes one"
             )
         if self.layout != other.layout:
             _check_parts(self.layout, other.layout)
-            raise ValueError(
+            raise UserError(
                 "the two task vectors list their tensors in different orders; "
                 "second.ordered_like(first) makes both alike"
             )
@@ -284,10 +285,10 @@ def _check_layout(layout: Layout) -> None:
     names = [name for name, _ in layout]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the layout names {twice!r} twice; give every part a name of its own")
+        raise UserError(f"the layout names {twice!r} twice; give every part a name of its own")
     for name, shape in layout:
         if any(length < 0 for length in shape):
-            raise ValueError(f"{name!r} has the shape {shape}, but no length can be below 0")
+            raise UserError(f"{name!r} has the shape {shape}, but no length can be below 0")
 
 
 def _check_parts(first: Layout, second: Layout) -> None:
@@ -312,12 +313,12 @@ def _split_names(
     others = [n for n in pretrained if n not in names]
     for name in others:
         if pretrained[name].is_complex():
-            raise TypeError(
+            raise InputTypeError(
                 f"{name!r} is {pretrained[name].dtype}, of which no task vector is made here; "
                 "leave it out, or give torch.view_as_real(...) of it"
             )
     if others and integer_buffers == "refuse":
-        raise TypeError(
+        raise InputTypeError(
             f"{others[0]!r} is {pretrained[others[0]].dtype}, which has no meaningful difference; "
             'pass integer_buffers="carry" to leave such buffers as they are in the pretrained model'
         )

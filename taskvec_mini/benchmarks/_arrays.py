@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taskvec_mini import records
+from taskvec_mini.errors import UserError
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]  # by the names below
@@ -26,7 +27,7 @@ def read(path: Path, expected: str, *, remedy: str) -> dict[str, Array]:
     """The arrays of a file; where its sha256 is another one, a ValueError with both and the remedy."""
     found = records.checksum(path)
     if found != expected:
-        raise ValueError(
+        raise UserError(
             f"{path} is truncated or corrupted ({path.stat().st_size:,} bytes): "
             f"its sha256 should be {expected} and is {found}; {remedy}"
         )
@@ -34,10 +35,10 @@ def read(path: Path, expected: str, *, remedy: str) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in REQUIRED if key not in stored.files]
             if missing:
-                raise ValueError(f"it has no array {missing[0]!r}, only {', '.join(stored.files)}")
+                raise UserError(f"it has no array {missing[0]!r}, only {', '.join(stored.files)}")
             return {key: stored[key] for key in (*REQUIRED, *OPTIONAL) if key in stored.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as a file of images ({error}); {remedy}") from error
+        raise UserError(f"{path} cannot be read as a file of images ({error}); {remedy}") from error
 
 
 def write(path: Path, arrays: Arrays) -> None:

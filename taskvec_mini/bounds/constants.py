@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.networks import MLP, FlatLoss, flatten, outputs_at, unflatten
 
 
@@ -91,7 +92,7 @@ def layer_radii(radius: float | Sequence[float], layers: int) -> list[float]:
     given = [radius] * layers if isinstance(radius, int | float) else list(radius)
     radii = [_checks.finite_number("radius", each) for each in given]
     if len(radii) != layers or min(radii) < 0:
-        raise ValueError(f"radius must be one number of at least 0, or {layers} of them, got {radius}")
+        raise UserError(f"radius must be one number of at least 0, or {layers} of them, got {radius}")
     return radii
 
 
@@ -127,11 +128,11 @@ def centre_of(model: MLP, theta: Tensor | None) -> Tensor:
 def check_network(model: object, inputs: Tensor) -> None:
     """A TypeError unless the model is an MLP, a ValueError unless the inputs fit it and are finite."""
     if not isinstance(model, MLP):
-        raise TypeError(
+        raise InputTypeError(
             f"the bounds are made for networks.MLP, got {type(model).__name__}; build one of those"
         )
     if inputs.ndim != 2 or inputs.shape[1] != model.sizes[0] or len(inputs) == 0:
-        raise ValueError(
+        raise UserError(
             f"inputs have shape {tuple(inputs.shape)}, expected (N, {model.sizes[0]}) with N of at least 1; "
             "flatten images with inputs.flatten(1)"
         )
@@ -141,7 +142,7 @@ def check_network(model: object, inputs: Tensor) -> None:
 def check_smooth(activation: str) -> None:
     """A ValueError for an activation whose slope jumps."""
     if math.isinf(ACTIVATION_CONSTANTS[activation].curvature):
-        raise ValueError(
+        raise UserError(
             f"the activation {activation!r} has a kink where its slope jumps: no bound on the Hessian holds "
             "once a unit switches on or off; use a smooth one such as 'gelu' or 'softplus' (the gradient "
             "bound of network_bounds holds for every activation)"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 
 Numbers = float | Tensor
 
@@ -121,10 +122,10 @@ def _times(factor: Tensor, distance: Tensor) -> Tensor:
 def _per_epoch(name: str, values: Numbers, tasks: int | None, epochs: int) -> Tensor:
     given = torch.as_tensor(values, dtype=torch.float64)
     if given.ndim not in (0, 2) or bool((given < 0).any()) or not bool(torch.isfinite(given).all()):
-        raise ValueError(f"{name} must be finite numbers of at least 0, one or (T, k) of them, got {values}")
+        raise UserError(f"{name} must be finite numbers of at least 0, one or (T, k) of them, got {values}")
     try:
         return given.expand(tasks or (len(given) if given.ndim else 1), epochs)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} has shape {tuple(given.shape)}, expected ({tasks or 'T'}, {epochs}) for tasks and epochs"
         ) from error

@@ -19,6 +19,7 @@ from taskvec_mini.bounds.local import local_bounds
 from taskvec_mini.bounds.measured import curvature_range
 from taskvec_mini.bounds.run import Run
 from taskvec_mini.bounds.weights import NetworkBounds, network_bounds
+from taskvec_mini.errors import InputTypeError
 from taskvec_mini.networks import MLP, FlatLoss, LossName
 from taskvec_mini.theory import leading_gap, merge_gap
 
@@ -86,7 +87,9 @@ def gap_ladder(
     """
     for loss in _checks.not_empty("the list of losses", losses):
         if not isinstance(loss, FlatLoss):
-            raise TypeError(f"the ladder looks inside the losses: make them with flat_loss, got {loss!r}")
+            raise InputTypeError(
+                f"the ladder looks inside the losses: make them with flat_loss, got {loss!r}"
+            )
     start = _checks.flat_parameters("start", start).detach().double()
     run = Run(list(losses), start, learning_rate, epochs, scaling_coef)
     return [
@@ -277,5 +280,5 @@ def _from_examples(loss: FlatLoss, theta: Tensor, radius: float | Sequence[float
 
 def _mlp(loss: FlatLoss) -> MLP:
     if not isinstance(loss.model, MLP):
-        raise TypeError(f"the ladder needs losses of a networks.MLP, got {type(loss.model).__name__}")
+        raise InputTypeError(f"the ladder needs losses of a networks.MLP, got {type(loss.model).__name__}")
     return loss.model

@@ -21,6 +21,7 @@ from taskvec_mini.bounds.constants import (
     residuals,
     spectral_norm,
 )
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import MLP, LossName, flat_loss
 
 
@@ -128,7 +129,7 @@ def network_bounds(
     centre = centre_of(model, theta)
     radii = layer_radii(radius, len(model.layers))
     if targets is None and math.isinf(constants.residual):
-        raise ValueError(f"the gradient of {loss} is the residual, so it needs targets; pass targets=...")
+        raise UserError(f"the gradient of {loss} is the residual, so it needs targets; pass targets=...")
     checked = None if targets is None else flat_loss(model, inputs, targets, loss=loss, outputs=outputs)
     weights, biases = layers_at(model, centre, outputs)
     sigma = ACTIVATION_CONSTANTS[model.activation]

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.explore.rows import ONLY, Panels, Row
 
 Scale = Literal["linear", "log"]
@@ -28,7 +29,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         if (self.y is None) == (self.x is None):
-            raise ValueError(f"the reference {self.label!r} needs y=... or x=..., just one of the two")
+            raise UserError(f"the reference {self.label!r} needs y=... or x=..., just one of the two")
         _checks.finite_number(f"the reference {self.label!r}", self.at)
 
     @property
@@ -132,16 +133,18 @@ def named_charts(charts: Chart | Mapping[str, Chart]) -> Charts:
     named = dict(charts) if isinstance(charts, Mapping) else {ONLY: charts}
     for name, chart in named.items():
         if not isinstance(chart, (Lines, Bars)):
-            raise TypeError(f"the chart of panel {name!r} must be Lines(...) or Bars(...), got {chart!r}")
+            raise InputTypeError(
+                f"the chart of panel {name!r} must be Lines(...) or Bars(...), got {chart!r}"
+            )
     if len(named) not in ASPECT:
-        raise ValueError(f"got {len(named)} charts; one or two fit beside each other, so call explore again")
+        raise UserError(f"got {len(named)} charts; one or two fit beside each other, so call explore again")
     return named
 
 
 def check_columns(charts: Charts, panels: Panels) -> None:
     """A ValueError unless every chart finds its panel, its columns, and numbers that its scales can show."""
     if set(charts) != set(panels):
-        raise ValueError(
+        raise UserError(
             f"the charts are named {', '.join(charts)} but the rows {', '.join(panels)}; "
             "let compute return one list of rows for each chart"
         )
@@ -158,14 +161,14 @@ def _check_column(column: str, panel: str, rows: list[Row]) -> None:
     if column not in known:
         near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(known)}"
-        raise ValueError(f"panel {panel!r} has no column {column!r}: {hint}")
+        raise UserError(f"panel {panel!r} has no column {column!r}: {hint}")
 
 
 def _check_number(value: float | str, column: str, panel: str, scale: Scale) -> None:
     if isinstance(value, str):
-        raise ValueError(f"panel {panel!r} needs numbers in the column {column!r}, got {value!r}")
+        raise UserError(f"panel {panel!r} needs numbers in the column {column!r}, got {value!r}")
     if scale == "log" and value <= 0:
-        raise ValueError(
+        raise UserError(
             f"panel {panel!r} shows {column!r} on a log scale but got {value}; "
             "use a linear scale, or let compute return a small floor instead"
         )
@@ -195,7 +198,7 @@ def _frame(chart: Chart, rows: list[Row], aspect: float) -> Frame:
     heights = [row[chart.y] for row in rows] + [line.y for line in chart.references if line.y is not None]
     series = _words(row[chart.series] for row in rows) if chart.series else ("",)
     if len(series) > SERIES_LIMIT:
-        raise ValueError(
+        raise UserError(
             f"the column {chart.series!r} names {len(series)} series but a chart can tell "
             f"{SERIES_LIMIT} apart; leave some out"
         )

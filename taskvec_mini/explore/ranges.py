@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 
 Value = int | float | str
 
@@ -38,7 +39,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
-            raise ValueError(
+            raise UserError(
                 f"a range needs two values or more, got {list(self.values)}; a constant belongs in compute"
             )
         if all(isinstance(value, str) for value in self.values):
@@ -47,7 +48,7 @@ class Range:
             numbers = [_checks.finite_number("a value of a range", value) for value in self.values]  # type: ignore[arg-type]
             rising = all(a < b for a, b in itertools.pairwise(numbers))
         if not rising:
-            raise ValueError(f"the values of a range must rise and not repeat, got {list(self.values)}")
+            raise UserError(f"the values of a range must rise and not repeat, got {list(self.values)}")
         self.position(self.default)
 
     @classmethod
@@ -73,7 +74,7 @@ class Range:
         """
         count = (stop - start) / _checks.positive_number("step", step)
         if not math.isfinite(count) or count < 1 or abs(count - round(count)) > 1e-6:
-            raise ValueError(
+            raise UserError(
                 f"steps of {step} do not lead from {start} to {stop}; choose a divisor of {stop - start:g}"
             )
         # twelve digits: 0.1 + 2 * 0.1 is to be 0.3, as the label says
@@ -140,7 +141,7 @@ class Range:
             near = difflib.get_close_matches(value, [str(stop) for stop in self.values], n=1, cutoff=0)
         else:
             near = sorted(self.values, key=lambda stop: abs(float(stop) - value))[:1]  # type: ignore[assignment]
-        raise ValueError(
+        raise UserError(
             f"{value!r} is not a stop of the range {list(self.values)}; the nearest is {near[0]!r}"
         )
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.explore.ranges import Range, Value, grid
 
 Row = dict[str, Any]  # column -> number or word
@@ -62,18 +63,20 @@ def rows_on_grid(compute: Compute, ranges: Mapping[str, Range]) -> dict[tuple[Va
 def check_call(compute: Compute, ranges: Mapping[str, Range]) -> None:
     """A TypeError unless `compute` takes these parameters by name, a ValueError if there are none."""
     if not callable(compute):
-        raise TypeError(f"compute must be a function of keyword parameters, got {compute!r}")
+        raise InputTypeError(f"compute must be a function of keyword parameters, got {compute!r}")
     if not ranges:
-        raise ValueError(
+        raise UserError(
             "ranges is empty; give at least one, such as {'epochs': Range.steps([1, 2], default=1)}"
         )
     for name, range_ in ranges.items():
         if not isinstance(range_, Range):
-            raise TypeError(f"ranges[{name!r}] must be a Range, got {range_!r}; Range.steps([...]) makes one")
+            raise InputTypeError(
+                f"ranges[{name!r}] must be a Range, got {range_!r}; Range.steps([...]) makes one"
+            )
     try:
         inspect.signature(compute).bind(**dict.fromkeys(ranges))
     except TypeError as error:
-        raise TypeError(f"compute does not take the parameters {', '.join(ranges)}: {error}") from error
+        raise InputTypeError(f"compute does not take the parameters {', '.join(ranges)}: {error}") from error
 
 
 def call_text(compute: Compute, parameters: Mapping[str, Value]) -> str:
@@ -84,16 +87,16 @@ def call_text(compute: Compute, parameters: Mapping[str, Value]) -> str:
 
 def _checked(rows: Any, where: str) -> list[Row]:
     if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
-        raise TypeError(f"{where}: expected a list of rows, each a dictionary, got {type(rows).__name__}")
+        raise InputTypeError(
+            f"{where}: expected a list of rows, each a dictionary, got {type(rows).__name__}"
+        )
     if not rows:
-        raise ValueError(f"{where}: no rows came back; return at least one")
+        raise UserError(f"{where}: no rows came back; return at least one")
     columns = list(rows[0])
     for i, row in enumerate(rows):
         if set(row) != set(columns):
             odd = ", ".join(sorted(map(str, set(row) ^ set(columns))))
-            raise ValueError(
-                f"{where}: row {i} and row 0 differ in the columns {odd}; give all rows the same"
-            )
+            raise UserError(f"{where}: row {i} and row 0 differ in the columns {odd}; give all rows the same")
     return [{column: _plain(row[column], f"{where}, row {i}, {column}") for column in columns}
             for i, row in enumerate(rows)]  # fmt: skip
 
@@ -104,7 +107,7 @@ def _plain(value: Any, where: str) -> float | int | str:
         return value
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{where}: expected a number or a word, got {value!r}")
+        raise InputTypeError(f"{where}: expected a number or a word, got {value!r}")
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {number} cannot be drawn; narrow the range or leave out this row")
+        raise UserError(f"{where}: {number} cannot be drawn; narrow the range or leave out this row")
     return number

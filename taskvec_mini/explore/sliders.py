@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 from taskvec_mini.explore.charts import Bars, Chart, Lines, Reference, check_columns, named_charts
 from taskvec_mini.explore.page import VEGA_URLS
 from taskvec_mini.explore.ranges import Range, defaults
@@ -78,7 +79,7 @@ def explore(
     check_call(compute, ranges)
     for name, text in (("question", question), ("description", description)):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name} is empty; say it in a sentence, some readers have nothing else")
+            raise UserError(f"{name} is empty; say it in a sentence, some readers have nothing else")
     check_columns(named, evaluate(compute, defaults(ranges)))  # one position first: an error comes at once
     settings: dict[str, Any] = {
         "ranges": ranges, "charts": named, "question": question, "description": description, "say": say,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskvec_mini.errors import UserError
 from taskvec_mini.explore import ranges as ranges_
 from taskvec_mini.explore.charts import Charts, check_columns, frames
 from taskvec_mini.explore.page import page
@@ -87,7 +88,7 @@ def _sliders(ranges: Mapping[str, Range]) -> list[dict[str, Any]]:
 def _check_size(text: str, positions: int) -> None:
     size = len(text.encode())
     if size > LARGEST_PAGE:
-        raise ValueError(
+        raise UserError(
             f"the chart takes {size / 1e3:.0f} kB for {positions} positions of the sliders, and may take "
             f"{LARGEST_PAGE / 1e3:g} kB; give the ranges fewer stops or return fewer rows"
         )

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 from taskvec_mini.figures.common import legend_below, new_figure
 from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, LIGHT_PAGE, series_style
 
@@ -155,7 +156,7 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
 def _plot_band(axes: Axes, places: Sequence[float], label: str, runs: Runs, *, series: int) -> None:
     """A line through the means of the runs at each place, and a band from the lowest to the highest."""
     if len(runs) > len(places) or not all(len(values) for values in runs):
-        raise ValueError(
+        raise UserError(
             f"{label!r} has values at {sum(map(bool, map(len, runs)))} of {len(runs)} places, and there are "
             f"{len(places)} of them; give at least one value for each place"
         )

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from taskvec_mini.errors import UserError
+
 
 def whitened(matrices: list[Tensor]) -> Tensor:
     """TSV-M of T matrices (m, n); their mean where there is no room for a direction of each."""
@@ -66,6 +68,6 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
     """`numerator @ denominator⁻¹` for a symmetric, positive denominator."""
     factor, failed = torch.linalg.cholesky_ex(denominator)
     if failed:
-        raise ValueError("ridge is so small that rounding swallows it; choose a larger one, such as 0.01")
+        raise UserError("ridge is so small that rounding swallows it; choose a larger one, such as 0.01")
     quotient: Tensor = torch.cholesky_solve(numerator.T, factor).T
     return quotient

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 
 Path = str | os.PathLike[str]
 
@@ -71,7 +72,7 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"{file} is no safetensors file, or not a whole one ({error}); copy it again, or write the state "
             "dict anew with safetensors.torch.save_file"
         ) from error
@@ -80,7 +81,9 @@ def _opened(file: Path) -> Iterator[Any]:
 def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: str) -> Stored:
     """What the headers of all files say; an error where they do not agree."""
     if isinstance(finetuned, str | os.PathLike):
-        raise TypeError(f"finetuned must be a list of files, got the one file {finetuned!r}; put it into [ ]")
+        raise InputTypeError(
+            f"finetuned must be a list of files, got the one file {finetuned!r}; put it into [ ]"
+        )
     carry = _checks.named_choice("integer_buffers", integer_buffers, {"refuse": False, "carry": True})
     files = [pretrained, *_checks.not_empty("the list of finetuned files", finetuned)]
     _check_distinct(files)
@@ -94,7 +97,7 @@ def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: 
     _checks.warn_of_statistics(shapes)
     stored = Stored(files, shapes, kinds, wide, tuple(name for name in contents if name not in shapes))
     if not any(stored.sizes.values()):
-        raise ValueError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
+        raise UserError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
     return stored
 
 
@@ -123,7 +126,7 @@ def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def _check_distinct(files: list[Path]) -> None:
     for place, file in enumerate(files):
         if any(os.path.samefile(file, other) for other in files[:place]):
-            raise ValueError(
+            raise UserError(
                 f"{file} is given twice; a task counts once (weigh it in memory if you want it to count more)"
             )
 
@@ -133,7 +136,7 @@ def _check_alike(first: dict[str, Any], second: dict[str, Any], name: Path, othe
     for key, (shape, dtype) in first.items():
         _checks.check_shapes(f"{key} in {other}", shape, second[key][0])
         if second[key][1] != dtype:
-            raise TypeError(
+            raise InputTypeError(
                 f"dtypes differ at {key!r}: {dtype} in {name} against {second[key][1]} in {other}; their "
                 "difference would hold the rounding of one side: use files of one precision"
             )
@@ -142,9 +145,11 @@ def _check_alike(first: dict[str, Any], second: dict[str, Any], name: Path, othe
 def _read_as(name: str, dtype: str, carry: bool) -> torch.dtype | None:
     """The dtype that a tensor is read as; None for one that is carried over."""
     if dtype not in _READ and not dtype.startswith(_COUNTS):
-        raise TypeError(f"{name!r} is {dtype}, which cannot be merged; save it as one of {', '.join(_READ)}")
+        raise InputTypeError(
+            f"{name!r} is {dtype}, which cannot be merged; save it as one of {', '.join(_READ)}"
+        )
     if dtype not in _READ and not carry:
-        raise TypeError(
+        raise InputTypeError(
             f"{name!r} is {dtype}, which has no meaningful difference; pass "
             'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
         )

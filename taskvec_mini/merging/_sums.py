@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskvec_mini.errors import UserError
 from taskvec_mini.merging._stored import Stored, data_offsets
 
 Array = NDArray[Any]  # of float32 or float64
@@ -104,7 +105,7 @@ class _Reader:
         handle = self.handles[number]
         handle.seek(self.offsets[number][piece.name] + piece.first * raw.itemsize)
         if handle.readinto(raw.data.cast("B")) != raw.nbytes:
-            raise ValueError(
+            raise UserError(
                 f"{self.stored.files[number]} became shorter while it was read; copy it again, and let "
                 "nothing write to it meanwhile"
             )

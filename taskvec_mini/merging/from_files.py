@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
+from taskvec_mini.errors import InputTypeError
 from taskvec_mini.merging import rules as merging
 from taskvec_mini.merging._stored import Path, Stored, stored_layout
 from taskvec_mini.merging._sums import Array, sum_vectors
@@ -185,7 +186,9 @@ def _checked_rule(rule: str, options: dict[str, Any]) -> Callable[..., TaskVecto
     known = list(signature.parameters)[1:]
     for option in options:
         if option not in known:
-            raise TypeError(f"{rule} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+            raise InputTypeError(
+                f"{rule} has no option {option!r}; its options: {', '.join(known) or 'none'}"
+            )
     signature.bind([], **options)  # a TypeError for one that has no default and is not given
     return function
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.merging._matrices import least_squares, whitened
 from taskvec_mini.vectors import TaskVector
 
@@ -105,7 +106,7 @@ def ties(
         tensor([4., 6., 0., 0.])
     """
     if not 0 < _checks.finite_number("density", density) <= 1:
-        raise ValueError(f"density must be above 0 and at most 1, got {density}; 0.2 keeps the largest fifth")
+        raise UserError(f"density must be above 0 and at most 1, got {density}; 0.2 keeps the largest fifth")
     counted = _checks.named_choice("election", elect, {"mass": False, "count": True})
     averaged = _checks.named_choice("combination", combine, {"mean": True, "sum": False})
     vectors = _matching(task_vectors)
@@ -175,7 +176,7 @@ def breadcrumbs(
     """
     low, high = _below_one("smallest", smallest), _below_one("largest", largest)
     if round(low + high, 6) >= 1:
-        raise ValueError(f"smallest={low} and largest={high} leave nothing; choose shares with a sum below 1")
+        raise UserError(f"smallest={low} and largest={high} leave nothing; choose shares with a sum below 1")
     vectors = _matching(task_vectors)
     masks = [_middle_mask(vector, low, high) for vector in vectors]
     return _merged(_across(vectors, lambda kept: kept.sum(0), masks), vectors[0])
@@ -272,7 +273,7 @@ def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
     vectors = _checks.not_empty("the list of task vectors", task_vectors)
     for place, vector in enumerate(vectors):
         if not isinstance(vector, TaskVector):
-            raise TypeError(
+            raise InputTypeError(
                 f"task_vectors[{place}] must be a TaskVector, got {type(vector).__name__}; "
                 "TaskVector.between(pretrained, finetuned) makes one; of a dictionary give the values()"
             )
@@ -281,12 +282,12 @@ def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
         except (TypeError, ValueError) as error:
             raise type(error)(f"task_vectors[0] and task_vectors[{place}] do not match: {error}") from None
         if set(vector.carried) != set(vectors[0].carried):
-            raise ValueError(
+            raise UserError(
                 f"task_vectors[0] carries the buffers {vectors[0].carried}, task_vectors[{place}] carries "
                 f"{vector.carried}; make all vectors from state dicts of one architecture"
             )
     if len(vectors[0]) == 0:
-        raise ValueError("the task vectors have no entries; give vectors of a model with parameters")
+        raise UserError("the task vectors have no entries; give vectors of a model with parameters")
     return vectors
 
 
@@ -316,7 +317,7 @@ def _merged(flat: Tensor, first: TaskVector) -> TaskVector:
 def _below_one(name: str, value: float) -> float:
     number = _checks.finite_number(name, value)
     if not 0 <= number < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {number}; 0 drops nothing")
+        raise UserError(f"{name} must be at least 0 and below 1, got {number}; 0 drops nothing")
     return number
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from taskvec_mini import _checks, records
 from taskvec_mini.benchmarks.cli.words import PROGRAM
+from taskvec_mini.errors import UserError
 
 _PLACES = ("runs", "workers", "address")  # options that are about these machines
 OWN_OPTIONS = (  # of studies that name them
@@ -32,7 +33,7 @@ def record(options: argparse.Namespace, studies: Mapping[str, Any]) -> None:
         OSError: if the record cannot be written.
     """
     if not studies:
-        raise ValueError("there are no studies in taskvec_mini.benchmarks.studies; put one into STUDIES")
+        raise UserError("there are no studies in taskvec_mini.benchmarks.studies; put one into STUDIES")
     study = _checks.named_choice("study", options.study, studies)
     _refuse_foreign_options(options, study, studies)
     path = options.out or _default_path(options.study)
@@ -84,7 +85,7 @@ def _refuse_foreign_options(options: argparse.Namespace, study: Any, studies: Ma
     for name in _given(options):
         if name not in getattr(study, "own_options", ()):
             takes = [each for each, other in studies.items() if name in getattr(other, "own_options", ())]
-            raise ValueError(
+            raise UserError(
                 f"the study {options.study!r} takes no {_option(name)}, only {', '.join(takes) or 'none'} "
                 "does; leave it out: what a recorded study does is fixed"
             )

@@ -26,6 +26,7 @@ from taskvec_mini.benchmarks.heads.zero_shot import kind_of, stored_head
 from taskvec_mini.benchmarks.training.experiment import Shelf, encoder
 from taskvec_mini.benchmarks.training.finetune import Run, Settings
 from taskvec_mini.benchmarks.training.progress import unit_of
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 from taskvec_mini.vectors import TaskVector
 
 # --- finetune --------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def _check_fit(backbone: Encoder, tasks: Mapping[str, Task]) -> None:
         try:
             backbone.prepare(task.part("train")[0][:1])
         except TypeError as error:
-            raise TypeError(
+            raise InputTypeError(
                 f"{backbone.name} does not take the {unit_of([task])} of {name} ({error}); "
                 "choose another --backbone"
             ) from error
@@ -119,9 +120,9 @@ def rule_options(name: str, rule: Any, words: list[str]) -> dict[str, Any]:
     for word in words:
         option, equals, text = word.partition("=")
         if not equals:
-            raise ValueError(f"--option {word!r} must be NAME=VALUE, for instance density=0.3")
+            raise UserError(f"--option {word!r} must be NAME=VALUE, for instance density=0.3")
         if not known:
-            raise ValueError(f"{name} has no options, got {word!r}; leave --option out")
+            raise UserError(f"{name} has no options, got {word!r}; leave --option out")
         _checks.named_choice(f"option of {name}", option, known)
         chosen[option] = _value(text, known[option], word)
     return chosen
@@ -137,7 +138,7 @@ def _value(text: str, default: object, word: str) -> Any:
         value = None
     if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
         wanted = "true or false" if isinstance(default, bool) else "a number"
-        raise ValueError(f"--option {word}: the value must be {wanted}, such as {str(default).lower()}")
+        raise UserError(f"--option {word}: the value must be {wanted}, such as {str(default).lower()}")
     return value
 
 
@@ -148,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print a table: each task under the pretrained, the individually finetuned and the merged encoder."""
     shelf = Shelf.open(options.runs)
     if not options.vector.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no file {options.vector}; make it with `merge`, or name another one with --vector"
         )
     merged = TaskVector.load(options.vector)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec_mini.benchmarks.cli.words import PROGRAM
+from taskvec_mini.errors import FileError, UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.training.speed import Speed
@@ -110,7 +111,7 @@ def throughput(options: argparse.Namespace) -> None:
     from taskvec_mini.benchmarks.training.settings import Settings
 
     if options.out and not options.out.absolute().parent.is_dir():
-        raise OSError(f"there is no folder {options.out.absolute().parent} for the record; make it first")
+        raise FileError(f"there is no folder {options.out.absolute().parent} for the record; make it first")
     passes = _checks.whole_number("passes", options.passes)
     images = _checks.whole_number("images", options.images)
     settings = Settings(learning_rate=1e-5, epochs=passes + 1, batch_size=options.batch_size)
@@ -140,7 +141,7 @@ def throughput(options: argparse.Namespace) -> None:
 def _workers(asked: int | None, device: str) -> int:
     if asked is not None:
         if asked < 0:
-            raise ValueError(f"workers must be at least 0, got {asked}")
+            raise UserError(f"workers must be at least 0, got {asked}")
         return asked
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, there) if device == "cuda" else 0

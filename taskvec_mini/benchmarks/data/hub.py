@@ -21,6 +21,7 @@ from taskvec_mini.benchmarks.data import image_store as hub_images
 from taskvec_mini.benchmarks.data.hub_access import Offer
 from taskvec_mini.benchmarks.data.hub_tables import EIGHT, SOURCES
 from taskvec_mini.benchmarks.data.tasks import ImageTask
+from taskvec_mini.errors import FileError, UserError
 
 __all__ = ["EIGHT", "IMAGE_SIZE", "SOURCES", "load"]
 
@@ -85,7 +86,7 @@ def load(
 def _check_revision(place: Path, wanted: str | None) -> None:
     found = str(hub_images.read_about(place).get("revision"))
     if wanted is not None and not found.startswith(wanted):
-        raise ValueError(
+        raise UserError(
             f"{place} was made from revision {found}, not from {wanted}; delete it, or give another folder"
         )
 
@@ -136,7 +137,7 @@ def _check_disk(needs: Mapping[Path, int], leftovers: list[Path]) -> None:
         wanted, free = sum(needs[path] for path in paths), shutil.disk_usage(_existing(paths[0])).free
         if wanted > free:
             old = f"; {', '.join(map(str, leftovers))} may be deleted" if leftovers else ""
-            raise OSError(
+            raise FileError(
                 errno.ENOSPC,
                 f"the disk of {' and '.join(map(str, paths))} has {_megabytes(free)} MB free, and "
                 f"{_megabytes(wanted)} MB are needed: nothing was fetched; ask for fewer tasks, give another "
@@ -160,7 +161,7 @@ def _make(offer: Offer, place: Path, size: int, scratch: Path, *, other_counts: 
         found = hub_images.make(place, parts, labels, source=source, size=size, about=about, scratch=scratch)
     except ValueError as error:
         where = f"{source.repository} at revision {offer.revision}"
-        raise ValueError(f"task {offer.name!r}, {where}: {error}") from error
+        raise UserError(f"task {offer.name!r}, {where}: {error}") from error
     except OSError as error:
         full = hub_access.disk_full(offer, error)
         if full is None:

@@ -13,6 +13,7 @@ import numpy as np
 from taskvec_mini.benchmarks._arrays import Array
 from taskvec_mini.benchmarks.data.hub_tables import SOURCES, Source
 from taskvec_mini.benchmarks.data.torchvision_sets import full_disk
+from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 PARTS = ("train", "test")
 _TIMEOUT = 10.0  # seconds until an unanswered question to the Hub is an error
@@ -47,17 +48,17 @@ def ask(name: str, revision: str | None) -> Offer:
         if info.gated:
             api.auth_check(source.repository, repo_type="dataset")
     except errors.GatedRepoError as error:
-        raise PermissionError(
+        raise FileError(
             f"{what} wants a login: accept its terms at {page}, then run `hf auth login`{_route(source)}"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{what} has no revision {revision!r}; {page}/commits/main lists them") from error
+        raise UserError(f"{what} has no revision {revision!r}; {page}/commits/main lists them") from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{what} is not on the Hub: it was moved, deleted or made private; look at {page}{_route(source)}"
         ) from error
     except Exception as error:  # of one of several network libraries
-        raise OSError(
+        raise FileError(
             f"{what} could not be asked for ({_words(error)}); look at the network connection and call "
             f"again, or copy the folder 'hub' from a machine that has one{_route(source)}"
         ) from error
@@ -78,7 +79,7 @@ def _offer(name: str, source: Source, info: Any) -> Offer:
     }
     for part, found in files.items():
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"task {name!r}: {source.repository} at revision {info.sha} has no files "
                 f"{start}.../{part}-*.parquet but {', '.join(sorted(sizes)[:5]) or 'nothing'}; it has "
                 f"changed: pin an older revision{_route(source)}"
@@ -140,24 +141,24 @@ def class_names(source: Source, parts: Mapping[str, Any]) -> list[str]:
         features = parts[part].features
         for column in (source.image, source.label):
             if column not in features:
-                raise ValueError(
+                raise UserError(
                     f"{part} has no column {column!r} but {', '.join(map(repr, features))}; the repository "
                     "has changed: pin an older revision"
                 )
         names[part] = found = list(getattr(features[source.label], "names", None) or ())
         if len(found) != source.classes:
-            raise ValueError(
+            raise UserError(
                 f"{part} names {len(found)} classes in column {source.label!r}, not {source.classes}; "
                 "the repository has changed: pin an older revision"
             )
         for label, name in source.names.items():
             if _plain(found[label]) != _plain(name):
-                raise ValueError(
+                raise UserError(
                     f"class {label} of {part} is {found[label]!r}, not {name!r}: the classes have another "
                     "order, and heads of the documented order would be wrong; pin an older revision"
                 )
     if names["train"] != names["test"]:
-        raise ValueError("train and test name their classes differently; pin an older revision")
+        raise UserError("train and test name their classes differently; pin an older revision")
     return [_SPELLINGS.get(name, name).replace("_", " ") for name in names["train"]]
 
 
@@ -172,14 +173,14 @@ def labels(source: Source, parts: Mapping[str, Any], *, other_counts: bool) -> A
     found, empty = tuple(map(len, listed)), set(range(source.classes)) - set(listed[0])
     if (found != source.sizes or empty) and not other_counts:
         lack = f", and {len(empty)} classes have no training image" if empty else ""
-        raise ValueError(
+        raise UserError(
             f"train and test have {found[0]:,} and {found[1]:,} images, documented are "
             f"{source.sizes[0]:,} and {source.sizes[1]:,}{lack}; pin an older revision, or take it with "
             "hub.load(..., other_counts=True)"
         )
     strange = {each for labels in listed for each in labels} - set(range(source.classes))
     if strange:
-        raise ValueError(
+        raise UserError(
             f"some images have the label {strange.pop()!r}; the repository has changed: pin an older revision"
         )
     return np.array([each for labels in listed for each in labels], dtype=np.int64)

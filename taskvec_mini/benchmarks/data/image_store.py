@@ -26,6 +26,7 @@ from taskvec_mini.benchmarks.data import splits
 from taskvec_mini.benchmarks.data.hub_tables import Source
 from taskvec_mini.benchmarks.data.tasks import ImageTask
 from taskvec_mini.benchmarks.training.progress import ProgressLine
+from taskvec_mini.errors import UserError
 
 SEED = 0  # of the order of the rows on disk; the split of another seed is copied into memory
 _IMAGES, _ROWS, _ABOUT = "images.npy", "rows.npz", "about.json"
@@ -100,7 +101,7 @@ def _decode(parts: Mapping[str, Any], source: Source, images: Array, *, title: s
     pending = 0
     for at, (part, row, image) in enumerate(_examples(parts, source.image)):
         if source.pixels is not None and image.size != (source.pixels, source.pixels):
-            raise ValueError(
+            raise UserError(
                 f"image {row} of {part} has {image.size[0]} x {image.size[1]} pixels, not {source.pixels} x "
                 f"{source.pixels}; the repository has changed: pin an older revision"
             )
@@ -121,7 +122,7 @@ def _examples(parts: Mapping[str, Any], column: str) -> Iterator[tuple[str, int,
                 image = parts[part][row][column]
                 image.load()
             except (OSError, SyntaxError, ValueError, AttributeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"image {row} of {part} cannot be decoded ({error}); its download may be damaged: delete "
                     "the data set from the cache of Hugging Face and call again"
                 ) from error
@@ -194,7 +195,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / _ABOUT} is damaged ({error}); {_remedy(folder)}") from error
+        raise UserError(f"{folder / _ABOUT} is damaged ({error}); {_remedy(folder)}") from error
 
 
 def task(name: str, folder: Path, *, limit: int | None, seed: int) -> ImageTask:
@@ -240,7 +241,7 @@ def _check(folder: Path, file: str, expected: str) -> None:
     found = records.checksum(path) if path.is_file() else "missing"
     if found != expected:
         size = f"{path.stat().st_size:,} bytes" if path.is_file() else "not there"
-        raise ValueError(
+        raise UserError(
             f"{path} is truncated or corrupted ({size}): its sha256 should be {expected} and is {found}; "
             f"{_remedy(folder)}"
         )

@@ -11,6 +11,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from taskvec_mini.errors import UserError
+
 VALIDATION_SHARE = 0.1
 VALIDATION_MOST = 5_000
 
@@ -58,7 +60,7 @@ def _chosen(units: Tensor, generator: torch.Generator) -> Tensor:
     sizes = torch.bincount(units)
     room = min(max(1, round(VALIDATION_SHARE * len(units))), VALIDATION_MOST)
     if len(units) < 2 or int(sizes.min()) > room:
-        raise ValueError(
+        raise UserError(
             f"no validation part of at most {room} of {len(units)} images can be split off without tearing a "
             f"group apart (the smallest has {int(sizes.min())} images); give more images or smaller groups"
         )

@@ -23,6 +23,7 @@ from taskvec_mini.benchmarks.data import hub, splits
 from taskvec_mini.benchmarks.data import torchvision_sets as downloads
 from taskvec_mini.benchmarks.data.tasks import ImageTask, check_part
 from taskvec_mini.benchmarks.data.texts import load_text_tasks
+from taskvec_mini.errors import MissingFileError, UserError
 from taskvec_mini.tasks import digit_tasks
 
 __all__ = ["BUNDLE", "CORE", "FOLDER_VARIABLE", "TEXTS", "ImageTask", "load_tasks"]
@@ -115,7 +116,7 @@ def _bundle(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) 
     chosen = _chosen(names, BUNDLE, CORE)
     place = _folder(folder, "bundle")
     if not place.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{place} is no folder; give the folder of mnist.npz and the others as folder=... or in the "
             f"environment variable {FOLDER_VARIABLE}, or take suite='torchvision' or 'digits' (on the "
             "command line: --data FOLDER, --suite)"
@@ -123,7 +124,7 @@ def _bundle(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) 
     for name in chosen:
         file, sha256 = BUNDLE[name]
         if not (place / file).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{place / file} is missing; copy it there, or leave the task {name!r} out"
             )
         arrays = _arrays.read(place / file, sha256, remedy="copy the file again from where it came from")
@@ -163,7 +164,7 @@ def _chosen(names: Iterable[str] | None, known: Mapping[str, object], default: t
 def _folder(folder: str | os.PathLike[str] | None, suite: str) -> Path:
     given = os.environ.get(FOLDER_VARIABLE) if folder is None else folder
     if not given:
-        raise ValueError(
+        raise UserError(
             f"suite {suite!r} needs a folder: give folder=... or set the environment variable "
             f"{FOLDER_VARIABLE} to the folder of the data; suite='digits' needs none (on the command line: "
             "--data FOLDER, --suite digits)"
@@ -215,10 +216,10 @@ def _groups(arrays: _arrays.Arrays, images: int) -> Tensor | None:
         return None
     groups = _tensor(arrays["train_groups"])
     if groups.shape != (images,):
-        raise ValueError(f"train_groups has shape {tuple(groups.shape)} for {images} images; give one each")
+        raise UserError(f"train_groups has shape {tuple(groups.shape)} for {images} images; give one each")
     both = np.intersect1d(arrays["train_groups"], arrays.get("test_groups", np.array([], dtype=np.int64)))
     if len(both):
-        raise ValueError(
+        raise UserError(
             f"{len(both)} group(s) stand in the train and in the test part, the first is {both[0]}; "
             "the test part is leaked: split it anew by group"
         )

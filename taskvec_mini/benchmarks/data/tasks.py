@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 
 PARTS = ("train", "val", "test")
 
@@ -43,7 +44,7 @@ class ImageTask:
             images, labels = self.part(part)
             check_part(f"task {self.name!r}, {part}", images, labels, classes=len(self.class_names))
             if images.shape[1:] != self.train_images.shape[1:]:
-                raise ValueError(
+                raise UserError(
                     f"task {self.name!r} has {part} images of shape {tuple(images.shape[1:])} and train "
                     f"images of shape {tuple(self.train_images.shape[1:])}; resize them to one size"
                 )
@@ -71,17 +72,17 @@ def check_part(what: str, images: Tensor, labels: Tensor, *, classes: int) -> No
         ValueError: if the images have another shape, lengths differ, or a label has no class.
     """
     if images.dtype != torch.uint8 or labels.dtype != torch.int64:
-        raise TypeError(
+        raise InputTypeError(
             f"{what}: images must be uint8 and labels int64, got {images.dtype} and {labels.dtype}; "
             "convert them with .to(dtype), images to the range 0-255"
         )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise ValueError(
+        raise UserError(
             f"{what}: images must have shape (N, H, W) or (N, H, W, 3), got {tuple(images.shape)}; "
             "put the colours last"
         )
     if len(labels) == 0 or labels.shape != images.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{what}: {len(images)} images and labels of shape {tuple(labels.shape)}; "
             "give one label for each image, and at least one"
         )
@@ -91,7 +92,7 @@ def check_part(what: str, images: Tensor, labels: Tensor, *, classes: int) -> No
 def check_labels(what: str, labels: Tensor, classes: int) -> None:
     """A ValueError where a label has no class."""
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(
+        raise UserError(
             f"{what}: labels run from {int(labels.min())} to {int(labels.max())} for {classes} classes; "
             "number the classes from 0 and name each"
         )

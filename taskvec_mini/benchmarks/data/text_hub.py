@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data import splits
 from taskvec_mini.benchmarks.data.text_tables import HUB, HubSource, same_texts
+from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 
 class Rows(NamedTuple):
@@ -58,7 +59,7 @@ def _rows(source: HubSource, split: str) -> Rows:
     data, where = _fetch(source, split), f"{_where(source)}, split {split!r}"
     for column in (source.text, source.label):
         if column not in data.column_names:
-            raise ValueError(
+            raise UserError(
                 f"{where} has no column {column!r}, only {', '.join(data.column_names)}; {_remedy(source)}"
             )
     names = _class_names(source, data, where)
@@ -76,7 +77,7 @@ def _class_names(source: HubSource, data: Any, where: str) -> list[str | None]:
         words = [str(value).lower() for value in column]
         for word in words:
             if word not in known:
-                raise ValueError(
+                raise UserError(
                     f"{where}: column {source.label!r} holds {word!r}, none of the classes "
                     f"{', '.join(expected)}; {_remedy(source)}"
                 )
@@ -85,10 +86,10 @@ def _class_names(source: HubSource, data: Any, where: str) -> list[str | None]:
         pairs = enumerate(zip(found, expected, strict=False))
         wrong = (f"class {i} is {has!r}, expected {wanted!r}" for i, (has, wanted) in pairs if has != wanted)
         first = next(wrong, f"{len(found)} classes, expected {len(expected)}")
-        raise ValueError(f"{where} has other classes, or in another order: {first}; {_remedy(source)}")
+        raise UserError(f"{where} has other classes, or in another order: {first}; {_remedy(source)}")
     hidden = [number for number in column if not 0 <= number < len(found)]
     if hidden:
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(hidden)} of {len(column)} labels are no class, the first is {hidden[0]}, as "
             f"where labels are not public; {_remedy(source)}"
         )
@@ -101,18 +102,18 @@ def _fetch(source: HubSource, split: str) -> Any:
     try:
         return library.load_dataset(source.repository, source.config, split=split)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{_where(source)} is not on the Hugging Face hub, or not open to you ({_line(error)}); "
             f"{_remedy(source)}"
         ) from error
     except OSError as error:
-        raise OSError(
+        raise FileError(
             f"{_where(source)} could not be read from the Hugging Face hub ({_line(error)}); look at the "
             "network connection and call again (what arrived whole is kept), or take suite='text', which "
             "reads files"
         ) from error
     except (ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UserError(
             f"{_where(source)}, split {split!r}, cannot be read ({_line(error)}); {_remedy(source)}"
         ) from error
 

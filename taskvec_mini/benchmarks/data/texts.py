@@ -19,6 +19,7 @@ from taskvec_mini.benchmarks.data.text_hub import Rows
 from taskvec_mini.benchmarks.data.text_tables import BUNDLE, CLASSES, CORE, same_texts
 from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.load import DATA_VARIABLE
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 
 _HEADER = "text\tlabel"
 
@@ -72,7 +73,7 @@ class TextTask:
             tokens, labels = self.part(part)
             _check_part(f"task {self.name!r}, {part}", tokens, labels, classes=len(self.class_names))
             if tokens.shape[1] != self.train_tokens.shape[1]:
-                raise ValueError(
+                raise UserError(
                     f"task {self.name!r} has {part} texts of {tokens.shape[1]} tokens and train texts of "
                     f"{self.train_tokens.shape[1]}; fill them up with zeros to one length"
                 )
@@ -94,17 +95,17 @@ class TextTask:
 
 def _check_part(what: str, tokens: Tensor, labels: Tensor, *, classes: int) -> None:
     if tokens.dtype != torch.int32 or labels.dtype != torch.int64:
-        raise TypeError(
+        raise InputTypeError(
             f"{what}: tokens must be int32 and labels int64, got {tokens.dtype} and {labels.dtype}; "
             "convert them with .to(dtype)"
         )
     if tokens.ndim != 2 or len(labels) == 0 or labels.shape != tokens.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{what}: tokens must be (N, L) and labels (N,), at least one, got {tuple(tokens.shape)} and "
             f"{tuple(labels.shape)}; give one row of tokens and one label for each text"
         )
     if int(tokens.min()) < 0:
-        raise ValueError(f"{what}: token ids must be at least 0, got {int(tokens.min())}; 0 is padding")
+        raise UserError(f"{what}: token ids must be at least 0, got {int(tokens.min())}; 0 is padding")
     check_labels(what, labels, classes)
 
 
@@ -169,14 +170,14 @@ def load_text_tasks(
 def _folder(folder: str | os.PathLike[str] | None) -> Path:
     given = os.environ.get(DATA_VARIABLE) if folder is None else folder
     if not given:
-        raise ValueError(
+        raise UserError(
             "the text tasks need a folder: give folder=... or set the environment variable "
             f"{DATA_VARIABLE} to the folder whose folder 'text' has their files; the suite 'text-hub' "
             "downloads them instead (on the command line: --data FOLDER, --suite text-hub)"
         )
     place = Path(given).expanduser() / "text"
     if not place.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{place} is no folder; give the folder above it as folder=... or in the environment variable "
             f"{DATA_VARIABLE}, or take the suite 'text-hub', which downloads the tasks (on the command line: "
             "--data FOLDER, --suite text-hub)"
@@ -189,10 +190,10 @@ def _from_files(name: str, place: Path) -> tuple[str, Rows, Rows, str]:
     paths = [place / f"{name}.{part}.tsv" for part in ("train", "test")]
     for path, expected in zip(paths, BUNDLE[name], strict=True):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; copy it there, or leave the task {name!r} out")
+            raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
         found = records.checksum(path)
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"{path} is truncated or was changed ({path.stat().st_size:,} bytes): its sha256 should be "
                 f"{expected} and is {found}; copy the file again from where it came from"
             )
@@ -204,16 +205,16 @@ def _read(path: Path, classes: tuple[str, ...]) -> Rows:
     """The rows of a file: a header, then in each line a text, a tab and the name of its class."""
     header, *lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     if header != _HEADER:
-        raise ValueError(f"{path} begins with {header[:80]!r}; its first line must be {_HEADER!r}")
+        raise UserError(f"{path} begins with {header[:80]!r}; its first line must be {_HEADER!r}")
     rows = Rows([], [])
     for number, line in enumerate(lines, start=2):
         text, tab, name = line.partition("\t")
         if not tab:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: no tab in {line[:80]!r}; a line is a text, a tab and a class"
             )
         if name not in classes:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {name!r} is no class of the task; its {len(classes)} classes are "
                 f"{', '.join(classes)}"
             )

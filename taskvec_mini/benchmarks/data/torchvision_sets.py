@@ -22,6 +22,7 @@ import torch
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks import _arrays
 from taskvec_mini.benchmarks._arrays import Array
+from taskvec_mini.errors import UserError
 
 IMAGE_SIZE = (
     64  # pixels a side of GTSRB, EuroSAT and DTD, whose photos come in many sizes; the others keep theirs
@@ -201,7 +202,7 @@ def _with_test_part(arrays: dict[str, Array]) -> dict[str, Array]:
 def _count(name: str, source: Source, arrays: _arrays.Arrays, raw: Path) -> None:
     found = len(arrays["train_labels"]), len(arrays["test_labels"])
     if found != source.sizes:
-        raise ValueError(
+        raise UserError(
             f"task {name!r} has {found[0]} train and {found[1]} test images in {raw}, not {source.sizes[0]} "
             f"and {source.sizes[1]}; delete that folder and call again to download it anew"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini.errors import InputTypeError, UserError
 
 Channels = tuple[float, float, float]
 Resize = Literal["stretch", "crop"]
@@ -126,10 +127,10 @@ def _resampled(values: Tensor, shape: tuple[int, int], interpolation: Interpolat
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a tensor of torch.uint8 (0 to 255), got {what}")
+        raise InputTypeError(f"images must be a tensor of torch.uint8 (0 to 255), got {what}")
     shape = tuple(images.shape)
     if not (images.ndim == 3 or (images.ndim == 4 and shape[3] == 3)) or 0 in shape:
-        raise ValueError(
+        raise UserError(
             f"images must be (N, H, W) grey or (N, H, W, 3) colour, at least one, got the shape {shape}"
         )
 

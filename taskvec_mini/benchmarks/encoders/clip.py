@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders.base import Backbone, Channels
+from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 Source = str | os.PathLike[str] | None
 TINY = "tiny-clip"
@@ -115,7 +116,7 @@ def without_weights(name: str) -> nn.Module:
         model = _built(config)
     count = sum(part.numel() for part in model.get_submodule("visual").parameters())
     if count != PARAMETERS[name]:
-        raise ValueError(
+        raise UserError(
             f"this version of open_clip gives the image encoder of {name} {count:,} parameters, expected "
             f'{PARAMETERS[name]:,}; install the tested one: python -m pip install "open_clip_torch==3.3.0"'
         )
@@ -160,7 +161,7 @@ def visual_backbone(name: str, model: Any) -> Backbone:
 def refuse_gelu(name: str) -> None:
     """A ValueError for names such as "ViT-B-32", under which open_clip builds another model."""
     if f"{name}{_GELU}" in PARAMETERS:
-        raise ValueError(
+        raise UserError(
             f"{name!r} has the activation GELU, but OpenAI trained its weights with QuickGELU, and with the "
             f"other one the embeddings are wrong; ask for {name + _GELU!r}"
         )
@@ -208,11 +209,11 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; give the path of a file of weights")
+        raise MissingFileError(f"there is no file {path}; give the path of a file of weights")
     try:
         found = _read(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as weights ({_first_line(error)}); fetch it again, as safetensors if "
             "there is a choice"
         ) from error
@@ -233,7 +234,7 @@ def _check_state(model: nn.Module, state: Mapping[str, Tensor], what: str, path:
     _checks.check_keys(own, state, what, path)
     for name, part in own.items():
         if part.shape != state[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{path} has {name!r} with the shape {tuple(state[name].shape)}, but {what} has "
                 f"{tuple(part.shape)}; give the weights of this very model"
             )
@@ -261,7 +262,7 @@ def hub_file(repository: str, file: str, what: str) -> Path:
         hub.get_hf_file_metadata(hub.hf_hub_url(repository, file), timeout=_TIMEOUT)
         return Path(hub.hf_hub_download(repository, file))
     except Exception as error:  # of one of several network libraries
-        raise OSError(
+        raise FileError(
             f"{what} could not be downloaded ({_cause(error)}); try again with a network, or give the same "
             "command on a machine that has one and copy its cache of Hugging Face to this one "
             "(~/.cache/huggingface, or what HF_HOME names); in Python you can also fetch "

@@ -19,6 +19,7 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
+from taskvec_mini.errors import InputTypeError, MissingFileError
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor]
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -63,7 +64,7 @@ def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, T
     """
     own = trained_parameters(backbone.model)
     if not {"class_embedding", "proj"} <= own.keys():
-        raise TypeError(
+        raise InputTypeError(
             f"{backbone.name!r} is no CLIP image encoder of open_clip; load one, such as "
             "load_backbone('ViT-B-32-quickgelu')"
         )
@@ -126,7 +127,7 @@ def _file(source: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         files = [path / file for file in _FILES if (path / file).is_file()]
         if not files:
-            raise FileNotFoundError(f"the folder {path} holds none of {', '.join(_FILES)}; give another one")
+            raise MissingFileError(f"the folder {path} holds none of {', '.join(_FILES)}; give another one")
         return files[0]
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
         return clip.hub_file(str(source), _FILES[0], f"{source}, which is no file or folder here,")

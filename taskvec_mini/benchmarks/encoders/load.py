@@ -27,6 +27,7 @@ from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.base import Backbone, Channels, embed
 from taskvec_mini.benchmarks.encoders.pocket import EMBEDDING, Pocket
 from taskvec_mini.benchmarks.encoders.text import TextBackbone
+from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 __all__ = ["Backbone", "embed", "load_backbone"]
 
@@ -104,10 +105,10 @@ def load_backbone(
     if image_size is None:
         return backbone
     if isinstance(backbone, TextBackbone):
-        raise ValueError(f"{name} takes texts, which have no image_size; leave it out")
+        raise UserError(f"{name} takes texts, which have no image_size; leave it out")
     size = _checks.whole_number("image_size", image_size)
     if (name in clip.PARAMETERS or name.startswith("vit")) and size != backbone.image_size:
-        raise ValueError(
+        raise UserError(
             f"{name} takes images of {backbone.image_size} pixels, not {size}; leave image_size out"
         )
     return replace(backbone, image_size=size)
@@ -134,7 +135,7 @@ def _pocket(weights: Source) -> Backbone:
 def _random_pocket(weights: Source) -> Backbone:
     """Untrained: He et al.'s initial weights (2015, arXiv:1502.01852) from a generator of its own."""
     if weights is not None:
-        raise ValueError(f'"random-pocket" reads no weights, got {weights}; ask for "pocket"')
+        raise UserError(f'"random-pocket" reads no weights, got {weights}; ask for "pocket"')
     with torch.device("meta"):
         model = Pocket()
     model.to_empty(device="cpu")
@@ -156,7 +157,7 @@ def _pocket_backbone(name: str, model: Pocket) -> Backbone:
 def _mobilenet(weights: Source) -> Backbone:
     folder = os.environ.get(DATA_VARIABLE)
     if weights is None and folder is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"mobilenet needs its weights {MOBILENET_WEIGHTS}: pass weights=, or set the environment "
             f"variable {DATA_VARIABLE} to the folder whose folder 'weights' holds them"
         )
@@ -224,7 +225,7 @@ def _torchvision_model(name: str, weights: Source) -> nn.Module:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{weights} does not hold the weights of {name} ({error}); {published.url} does"
         ) from error
     return model
@@ -235,7 +236,7 @@ def _downloaded(name: str, published: Any) -> Any:
     try:
         return published.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise FileError(
             f"the weights of {name} could not be downloaded ({error}); try again with a network, or fetch "
             f"{published.url} elsewhere and pass its path as weights="
         ) from error
@@ -247,7 +248,7 @@ def _read_pickle(name: str, path: Path, url: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as the weights of {name} ({error}); fetch {url} again"
         ) from error
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskvec_mini.errors import UserError
+
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024)  # output channels of the blocks
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2)
 FEATURES = WIDTHS[-1]
@@ -75,12 +77,12 @@ def load_mobilenet(path: str | os.PathLike[str]) -> MobileNet:
         try:
             state[f"layers.{i}.weight"], state[f"layers.{i}.bias"] = _folded(arrays, name)
         except KeyError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no array {error}; give MobileNetV1's weights in Keras' names"
             ) from None
     for key, value in model.state_dict().items():
         if value.shape != state[key].shape:
-            raise ValueError(
+            raise UserError(
                 f"{path} gives {key} the shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
             )
     model.load_state_dict(state, assign=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import InputTypeError, UserError
 
 Parameters = Mapping[str, Tensor] | Tensor
 FrozenHead = Callable[[Tensor], Tensor]  # embeddings to logits: a dataclass of `heads`
@@ -32,7 +33,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     named = {name: part for name, part in model.named_parameters() if part.requires_grad}
     if not named:
-        raise ValueError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+        raise UserError("no parameter of the model requires a gradient; call model.requires_grad_() first")
     return named
 
 
@@ -148,7 +149,7 @@ def centre_of(head: FrozenHead) -> Tensor:
     """
     centre = getattr(head, "centre", None)
     if not isinstance(centre, Tensor):
-        raise ValueError(
+        raise UserError(
             f"a {type(head).__name__} has no centre to move; use heads.prototype_head, or a frozen centre"
         )
     return centre
@@ -161,14 +162,14 @@ def head_parts(head: object) -> dict[str, Any]:
         TypeError: if the head is no dataclass.
     """
     if not is_dataclass(head) or isinstance(head, type):
-        raise TypeError(f"a head must be a dataclass of tensors and numbers, got {type(head).__name__}")
+        raise InputTypeError(f"a head must be a dataclass of tensors and numbers, got {type(head).__name__}")
     return {each.name: getattr(head, each.name) for each in fields(head)}
 
 
 def _cut(own: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
     sizes = [part.numel() for part in own.values()]
     if flat.ndim != 1 or len(flat) != sum(sizes):
-        raise ValueError(
+        raise UserError(
             f"the flat vector has shape {tuple(flat.shape)} but the model trains {sum(sizes)} parameters; "
             "use a vector made from this architecture"
         )

@@ -21,6 +21,7 @@ from taskvec_mini.benchmarks.encoders.pocket_text import (
     PocketText,
     draw_weights,
 )
+from taskvec_mini.errors import InputTypeError, UserError
 
 Source = str | os.PathLike[str] | None
 SPECIAL = ("[PAD]", "[UNK]", "[MASK]")  # the first three of the vocabulary, so that padding is 0
@@ -64,17 +65,17 @@ class Tokenizer:
         for i, encoding in enumerate(self.words.encode_batch_fast(list(texts))):
             ids = encoding.ids[: self.max_length]
             if not ids:
-                raise ValueError(f"text {i} has no token ({texts[i]!r}); leave empty texts out")
+                raise UserError(f"text {i} has no token ({texts[i]!r}); leave empty texts out")
             tokens[i, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return tokens
 
 
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, got one string; put it into a list")
+        raise InputTypeError("texts must be a sequence of strings, got one string; put it into a list")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"text {i} must be a string, got {type(text).__name__}")
+            raise InputTypeError(f"text {i} must be a string, got {type(text).__name__}")
 
 
 def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer:
@@ -99,9 +100,9 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
     try:
         words = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
     except Exception as error:  # of no narrower kind: the library raises Exception itself
-        raise ValueError(f"{vocabulary} is no vocabulary of tokenizers ({error}); {_REMEDY}") from error
+        raise UserError(f"{vocabulary} is no vocabulary of tokenizers ({error}); {_REMEDY}") from error
     if tuple(words.id_to_token(i) for i in range(len(SPECIAL))) != SPECIAL:
-        raise ValueError(f"the vocabulary {vocabulary} does not begin with {', '.join(SPECIAL)}; {_REMEDY}")
+        raise UserError(f"the vocabulary {vocabulary} does not begin with {', '.join(SPECIAL)}; {_REMEDY}")
     words.encode_special_tokens = True  # "[PAD]" in a text is text, not padding
     return Tokenizer(words, records.checksum(vocabulary))
 
@@ -165,19 +166,21 @@ class TextBackbone:
         used = (kept != PADDING).any(0).nonzero()
         empty = (kept == PADDING).all(1).nonzero()
         if len(empty):
-            raise ValueError(f"text {int(empty[0])} is all padding; leave texts without a token out")
+            raise UserError(f"text {int(empty[0])} is all padding; leave texts without a token out")
         return kept[:, : int(used[-1]) + 1].to(self.device).long()
 
 
 def _check_tokens(tokens: Tensor) -> None:
     if not isinstance(tokens, Tensor) or tokens.dtype not in _WHOLE:
         what = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"tokens must be a tensor of whole numbers, got {what}; tokenize(texts) makes one")
+        raise InputTypeError(
+            f"tokens must be a tensor of whole numbers, got {what}; tokenize(texts) makes one"
+        )
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must be (N, L), at least one, got the shape {tuple(tokens.shape)}")
+        raise UserError(f"tokens must be (N, L), at least one, got the shape {tuple(tokens.shape)}")
     low, high = (int(end) for end in tokens.aminmax())
     if low < 0 or high >= VOCABULARY_SIZE:
-        raise ValueError(
+        raise UserError(
             f"token ids run from {low} to {high}, but the vocabulary from 0 to {VOCABULARY_SIZE - 1}; "
             "they come from another tokenizer"
         )
@@ -225,7 +228,7 @@ def random_pocket_text(weights: Source = None) -> TextBackbone:
         'random-pocket-text'
     """
     if weights is not None:
-        raise ValueError(f'"random-pocket-text" reads no weights, got {weights}; ask for "pocket-text"')
+        raise UserError(f'"random-pocket-text" reads no weights, got {weights}; ask for "pocket-text"')
     _weights.check_exists(VOCABULARY, _REMEDY)
     with torch.device("meta"):
         model = PocketText()

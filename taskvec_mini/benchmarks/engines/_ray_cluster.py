@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from taskvec_mini.errors import NoConnectionError, UserError
+
 _PATIENCE = 5.0  # seconds until an address counts as silent
 _OBJECT_STORE = 100 * 2**20  # bytes
 
@@ -42,7 +44,7 @@ def find(ray: Any, address: str | None) -> str | None:
     """
     if ray.is_initialized():
         if address is not None:
-            raise ValueError(
+            raise UserError(
                 f"Ray is connected already, so address={address!r} cannot be joined; leave address out, or "
                 "call ray.shutdown() first"
             )
@@ -82,7 +84,7 @@ def _connect(ray: Any, address: str | None, cpus: int) -> None:
     try:
         ray.init(address, **quiet)
     except (RuntimeError, OSError, ValueError) as error:
-        raise ConnectionError(
+        raise NoConnectionError(
             f"the Ray cluster at {address} could not be joined ({error}); is it running, with the same "
             "versions of Ray and Python as here?"
         ) from error
@@ -94,11 +96,11 @@ def _check_answers(address: str) -> None:
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal()):
-        raise ValueError(f"address must be HOST:PORT, such as 10.0.0.1:6379, or auto; got {address!r}")
+        raise UserError(f"address must be HOST:PORT, such as 10.0.0.1:6379, or auto; got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, OverflowError) as error:
-        raise ConnectionError(
+        raise NoConnectionError(
             f"no Ray cluster answers at {address} ({error}); start its head with `ray start --head` and name "
             "the address that this prints, or leave the address out to start one on this machine"
         ) from error
@@ -111,7 +113,7 @@ def check_room(ray: Any, num_cpus: int, num_gpus: float) -> int:
     fit = sum(min(int(m.get(what, 0) / size) for what, size in needs.items() if size) for m in machines)
     if not fit:
         found = "; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in machines)
-        raise ValueError(
+        raise UserError(
             f"a worker needs {num_cpus} CPUs (one a thread) and {num_gpus:g} GPUs on one machine, but the "
             f"machines have: {found}; set OMP_NUM_THREADS to fewer threads, or gpus_per_worker to fewer GPUs"
         )

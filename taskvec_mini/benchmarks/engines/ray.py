@@ -26,6 +26,7 @@ from taskvec_mini.benchmarks.engines import _ray_cluster
 from taskvec_mini.benchmarks.engines.jobs import Job, JobError, JointJob, error_words
 from taskvec_mini.benchmarks.training import checkpoints
 from taskvec_mini.benchmarks.training.finetune import Run
+from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder
@@ -94,14 +95,14 @@ def _placed(jobs: Mapping[str, Job | JointJob]) -> dict[str, Job | JointJob]:
     placed: dict[str, Job | JointJob] = {}
     for name, job in jobs.items():
         if job.folder is None:
-            raise ValueError(
+            raise UserError(
                 f"engine='ray' needs a folder for every task, on storage that all machines share; {name!r} "
                 "has none"
             )
         folder = Path(job.folder).absolute()
         for other, there in placed.items():
             if folder == there.folder:
-                raise ValueError(f"{other!r} and {name!r} have the same folder {folder}; give each its own")
+                raise UserError(f"{other!r} and {name!r} have the same folder {folder}; give each its own")
         placed[name] = replace(job, folder=folder)
     return placed
 
@@ -134,13 +135,13 @@ def _work(job: Job | JointJob, backbone: Callable[[], Encoder], rules: _Rules) -
     here = socket.gethostname()
     try:
         if not (_folder(job) / rules.mark).exists():
-            raise ValueError(
+            raise UserError(
                 f"the worker on {here} does not see the folder {job.folder}; choose one on storage that all "
                 "machines share under one path"
             )
         encoder = backbone()
         if checksum(state_of(encoder.model)) != rules.parameters:
-            raise ValueError(
+            raise UserError(
                 f"the worker on {here} has other weights of {encoder.name} than this machine; give all "
                 "machines the same files"
             )

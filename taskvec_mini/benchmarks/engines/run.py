@@ -17,6 +17,7 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.engines import ray as _ray_engine
 from taskvec_mini.benchmarks.engines.jobs import Job, JobError, JointJob, error_words
 from taskvec_mini.benchmarks.training.finetune import Run
+from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder
@@ -135,11 +136,11 @@ def _check(engine: str, *, workers: int | None, gpus_per_worker: float | None, a
     if workers is not None:
         _checks.whole_number("workers", workers)
     if gpus_per_worker is not None and _checks.finite_number("gpus_per_worker", gpus_per_worker) < 0:
-        raise ValueError(f"gpus_per_worker must be at least 0, got {gpus_per_worker}")
+        raise UserError(f"gpus_per_worker must be at least 0, got {gpus_per_worker}")
     of_ray = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
     for name, value in of_ray.items():
         if engine == "local" and value is not None:
-            raise ValueError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
+            raise UserError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
 
 
 def _one_by_one(

@@ -19,6 +19,7 @@ from taskvec_mini.benchmarks.encoders.parameters import (
     on_device,
     write_parameters,
 )
+from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _accuracy(
     batches = _prepare_once(backbone, task, split, limit)
     logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
     if logits.isnan().any():
-        raise ValueError(
+        raise UserError(
             f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or far too "
             "large; try a smaller scaling coefficient, and look for runs that diverged"
         )
@@ -193,6 +194,4 @@ def forget_prepared_images() -> None:
 def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
     for name in tasks:
         if name not in heads:
-            raise ValueError(
-                f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}"
-            )
+            raise UserError(f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}")

@@ -19,6 +19,7 @@ from torch import Tensor
 from taskvec_mini import _checks, _files
 from taskvec_mini.benchmarks.data.tasks import PARTS
 from taskvec_mini.benchmarks.encoders.load import embed
+from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
@@ -54,7 +55,7 @@ class Head:
     def __post_init__(self) -> None:
         shapes = tuple(self.prototypes.shape), tuple(self.centre.shape)
         if self.prototypes.ndim != 2 or shapes[1] != shapes[0][1:]:
-            raise ValueError(
+            raise UserError(
                 f"prototypes must be (C, F) and the centre (F,), got {shapes[0]} and {shapes[1]}; "
                 "both come from embeddings of one backbone"
             )
@@ -63,7 +64,7 @@ class Head:
         _checks.positive_number("logit_scale", self.logit_scale)
         zero = (self.prototypes == 0).all(1).nonzero()
         if len(zero):
-            raise ValueError(
+            raise UserError(
                 f"the prototype of class {int(zero[0])} is zero, so nothing points to this class; "
                 "do its images differ from those of the other classes?"
             )
@@ -92,7 +93,7 @@ class Head:
         """
         flat, description = _files.read(path)
         if "head" not in description:
-            raise ValueError(f"{path} holds a task vector, no head; Head.save() writes heads")
+            raise UserError(f"{path} holds a task vector, no head; Head.save() writes heads")
         rows = flat.reshape(description["head"]["classes"] + 1, -1)
         return cls(rows[:-1].clone(), rows[-1].clone(), description["head"]["logit_scale"])
 
@@ -253,7 +254,7 @@ def check_classes(task: Task) -> None:
     counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
     missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"task {task.name!r} has no training image of {len(missing)} of its {len(counts)} classes, the "
             f"first {missing[0]!r}; take more training images (a higher limit, on the command line --limit)"
         )

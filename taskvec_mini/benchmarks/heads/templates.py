@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders.protocols import Task
+from taskvec_mini.errors import InputTypeError, UserError
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CARS = (
@@ -161,16 +162,16 @@ def templates_for(task: Task, templates: Sequence[str] | None = None) -> tuple[s
     """
     if templates is None:
         if task.name not in TEMPLATES:
-            raise ValueError(
+            raise UserError(
                 f"there are no templates for the task {task.name!r}, only for {', '.join(TEMPLATES)}; pass "
                 "your own, such as templates=['a picture that shows {}']"
             )
         return TEMPLATES[task.name]
     if isinstance(templates, str):
-        raise TypeError(f"templates must be several texts, got one; pass templates=[{templates!r}]")
+        raise InputTypeError(f"templates must be several texts, got one; pass templates=[{templates!r}]")
     for template in _checks.not_empty("templates", templates):
         if template.count("{}") != 1 or len(re.findall("[{}]", template)) != 2:
-            raise ValueError(
+            raise UserError(
                 f"the template {template!r} must have one {{}}, where the class goes, and no more"
             )
     return tuple(templates)
@@ -188,7 +189,7 @@ def templates_in(suite: str, name: str) -> tuple[str, ...]:
     """
     found = TEMPLATES.get("digits" if suite == "digits" else name)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"there are no templates for the task {name!r}, so it has no zero-shot head, only "
             f"{', '.join(TEMPLATES)} have; leave it out of --tasks, or take --heads prototypes for all"
         )

@@ -14,6 +14,7 @@ from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.protocols import Task
 from taskvec_mini.benchmarks.heads.fitted import Head
 from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 
 KINDS = ("zero-shot", "prototypes")
 
@@ -33,7 +34,7 @@ def kind_of(backbone: str, wanted: str | None = None) -> str:
         return "zero-shot" if backbone in clip.PARAMETERS else "prototypes"
     _checks.named_choice("kind of heads", wanted, dict.fromkeys(KINDS))
     if wanted == "zero-shot" and backbone not in clip.PARAMETERS:
-        raise ValueError(
+        raise UserError(
             f"{backbone} has no text encoder, which zero-shot heads are made with; take --heads prototypes, "
             f"or one of CLIP's encoders: {', '.join(clip.PARAMETERS)}"
         )
@@ -67,12 +68,12 @@ def stored_head(path: Path) -> Head:
         "the same head"
     )
     if not path.exists():
-        raise FileNotFoundError(f"there is no head {path}; {again}")
+        raise MissingFileError(f"there is no head {path}; {again}")
     try:
         return Head.load(path)
     except ValueError as error:
         why = str(error).rpartition(";")[0]  # the rest is advice for who has called save()
-        raise ValueError(f"{why}; delete this file and {again}") from error
+        raise UserError(f"{why}; delete this file and {again}") from error
 
 
 def zero_shot_head(
@@ -112,7 +113,7 @@ def zero_shot_head(
     texts = templates_for(task, templates)  # before a model is loaded, which takes time
     both: Any = clip.load_clip(model).to(device) if isinstance(model, str) else model
     if not hasattr(both, "encode_text"):
-        raise TypeError(
+        raise InputTypeError(
             f"a zero-shot head needs both encoders of a CLIP model, got {type(both).__name__}; "
             "clip.load_clip(name) loads them"
         )
@@ -130,7 +131,7 @@ def _tokenizer(length: int) -> Any:
         tokens: Tensor = clip.open_clip().tokenize(texts, length)
         full = tokens[:, -1].nonzero()
         if len(full):
-            raise ValueError(
+            raise UserError(
                 f"the text {texts[int(full[0])]!r} does not fit into the {length} tokens of the model; "
                 "shorten the template or the name of the class"
             )

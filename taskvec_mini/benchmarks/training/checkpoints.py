@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskvec_mini.benchmarks.encoders.parameters import checksum
+from taskvec_mini.errors import FileError, UserError
 
 FILE_FORMAT = "taskvec_mini.benchmarks/1"
 LOCK = ".lock"  # held by the process that is finetuning in the folder
@@ -53,10 +54,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ValueError(_unreadable(path, str(error))) from error
+        raise UserError(_unreadable(path, str(error))) from error
     expected, _, text = metadata.get(FILE_FORMAT, "").partition(" ")
     if expected != checksum(tensors, text):
-        raise ValueError(_unreadable(path, "its checksum does not fit"))
+        raise UserError(_unreadable(path, "its checksum does not fit"))
     return tensors, json.loads(text)
 
 
@@ -80,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(_unreadable(path, str(error))) from error
+        raise UserError(_unreadable(path, str(error))) from error
     return record
 
 
@@ -99,7 +100,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise OSError(
+        raise FileError(
             errno.EBUSY, f"another process is finetuning in {path}; wait for it, or give another folder"
         ) from error
     except NotImplementedError:
@@ -185,7 +186,7 @@ class RunFolder:
     def check_kept(self, epoch: int) -> None:
         """A ValueError where the file with the parameters after an epoch is not there."""
         if not self.checkpoint(epoch).exists():
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint of epoch {epoch} is not in {self.path}; ask for an epoch that was kept, or "
                 "delete the folder and finetune again (the same settings give the same bytes)"
             )
@@ -208,7 +209,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        raise OSError(
+        raise FileError(
             f"{path} could not be written ({error}); is there space on the disk? Earlier checkpoints are "
             "untouched: free some space and start the same run again, it goes on after the last whole epoch"
         ) from error
@@ -233,7 +234,7 @@ def _check_identity(
     old, new = _fields(there), _fields(here)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and name not in ignore:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a run with {name} = {old.get(name)!r}, but this run has {new.get(name)!r}; "
                 "use another folder for it"
             )

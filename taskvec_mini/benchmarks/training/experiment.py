@@ -22,6 +22,7 @@ from taskvec_mini.benchmarks.heads.fitted import Head, prototype_head
 from taskvec_mini.benchmarks.heads.templates import templates_in
 from taskvec_mini.benchmarks.heads.zero_shot import kept_head, zero_shot_head
 from taskvec_mini.benchmarks.training import checkpoints
+from taskvec_mini.errors import MissingFileError, UserError
 
 _NAME = "runs.json"
 _BEFORE = {"heads": "prototypes"}  # what all runs had before there was a choice to note
@@ -48,13 +49,13 @@ def device_of(word: str | None) -> torch.device:
     try:
         device = torch.device(word)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"--device {word!r} is no device that torch knows; give cpu or cuda, or leave it out"
         ) from error
     kind = torch.accelerator.current_accelerator()
     there = torch.accelerator.device_count() if kind and kind.type == device.type else 0
     if device.type not in ("cpu", "meta") and (device.index or 0) >= there:
-        raise ValueError(f"--device {word!r}: torch sees no such GPU here; leave --device out, or give cpu")
+        raise UserError(f"--device {word!r}: torch sees no such GPU here; leave --device out, or give cpu")
     return device
 
 
@@ -80,7 +81,7 @@ class Shelf:
         there = cls.open(folder).what if (folder / _NAME).is_file() else what
         for name, value in what.items():
             if there.get(name) != value:
-                raise ValueError(
+                raise UserError(
                     f"{folder} holds runs with {name} = {there.get(name)!r}, not {value!r}; "
                     f"choose another folder with --out, or the same --{name} as there"
                 )
@@ -100,7 +101,7 @@ class Shelf:
             FileNotFoundError: if it is none.
         """
         if not (folder / _NAME).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder} holds no runs; make some with `finetune`, or name another folder"
             )
         return cls(folder, _BEFORE | checkpoints.read_json(folder / _NAME))
@@ -134,7 +135,7 @@ class Shelf:
         common = sorted(set.intersection(*(set(self.epochs(name)) for name in tasks)))
         if not common or (wanted is not None and wanted not in common):
             what = "no epoch" if wanted is None else f"not epoch {wanted}"
-            raise ValueError(
+            raise UserError(
                 f"the runs of {', '.join(tasks)} in {self.folder} have {what} in common; "
                 f"there is {', '.join(map(str, common)) or 'none'}: finetune longer, or ask for another one"
             )
@@ -148,7 +149,7 @@ class Shelf:
         """
         begun = checkpoints.read_json(self.folder / task / "settings.json")["backbone"]
         if begun["parameters"] != checksum(pretrained):
-            raise ValueError(
+            raise UserError(
                 f"the run of {task} in {self.folder} began with other weights of {begun['name']} than are "
                 "here now; finetune again into another folder"
             )

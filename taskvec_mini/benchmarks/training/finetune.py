@@ -23,6 +23,7 @@ from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.benchmarks.training.speed import PLAIN, Speed
 from taskvec_mini.benchmarks.training.tally import DivergedError
 from taskvec_mini.benchmarks.training.trainer import ExtraLoss, Trainer
+from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Run:
         if epoch == 0:
             return dict(self.pretrained)
         if epoch not in self.epochs:
-            raise ValueError(
+            raise UserError(
                 f"epoch {epoch} was not kept; choose one of 0, {', '.join(map(str, self.epochs))}"
             )
         found = self._states[epoch] if self.folder is None else self._states.state(epoch)
@@ -292,7 +293,7 @@ def _head_checksum(head: FrozenHead) -> str:
 
 def _name(function: ExtraLoss) -> str:
     if not hasattr(function, "__name__"):
-        raise TypeError(
+        raise InputTypeError(
             f"extra_loss needs a __name__, which says what it is in the records; got {function!r}"
         )
     return str(function.__name__)
@@ -303,7 +304,7 @@ def _kept_epochs(settings: Settings, keep: Collection[int] | None) -> tuple[int,
     kept = tuple(sorted(set(every if keep is None else keep)))
     for epoch in kept:
         if epoch not in every:
-            raise ValueError(
+            raise UserError(
                 f"keep names epoch {epoch}, but the run has epochs 1 to {settings.epochs}; choose among these"
             )
     return kept

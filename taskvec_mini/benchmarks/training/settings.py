@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd", "gd")
 SCHEDULES = ("constant", "cosine")
@@ -66,7 +67,7 @@ class Settings:
         _checks.named_choice("schedule", self.schedule, dict.fromkeys(SCHEDULES))
         _checks.named_choice("centre", self.centre, dict.fromkeys(CENTRES))
         if self.optimizer == "gd" and self.centre != "frozen":
-            raise ValueError(
+            raise UserError(
                 f'"gd" needs centre="frozen", got {self.centre!r}: its loss is a mean over single images'
             )
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
@@ -74,12 +75,12 @@ class Settings:
         for name in ("weight_decay", "momentum"):
             number = _checks.finite_number(name, getattr(self, name))
             if number < 0:
-                raise ValueError(f"{name} must be at least 0, got {number}")
+                raise UserError(f"{name} must be at least 0, got {number}")
             object.__setattr__(self, name, number)
         if self.clip_norm is not None:
             object.__setattr__(self, "clip_norm", _checks.positive_number("clip_norm", self.clip_norm))
         if self.optimizer == "adamw" and self.momentum:
-            raise ValueError(f'"adamw" takes no momentum, got {self.momentum}; it is for "sgd" and "gd"')
+            raise UserError(f'"adamw" takes no momentum, got {self.momentum}; it is for "sgd" and "gd"')
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of torch that these settings name."""

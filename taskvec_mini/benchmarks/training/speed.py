@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.errors import InputTypeError, UserError
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -58,7 +59,7 @@ class Speed:
             object.__setattr__(self, "micro_batch_size", size)
         for name in ("compile", "channels_last"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise InputTypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     def images_at_a_time(self, settings: Settings) -> int:
         """How many images go through the encoder together.
@@ -85,9 +86,9 @@ class Speed:
                 depends on the whole batch.
         """
         if self.precision == "tf32" and device.type != "cuda":
-            raise ValueError(f'precision "tf32" needs an NVIDIA GPU, not the device {device}; use "float32"')
+            raise UserError(f'precision "tf32" needs an NVIDIA GPU, not the device {device}; use "float32"')
         if settings.centre == "batch" and "micro_batch_size" in self.changes(settings):
-            raise ValueError(
+            raise UserError(
                 f'centre="batch" takes the mean of a whole batch of {settings.batch_size}, so it cannot be '
                 f"split into {self.micro_batch_size} at a time; leave that out, or lower batch_size"
             )

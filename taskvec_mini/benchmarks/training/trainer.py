@@ -26,6 +26,7 @@ from taskvec_mini.benchmarks.training.progress import ProgressLine, unit_of
 from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.benchmarks.training.speed import PLAIN, Speed
 from taskvec_mini.benchmarks.training.tally import DivergedError, Part, Tally
+from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
@@ -66,7 +67,7 @@ def check_head(backbone: Encoder, head: FrozenHead, task: Task) -> None:
     """A ValueError unless the head has one logit for each class of the task."""
     logits = head(backbone.model(backbone.prepare(task.part("train")[0][:1])))
     if logits.shape[1] != len(task.class_names):
-        raise ValueError(
+        raise UserError(
             f"the head gives {logits.shape[1]} logits but {task.name} has {len(task.class_names)} classes; "
             "make the head from this task"
         )

@@ -18,6 +18,7 @@ from taskvec_mini.benchmarks.training.progress import ProgressLine
 from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.benchmarks.training.speed import Speed
 from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.errors import UserError
 
 JOINT = "joint"  # among the tasks of a round: the encoder that learns all of them
 STEPS = 4  # of the measurement; as many before them do not count
@@ -199,7 +200,7 @@ def plan(
     """
     order = sorted(images, key=lambda name: images[name])
     if len(order) < 2:
-        raise ValueError(f"a merge needs at least two tasks, got {', '.join(order) or 'none'}")
+        raise UserError(f"a merge needs at least two tasks, got {', '.join(order) or 'none'}")
     epoch = {name: images[name] / pace.training for name in order}
     judging, room = judged / pace.judging, seconds * (1 - MARGIN) - spent
 
@@ -283,7 +284,7 @@ def _rounds(
 
 def _refuse(seconds: float, shortest: float, order: list[str]) -> None:
     needed = shortest / (1 - MARGIN) / _SECONDS
-    raise ValueError(
+    raise UserError(
         f"a budget of {seconds / _SECONDS:g} minutes is too small: one epoch of the two shortest tasks, "
         f"{order[0]} and {order[1]}, and judging them take {needed:.1f} minutes on this machine; give "
         f"--budget-minutes {int(needed) + 1} or more, or a faster device"

@@ -18,6 +18,7 @@ from taskvec_mini.benchmarks.studies.clip.evaluation import ClipSuite, Judging
 from taskvec_mini.benchmarks.studies.clip.runs import Runs
 from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.errors import UserError
 
 RECIPE = Settings(learning_rate=1e-5, epochs=1, weight_decay=0.1, batch_size=128, clip_norm=10.0)
 
@@ -78,7 +79,7 @@ class Work:
             self._train(chosen, 1)
             names += chosen
         if len(names) < 2:
-            raise ValueError(
+            raise UserError(
                 f"the budget was spent before two tasks had an epoch; what is finished is kept in "
                 f"{self.folder.name}: give more --budget-minutes, the same command goes on from there"
             )

@@ -18,6 +18,7 @@ from torch import Tensor
 from taskvec_mini.benchmarks.encoders.parameters import checksum
 from taskvec_mini.benchmarks.studies.clip.budget import JOINT
 from taskvec_mini.benchmarks.training import checkpoints
+from taskvec_mini.errors import UserError
 
 PRETRAINED = "pretrained.safetensors"
 
@@ -81,7 +82,7 @@ def keep_pretrained(folder: Path, state: dict[str, Tensor]) -> None:
     if not path.exists():
         checkpoints.write_tensors(path, state, {})
     elif checksum(checkpoints.read_tensors(path)[0]) != checksum(state):
-        raise ValueError(
+        raise UserError(
             f"{path} holds other parameters than the encoder has now, so the runs there had another start; "
             "give another folder with --runs"
         )

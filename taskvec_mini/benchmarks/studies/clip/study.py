@@ -44,6 +44,7 @@ from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
 from taskvec_mini.benchmarks.studies.clip import runs as clip_files
 from taskvec_mini.benchmarks.training import checkpoints, memory
 from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.errors import FileError, UserError
 
 BACKBONE, BUDGET = "ViT-B-32-quickgelu", 60.0  # minutes
 CONVERGED = {  # epochs after which the literature stops
@@ -185,7 +186,7 @@ def sizes(suite: str, names: Sequence[str] | None, data: Path | None) -> dict[st
 def _check_folder(suite: str, data: Path | None) -> None:
     """A ValueError if downloads have no folder to go to, before weights are fetched and speeds measured."""
     if suite == "hub" and not (data or os.environ.get(FOLDER_VARIABLE)):
-        raise ValueError(
+        raise UserError(
             "the images of suite 'hub' need a folder to go to, and none is named: give --data FOLDER, or set "
             f"the environment variable {FOLDER_VARIABLE}; --suite digits needs none"
         )
@@ -270,7 +271,7 @@ def check_disk(folder: Path, model: nn.Module, plan: clip_plan.Plan) -> str:
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(place).free
     if needed - there > free:
-        raise OSError(
+        raise FileError(
             errno.ENOSPC,
             f"the checkpoints of {len(plan.most)} tasks may take {memory.amount(needed)}, and the disk of "
             f"{folder} has {memory.amount(free)} free: give fewer --tasks, or another folder with --runs",
