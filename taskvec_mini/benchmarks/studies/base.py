@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,14 +20,52 @@ SEEDS = (0, 1, 2)
 VALIDATION = 200  # images a task to tune on
 
 
-class Study:
-    """A long experiment whose `run(options)` gives plain JSON; what else its record says stands beside."""
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """What a study is asked for. Every field is an option of `record`, with its metadata as help.
 
-    description = ""
+    A field whose metadata say `recorded: False` is about one machine, and not part of the record's command.
+
+    Attributes:
+        data: the folder of the data; None for the one that the environment variable TASKVEC_MINI_DATA names.
+    """
+
+    data: Path | None = field(
+        default=None,
+        metadata={
+            "help": "folder of the data (default: the environment variable TASKVEC_MINI_DATA)",
+            "metavar": "FOLDER",
+            "recorded": False,
+        },
+    )
+
+
+class Study:
+    """A long experiment. `run` gives its results as plain JSON; what else the record says are attributes.
+
+    Attributes:
+        description: what it measures, for `list`.
+        request: what it takes; another class than `StudyRequest` where it has options of its own.
+        seeds: one repetition for each.
+        settings: all that decides the outcome, as plain JSON; complete after the run.
+        data: the SHA-256 of each file, by name; complete after the run.
+        device: where it ran.
+    """
+
+    description: str = ""
+    request: type[StudyRequest] = StudyRequest
     seeds: tuple[int, ...] = SEEDS
-    device = "cpu"
     settings: Mapping[str, Any] = MappingProxyType({})
-    data: Mapping[str, str] = MappingProxyType({})  # the SHA-256 of each file
+    data: Mapping[str, str] = MappingProxyType({})
+    device: str = "cpu"
+
+    def run(self, request: Any) -> dict[str, Any]:
+        """Do all of it, one seed after the other.
+
+        Args:
+            request: of the class that `self.request` names.
+        """
+        raise NotImplementedError
 
 
 def suite(folder: Path | None, seed: int, share: float) -> dict[str, ImageTask]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,92 @@ MOST = 16  # epochs of any other task
 SUITES = {"hub": hub.EIGHT, "bundle": CORE, "digits": None}  # the tasks each takes by default, or all
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest(study_data.StudyRequest):
+    """What the study of CLIP is asked for; None is its default, so that a record names what was asked for.
+
+    Attributes:
+        budget_minutes: do what fits into so many; 60 by default.
+        gpu: on an NVIDIA GPU, one for each worker, in bfloat16 where it has that.
+        runs: the folder of the checkpoints; local/studies/BACKBONE by default.
+        backbone: a CLIP model; ViT-B-32-quickgelu by default.
+        suite: where the images come from: "hub" by default, "bundle" or "digits".
+        tasks: their names; by default the first eight of the suite.
+        joint: also train one encoder on all tasks.
+        micro_batch_size: images in memory at a time; by default as many as fit the device.
+        engine: "local" by default, or "ray".
+        workers: of "ray", how many tasks run at a time.
+        address: of "ray", the head of a running cluster.
+    """
+
+    budget_minutes: float | None = field(
+        default=None, metadata={"help": "do what fits into so many (default: 60)"}
+    )
+    gpu: bool = field(
+        default=False,
+        metadata={"help": "on an NVIDIA GPU, one a worker; in bfloat16 where it has that"},
+    )
+    runs: Path | None = field(
+        default=None,
+        metadata={
+            "help": "checkpoints; the same command goes on from there (default: local/studies/BACKBONE)",
+            "metavar": "FOLDER",
+            "recorded": False,
+        },
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={"help": "a CLIP model; see `list` (default: ViT-B-32-quickgelu)", "metavar": "NAME"},
+    )
+    suite: str | None = field(
+        default=None,
+        metadata={
+            "help": "where the images come from (default: hub)",
+            "choices": ("hub", "bundle", "digits"),
+        },
+    )
+    tasks: tuple[str, ...] | None = field(
+        default=None,
+        metadata={"help": "their names (default: the first eight of the suite)", "metavar": "TASK"},
+    )
+    joint: bool = field(
+        default=False,
+        metadata={"help": "also train one encoder on all tasks, for about as much training again"},
+    )
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "so many in memory at a time; a step is still the mean over its batch "
+            "(default: as many as fit the device)",
+            "metavar": "N",
+        },
+    )
+    engine: str | None = field(
+        default=None,
+        metadata={
+            "help": "local: one task after the other on this machine; ray: one task a worker of a Ray "
+            "cluster, with the same result (default: local)",
+            "choices": ("local", "ray"),
+        },
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "of ray: tasks at a time (default: what there is room for)",
+            "metavar": "N",
+            "recorded": False,
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={
+            "help": "of ray: the cluster's head (default: a cluster on this machine while the command runs)",
+            "metavar": "HOST:PORT",
+            "recorded": False,
+        },
+    )
+
+
 @dataclass(eq=False)
 class Clip(study_data.Study):
     """The study behind chapter 8.
@@ -67,10 +153,8 @@ class Clip(study_data.Study):
     description: str = "CLIP finetuned and merged early and late, within a budget of minutes (chapter 8)"
     clock: Callable[[], float] = time.monotonic
     seeds = (0,)
-    own_options = (
-        "budget_minutes", "gpu", "runs", "backbone", "suite", "tasks", "joint", "micro_batch_size",
-        "engine", "workers", "address",
-    )  # fmt: skip
+    request = ClipRequest
+    own_options = tuple(each.name for each in fields(ClipRequest) if each.name != "data")
 
     def run(self, options: argparse.Namespace) -> dict[str, Any]:
         """All that fits into `options.budget_minutes`; loading data here is not counted.
