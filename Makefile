@@ -29,8 +29,11 @@ execute: $(READY)  ## run the chapters in place (CHAPTERS="book/01*.ipynb" for s
 times:  ## run the chapters in place and note this machine's seconds in the book
 	@$(MAKE) --no-print-directory execute RECORD=1
 
+# the address goes through the environment as it was typed: neither make nor the shell may read commands in it
+unexport URL
+home: export BOOK_ADDRESS = $(value URL)
 home: $(READY)  ## give the book a public address: make home URL=https://github.com/OWNER/NAME
-	@$(PY) scripts/home.py "$(URL)"
+	@$(PY) scripts/home.py
 
 vendor: $(READY)  ## fetch the browser libraries in book/_vendor again (needs npm)
 	@$(PY) scripts/vendor_js.py
@@ -47,8 +50,8 @@ format: $(READY)  ## let ruff put code and chapters in order
 clean:  ## remove what was built (the environment stays)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): requirements.txt constraints.txt pyproject.toml
+$(READY): requirements.txt constraints.txt pyproject.toml scripts/install.py
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed: make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --compile -r requirements.txt -c constraints.txt -e .
+	@$(PY) scripts/install.py
 	@$(PY) -c "open('$(READY)', 'w').close()"

@@ -74,7 +74,8 @@ def main() -> int:
     staged = stage(ROOT / "_build" / "stage")
     if arguments.execute:
         record = staged / "book" / "recorded" / "execution.json"
-        if execute.run_chapters(execute.chapters(staged / "book"), record=record):
+        chapters = execute.chapters(staged / "book")
+        if execute.run_chapters(chapters, record=record, workers=execute.at_a_time()):
             return 1
     try:
         start_page = build_pages(staged, ROOT)

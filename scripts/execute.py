@@ -9,6 +9,7 @@ kept: running an unchanged chapter twice gives the same bytes unless what it sho
 from __future__ import annotations
 
 import argparse
+import asyncio
 import atexit
 import datetime
 import hashlib
@@ -22,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def execute(path: Path, *, timeout: int = 600) -> tuple[Any, float]:
     )
     start = time.perf_counter()
     try:
-        client.execute()
+        asyncio.run(client.async_execute())  # a loop of its own, so that chapters may run in threads
     except Exception as error:
         raise ChapterError(_failure(path, notebook, running["cell"], error)) from error
     return notebook, round(time.perf_counter() - start, 1)  # rounded once, so that title and record agree
@@ -159,13 +161,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def write_record(path: Path, measured: dict[str, float]) -> None:
+def write_record(path: Path, measured: dict[str, float], *, workers: int = 1) -> None:
     """Add the measured seconds to the record at `path`, with this machine and the versions in use."""
     seconds = read_record(path)["chapters"] | measured
     present = {chapter.stem for chapter in chapters(path.parent.parent)}
     record = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread a chapter",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread a chapter"
+        + (f", {workers} chapters side by side" if workers > 1 else ""),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
         "chapters": {name: seconds[name] for name in sorted(seconds) if name in present},
@@ -174,28 +177,43 @@ def write_record(path: Path, measured: dict[str, float]) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def run_chapters(paths: list[Path], *, timeout: int = 600, record: Path | None = None) -> int:
-    """Execute each chapter in place with a line of progress; the number of chapters that failed."""
+def at_a_time() -> int:
+    """How many chapters run side by side: each keeps one core busy, and takes up to 2 GB of memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+def run_chapters(
+    paths: list[Path], *, timeout: int = 600, record: Path | None = None, workers: int = 1
+) -> int:
+    """Execute each chapter in place with a line of progress; the number of chapters that failed.
+
+    With several workers, the chapters that took longest in the record are begun first.
+    """
     kernel_environment()
     measured: dict[str, float] = {}
-    failures = []
-    for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
-        try:
-            notebook, seconds = execute(path, timeout=timeout)
-        except ChapterError as error:
-            print("FAILED", flush=True)
-            failures.append(str(error))
-            continue
-        if record:
-            state_seconds(notebook, seconds)
-        path.write_text(tidy(notebook, path.stem), encoding="utf-8", newline="\n")
-        measured[path.stem] = seconds
-        print(f"{seconds:.1f} s", flush=True)
+    failures: dict[str, str] = {}
+    known = read_record(ROOT / "book" / "recorded" / "execution.json")["chapters"]
+    order = sorted(paths, key=lambda path: -known.get(path.stem, math.inf)) if workers > 1 else paths
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(execute, path, timeout=timeout): path for path in order}
+        for number, future in enumerate(as_completed(running), 1):
+            path = running[future]
+            try:
+                notebook, seconds = future.result()
+            except ChapterError as error:
+                print(f"[{number}/{len(paths)}] {path.name} ... FAILED", flush=True)
+                failures[path.stem] = str(error)
+                continue
+            if record:
+                state_seconds(notebook, seconds)
+            path.write_text(tidy(notebook, path.stem), encoding="utf-8", newline="\n")
+            measured[path.stem] = seconds
+            print(f"[{number}/{len(paths)}] {path.name} ... {seconds:.1f} s", flush=True)
     if record and measured:
-        write_record(record, measured)
-    for message in failures:
-        print(f"\n{message}", file=sys.stderr)
+        write_record(record, measured, workers=workers)
+    for name in sorted(failures):
+        print(f"\n{failures[name]}", file=sys.stderr)
     return len(failures)
 
 
@@ -204,11 +222,18 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="the chapters to run (default: all)")
     parser.add_argument("--timeout", type=int, default=600, help="seconds allowed for one cell")
     parser.add_argument("--record", type=Path, help="write the seconds and versions to this file")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="chapters side by side (default: one a core, at most 4; with --record 1, to measure each alone)",
+    )
     arguments = parser.parse_args()
     paths = [path.resolve() for path in arguments.notebooks] or chapters(ROOT / "book")
     if not paths:
         parser.error("no chapter found in book/")
-    return 1 if run_chapters(paths, timeout=arguments.timeout, record=arguments.record) else 0
+    workers = arguments.workers or (1 if arguments.record else at_a_time())
+    failed = run_chapters(paths, timeout=arguments.timeout, record=arguments.record, workers=workers)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

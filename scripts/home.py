@@ -2,12 +2,15 @@
 
 usage: python scripts/home.py https://github.com/OWNER/NAME
 
+`make home` hands the address over in the environment variable BOOK_ADDRESS.
+
 `repository.url` of _config.yml is the source. The badges and set-up cells of the chapters, the README, the
 citation file and the package's metadata follow it; tests/test_chapters.py holds them equal.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -57,7 +60,8 @@ def _path(address: str) -> str:
 
 
 def main() -> int:
-    new = sys.argv[1].rstrip("/").removesuffix(".git") if len(sys.argv) == 2 else ""
+    given = sys.argv[1:] or [os.environ.get("BOOK_ADDRESS", "")]
+    new = given[0].rstrip("/").removesuffix(".git") if len(given) == 1 else " ".join(given)
     if not ADDRESS.fullmatch(new):
         print(f"{new!r} is no address of the form https://github.com/OWNER/NAME", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from conftest import CHAPTERS, ROOT
-from scripts import build, check, execute, get_chromium, home, vendor_js
+from scripts import build, check, execute, get_chromium, home, install, vendor_js
 
 ADDRESS = "https://github.com/somebody/somewhere"
 
@@ -53,6 +54,26 @@ def test_running_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     assert [output["text"] for output in cells[0].outputs[:2]] == ["a\nb\n", "c\n"]
     assert cells[1].outputs[0]["data"]["text/plain"] == "2"
+
+
+def test_chapters_side_by_side_are_the_same_as_in_turn(tmp_path: Path) -> None:
+    sources = {
+        "01_a": "import os\nprint(os.getcwd().rsplit(os.sep, 1)[-1])",
+        "02_b": "sum(range(5))",
+        "03_c": "print(3)",
+    }
+    kept = []
+    for workers in (1, 3):
+        folder = tmp_path / f"{workers}" / "book"
+        folder.mkdir(parents=True)
+        paths = [write_notebook(folder / f"{name}.ipynb", source) for name, source in sources.items()]
+        record = folder / "recorded" / "execution.json"
+        assert execute.run_chapters(paths, record=record, workers=workers) == 0
+        kept.append([path.read_bytes() for path in paths])
+        written = json.loads(record.read_text(encoding="utf-8"))
+        assert list(written["chapters"]) == list(sources)
+        assert ("side by side" in written["machine"]) == (workers > 1)
+    assert kept[0] == kept[1]
 
 
 def test_a_failing_chapter_is_named_with_its_cell_and_error(
@@ -111,6 +132,29 @@ def test_tidy_drops_state_and_folds(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# --- the environment
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"), [("nothing", "uv"), ("--only-binary", "pip"), ("--compile-bytecode", "pip")]
+)
+def test_the_environment_is_filled_by_uv_or_else_by_pip(
+    failing: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether uv cannot be had or fails: pip does it then, with the same pins."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int(failing in command))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert install.install() == expected
+    assert commands[-1][-6:] == ["-r", "requirements.txt", "-c", "constraints.txt", "-e", "."]
+    assert all("constraints.txt" in command for command in commands)
+    assert commands[-1][2] == expected
+
+
 # --- the address
 
 
@@ -157,6 +201,34 @@ def test_the_address_stands_nowhere_else() -> None:
     everything += [path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(kind)]
     naming = {path for path in everything if owner in path.read_text(encoding="utf-8")}
     assert {ROOT / "_config.yml", *CHAPTERS} <= naming <= known
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    "words",
+    ['x";touch pwned;"', "$(shell touch pwned)", "`touch pwned`", "$$(touch pwned)", "'; touch pwned; '"],
+)
+def test_make_home_runs_nothing_of_what_it_is_given(words: str, tmp_path: Path) -> None:
+    root = copy_of_the_book(tmp_path)
+    shutil.copy2(ROOT / "Makefile", root)
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=build.LITTER)
+    stamp = root / ".venv" / ".installed-with-constraints"
+    stamp.parent.mkdir()
+    for name in ("requirements.txt", "constraints.txt"):
+        shutil.copy2(ROOT / name, root)
+    stamp.touch()  # as if the environment had been filled
+    before = home.current(root)
+    done = subprocess.run(
+        ["make", "home", f"URL={words}", f"PY={sys.executable}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no address of the form" in done.stderr
+    assert not list(root.rglob("pwned"))
+    assert home.current(root) == before
 
 
 @pytest.mark.parametrize("wrong", [[], ["https://example.org/a/b"], ["github.com/a/b"], [ADDRESS, ADDRESS]])
