@@ -38,7 +38,7 @@ from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.encoders.pocket_text import MAX_LENGTH, VOCABULARY_SIZE, PocketText, draw_weights
 from taskvec_mini.benchmarks.encoders.text import SPECIAL, VOCABULARY, WEIGHTS, Tokenizer, load_tokenizer
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
-from taskvec_mini.benchmarks.heads.fitted import linear_probe, prototype_head
+from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 
 OUT = Path(__file__).resolve().parents[1] / "taskvec_mini" / "benchmarks" / "encoders" / "weights"
 SHORT, SHORTEST = 32, 3  # tokens: up to SHORT a line is one piece; below SHORTEST it is left out

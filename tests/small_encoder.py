@@ -9,7 +9,7 @@ from torch import nn
 
 from small_images import quarters
 from taskvec_mini.benchmarks.encoders.load import Backbone
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads import PrototypeHead
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.benchmarks.training.speed import PLAIN
 
@@ -32,7 +32,7 @@ def tiny_task(name="quarters", *, train=37, classes=4, seed=0):
 def tiny_head(classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows = nn.functional.normalize(torch.randn(classes, 6, generator=generator), dim=1)
-    return Head(rows, torch.full((6,), 0.1), 5.0)
+    return PrototypeHead(rows, torch.full((6,), 0.1), 5.0)
 
 
 def tiny_run(

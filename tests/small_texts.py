@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec_mini.benchmarks.data.texts import TextTask
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads import Head, PrototypeHead
 
 VOCABULARY, LENGTH = 60, 7
 
@@ -92,4 +92,4 @@ def tiny_text_task(name: str = "kinds", *, classes: int = 3, train: int = 31) ->
 
 def tiny_text_head(classes: int = 3, seed: int = 0) -> Head:
     rows = torch.randn(classes, 6, generator=torch.Generator().manual_seed(seed))
-    return Head(nn.functional.normalize(rows, dim=1), torch.full((6,), 0.1), 5.0)
+    return PrototypeHead(nn.functional.normalize(rows, dim=1), torch.full((6,), 0.1), 5.0)

@@ -26,7 +26,7 @@ from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders import load as backbones
 from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.engines import _ray_cluster
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
 from taskvec_mini.benchmarks.studies.clip import study as study_clip

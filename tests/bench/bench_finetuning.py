@@ -33,7 +33,7 @@ from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.evaluation import throughput
 from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images, sweep
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.training.finetune import Settings, Speed
 from taskvec_mini.vectors import TaskVector
 

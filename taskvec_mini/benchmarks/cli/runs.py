@@ -20,9 +20,8 @@ from taskvec_mini.benchmarks.data import suites as datasets
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
-from taskvec_mini.benchmarks.heads.fitted import check_classes
+from taskvec_mini.benchmarks.heads import check_classes, kind_of, stored_head
 from taskvec_mini.benchmarks.heads.templates import templates_in
-from taskvec_mini.benchmarks.heads.zero_shot import kind_of, stored_head
 from taskvec_mini.benchmarks.training.experiment import Shelf, encoder
 from taskvec_mini.benchmarks.training.finetune import Run, Settings
 from taskvec_mini.benchmarks.training.progress import unit_of

@@ -1,21 +1,18 @@
-"""The parameters of an encoder that finetuning moves: read, written in place, put back. And frozen heads."""
+"""The parameters of an encoder that finetuning moves: read, written in place, put back."""
 
 from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
-from taskvec_mini.errors import InputTypeError, UserError
+from taskvec_mini.errors import UserError
 
 Parameters = Mapping[str, Tensor] | Tensor
-FrozenHead = Callable[[Tensor], Tensor]  # embeddings to logits: a dataclass of `heads`
 _PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
 
 
@@ -127,43 +124,6 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
     rows = _PIECE // tensor[0].nbytes
     for part in torch.split(tensor, rows) if rows else tensor.unbind():
         yield from _bytes_of(part)
-
-
-def on_device(head: FrozenHead, device: torch.device) -> FrozenHead:
-    """The head with all its tensors on a device.
-
-    Raises:
-        TypeError: if the head is no dataclass: its tensors could not be found.
-    """
-    parts = head_parts(head)
-    moved = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
-    same: FrozenHead = replace(head, **moved)  # type: ignore[type-var]
-    return same
-
-
-def centre_of(head: FrozenHead) -> Tensor:
-    """The centre (F,) from which a head sees its directions.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    centre = getattr(head, "centre", None)
-    if not isinstance(centre, Tensor):
-        raise UserError(
-            f"a {type(head).__name__} has no centre to move; use heads.prototype_head, or a frozen centre"
-        )
-    return centre
-
-
-def head_parts(head: object) -> dict[str, Any]:
-    """The fields of a head by name.
-
-    Raises:
-        TypeError: if the head is no dataclass.
-    """
-    if not is_dataclass(head) or isinstance(head, type):
-        raise InputTypeError(f"a head must be a dataclass of tensors and numbers, got {type(head).__name__}")
-    return {each.name: getattr(head, each.name) for each in fields(head)}
 
 
 def _cut(own: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:

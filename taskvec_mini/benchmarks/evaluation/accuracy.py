@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -11,14 +12,8 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.parameters import (
-    FrozenHead,
-    Parameters,
-    centre_of,
-    holding,
-    on_device,
-    write_parameters,
-)
+from taskvec_mini.benchmarks.encoders.parameters import Parameters, holding, write_parameters
+from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
 
@@ -33,7 +28,7 @@ _prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictiona
 
 def accuracies(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     *,
     parameters: Parameters | None = None,
@@ -68,7 +63,7 @@ def accuracies(
 
 def sweep(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     *,
     pretrained: Mapping[str, Tensor],
@@ -114,7 +109,7 @@ def sweep(
 
 def tune(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     *,
     pretrained: Mapping[str, Tensor],
@@ -143,10 +138,10 @@ def tune(
 
 @torch.inference_mode()
 def _accuracy(
-    backbone: Encoder, head: FrozenHead, task: Task, *, split: Split, limit: int | None, recentre: int
+    backbone: Encoder, head: Head, task: Task, *, split: Split, limit: int | None, recentre: int
 ) -> float:
     labels = _labels(task, split, limit)
-    head = on_device(head, backbone.device)
+    head = copy.deepcopy(head).to(backbone.device)
     shift = _shift(backbone, head, task, recentre) if recentre else 0.0
     batches = _prepare_once(backbone, task, split, limit)
     logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
@@ -159,7 +154,7 @@ def _accuracy(
     return float((guesses.cpu() == labels.cpu()).double().mean())
 
 
-def _shift(backbone: Encoder, head: FrozenHead, task: Task, count: int) -> Tensor:
+def _shift(backbone: Encoder, head: Head, task: Task, count: int) -> Tensor:
     """What brings the mean embedding of the first training images to the head's centre."""
     batches = _prepare_once(backbone, task, "train", _checks.whole_number("recentre", count))
     return centre_of(head) - torch.cat([backbone.model(batch) for batch in batches]).mean(0)
@@ -191,7 +186,7 @@ def forget_prepared_images() -> None:
     _prepared.clear()
 
 
-def _check_heads(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
+def _check_heads(heads: Mapping[str, Head], tasks: Mapping[str, Task]) -> None:
     for name in tasks:
         if name not in heads:
             raise UserError(f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}")

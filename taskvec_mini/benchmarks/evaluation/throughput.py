@@ -29,8 +29,7 @@ from taskvec_mini.benchmarks.data.tasks import ImageTask
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import FrozenHead, on_device
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads import Head, PrototypeHead
 from taskvec_mini.benchmarks.training.progress import ProgressLine
 from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.benchmarks.training.speed import Speed
@@ -100,7 +99,7 @@ def noise_task(images: int, side: int, *, seed: int = 0) -> ImageTask:
 def random_head(backbone: Backbone, classes: int) -> Head:
     """A head with random directions, as fast as any other."""
     rows = torch.randn(classes, backbone.features, generator=torch.Generator().manual_seed(0))
-    return Head(F.normalize(rows, dim=1), torch.zeros(backbone.features), 16.0)
+    return PrototypeHead(F.normalize(rows, dim=1), torch.zeros(backbone.features), 16.0)
 
 
 # --- the plain way ---------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ class PlainLoop:
     def __init__(
         self,
         backbone: Backbone,
-        head: FrozenHead,
+        head: Head,
         task: ImageTask,
         *,
         settings: Settings,
@@ -152,7 +151,7 @@ class PlainLoop:
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(settings.seed),
         )
-        self.model, self.head = copy.deepcopy(backbone.model).to(device), on_device(head, device)
+        self.model, self.head = copy.deepcopy(backbone.model).to(device), copy.deepcopy(head).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
         self.device = device
 

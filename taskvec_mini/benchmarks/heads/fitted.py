@@ -7,7 +7,6 @@ embeddings instead.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,107 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskvec_mini import _checks, _files
+from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data.tasks import PARTS
-from taskvec_mini.benchmarks.encoders.load import embed
+from taskvec_mini.benchmarks.encoders.base import embed
+from taskvec_mini.benchmarks.heads.base import LinearHead, PrototypeHead
 from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """A frozen head: logits = logit_scale * normalised(embedding - centre) @ prototypes.T.
-
-    Attributes:
-        prototypes: (C, F) float32, one vector per class; of length one where they are class means, so that
-            the inner products are cosines.
-        centre: (F,) float32, subtracted first; zeros for none.
-        logit_scale: factor of the logits; it changes no answer, but how steep the loss is.
-
-    Raises:
-        ValueError: if shapes do not fit, a value is NaN or infinite, a prototype is zero, or the scale is not
-            above 0.
-
-    Example:
-        >>> head = Head(torch.eye(2), torch.zeros(2), 10.0)
-        >>> head(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
-        tensor([[10.,  0.],
-                [ 0., 10.]])
-    """
-
-    prototypes: Tensor
-    centre: Tensor
-    logit_scale: float
-
-    def __post_init__(self) -> None:
-        shapes = tuple(self.prototypes.shape), tuple(self.centre.shape)
-        if self.prototypes.ndim != 2 or shapes[1] != shapes[0][1:]:
-            raise UserError(
-                f"prototypes must be (C, F) and the centre (F,), got {shapes[0]} and {shapes[1]}; "
-                "both come from embeddings of one backbone"
-            )
-        for name, part in (("prototypes", self.prototypes), ("centre", self.centre)):
-            _checks.check_finite(name, part)
-        _checks.positive_number("logit_scale", self.logit_scale)
-        zero = (self.prototypes == 0).all(1).nonzero()
-        if len(zero):
-            raise UserError(
-                f"the prototype of class {int(zero[0])} is zero, so nothing points to this class; "
-                "do its images differ from those of the other classes?"
-            )
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Logits (N, C) of embeddings (N, F)."""
-        return self.logit_scale * _directions(embeddings, self.centre) @ self.prototypes.T
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the head to a safetensors file with a checksum, whole or not at all.
-
-        Raises:
-            OSError: if the folder does not exist, may not be written to, or is full.
-        """
-        flat = torch.cat([self.prototypes.reshape(-1), self.centre]).cpu()
-        head = {"classes": len(self.prototypes), "logit_scale": self.logit_scale}
-        _files.write(path, flat, {"head": head, "layout": [], "carried": []})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Head:
-        """Read what `save` wrote, onto the CPU.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is truncated, corrupted or no head.
-        """
-        flat, description = _files.read(path)
-        if "head" not in description:
-            raise UserError(f"{path} holds a task vector, no head; Head.save() writes heads")
-        rows = flat.reshape(description["head"]["classes"] + 1, -1)
-        return cls(rows[:-1].clone(), rows[-1].clone(), description["head"]["logit_scale"])
-
-
-@dataclass(frozen=True, eq=False)
-class LinearHead:
-    """A frozen linear head: logits = embedding @ weight.T + bias.
-
-    Attributes:
-        weight: (C, F) float32.
-        bias: (C,) float32.
-
-    Example:
-        >>> LinearHead(torch.eye(2), torch.tensor([1.0, 0.0]))(torch.tensor([[3.0, 5.0]]))
-        tensor([[4., 5.]])
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Logits (N, C) of embeddings (N, F)."""
-        return F.linear(embeddings, self.weight, self.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +52,7 @@ def prototype_head(
     centred: bool = True,
     shots: int | None = None,
     batch_size: int = 256,
-) -> Head:
+) -> PrototypeHead:
     """The head whose class vectors are mean directions of the training images, under the backbone as it is.
 
     Args:
@@ -173,9 +81,9 @@ def prototype_head(
     embeddings = embed(backbone, inputs, batch_size=batch_size)
     labels = labels.to(embeddings.device)
     centre = _mean(embeddings) if centred else torch.zeros_like(embeddings[0])
-    directions = _directions(embeddings, centre)
+    directions = F.normalize(embeddings - centre, dim=1)
     means = [_mean(directions[labels == label][:count]) for label in range(len(task.class_names))]
-    return Head(F.normalize(torch.stack(means), dim=1), centre, logit_scale)
+    return PrototypeHead(F.normalize(torch.stack(means), dim=1), centre, logit_scale)
 
 
 def linear_probe(
@@ -230,10 +138,6 @@ def _fitted(embeddings: Tensor, labels: Tensor, inverse_penalty: float) -> Linea
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     weight = weight / spread
     return LinearHead(weight.float(), (bias - weight @ centre).float())
-
-
-def _directions(embeddings: Tensor, centre: Tensor) -> Tensor:
-    return F.normalize(embeddings - centre, dim=1)
 
 
 def _mean(rows: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.protocols import Task
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads.base import PrototypeHead
 from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
-from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
+from taskvec_mini.errors import InputTypeError, UserError
 
 KINDS = ("zero-shot", "prototypes")
 
@@ -41,48 +40,13 @@ def kind_of(backbone: str, wanted: str | None = None) -> str:
     return wanted
 
 
-def kept_head(path: Path, task: Task, make: Callable[[Task], Head]) -> Head:
-    """The head of a task in a file; where there is none yet, it is made and written there.
-
-    A head is made once: on another machine it would differ in the last bits, and be another run's.
-
-    Raises:
-        OSError: if it cannot be written.
-        ValueError: if the file is damaged.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(task).save(path)
-    return stored_head(path)
-
-
-def stored_head(path: Path) -> Head:
-    """The head in a folder of runs, which a command made there.
-
-    Raises:
-        FileNotFoundError: if it is gone.
-        ValueError: if the file is damaged; the message says how to get it back.
-    """
-    again = (
-        "give the command that made the runs (`finetune` or `record`) again: on the same machine it makes "
-        "the same head"
-    )
-    if not path.exists():
-        raise MissingFileError(f"there is no head {path}; {again}")
-    try:
-        return Head.load(path)
-    except ValueError as error:
-        why = str(error).rpartition(";")[0]  # the rest is advice for who has called save()
-        raise UserError(f"{why}; delete this file and {again}") from error
-
-
 def zero_shot_head(
     model: str | nn.Module,
     task: Task,
     *,
     templates: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
-) -> Head:
+) -> PrototypeHead:
     """The frozen head of a task from texts alone (Radford et al. 2021, arXiv:2103.00020, section 3.1).
 
     Each class fills every template; the texts are embedded and brought to length one; the direction of their
@@ -91,7 +55,7 @@ def zero_shot_head(
 
     Args:
         model: the name of a CLIP model, or the model itself with both encoders, from `clip.load_clip`. By
-            name it is loaded and dropped again: for several tasks, load it once. `Head.save` keeps a head for
+            name it is loaded and dropped again: for several tasks, load it once. `save_head` keeps a head for
             machines that shall not load the text encoder.
         task: the names of its classes are read, and with its own name our templates are looked up.
         templates: texts with one `{}`, where the class goes; by default those of `clip_templates`.
@@ -121,7 +85,7 @@ def zero_shot_head(
         both, _tokenizer(both.context_length), words_for(task), texts, device=next(both.parameters()).device
     )
     prototypes = columns.T.float().contiguous()
-    return Head(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
+    return PrototypeHead(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
 
 
 def _tokenizer(length: int) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies import base as study_data
 from taskvec_mini.benchmarks.studies.early_or_late import RECENTRE, SHOTS, TEST, TWO_RULES, Suite
 from taskvec_mini.benchmarks.training.finetune import finetune

@@ -18,7 +18,7 @@ from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, forget_prepared_images, sweep
-from taskvec_mini.benchmarks.heads.fitted import Head, prototype_head
+from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.studies import base as study_data
 from taskvec_mini.benchmarks.training.finetune import Run, Settings, finetune, finetune_jointly
 from taskvec_mini.benchmarks.training.progress import unit_of

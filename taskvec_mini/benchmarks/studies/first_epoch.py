@@ -15,7 +15,7 @@ from taskvec_mini import trajectories
 from taskvec_mini.benchmarks.data.tasks import ImageTask
 from taskvec_mini.benchmarks.encoders.load import Backbone, load_backbone
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
-from taskvec_mini.benchmarks.heads.fitted import Head, prototype_head
+from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.studies import base as study_data
 from taskvec_mini.benchmarks.training.finetune import Run, Settings, finetune
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient

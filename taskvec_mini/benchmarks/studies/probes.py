@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.heads.fitted import linear_probe
+from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies import base as study_data
 
 ENCODERS = ("random-pocket", "pocket")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini.benchmarks.encoders.parameters import (
-    FrozenHead,
-    centre_of,
     holding,
-    on_device,
     state_of,
     trained_parameters,
     write_parameters,
 )
+from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.vectors import Layout
 
@@ -48,7 +47,7 @@ class TaskRounds:
         >>> from taskvec_mini.alternating import alternate
         >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
         >>> from taskvec_mini.benchmarks.data.suites import load_tasks
-        >>> from taskvec_mini.benchmarks.heads.fitted import prototype_head
+        >>> from taskvec_mini.benchmarks.heads import prototype_head
         >>> backbone = load_backbone("random-pocket")
         >>> tasks = load_tasks(["digits"], suite="digits", limit=32)
         >>> heads = {name: prototype_head(backbone, task) for name, task in tasks.items()}
@@ -59,7 +58,7 @@ class TaskRounds:
     """
 
     backbone: Encoder
-    heads: Mapping[str, FrozenHead]
+    heads: Mapping[str, Head]
     tasks: Mapping[str, Task]
     settings: Settings
     folder: Path | None = None
@@ -83,7 +82,7 @@ class TaskRounds:
     @torch.no_grad()
     def _loss(self, name: str, theta: Tensor) -> Tensor:
         inputs, labels = self.tasks[name].part("val")
-        head = on_device(self.heads[name], self.backbone.device)
+        head = copy.deepcopy(self.heads[name]).to(self.backbone.device)
         with holding(self.backbone.model, theta):
             batches = [self.backbone.prepare(each) for each in torch.split(inputs, self.settings.batch_size)]
             embedded = torch.cat([self.backbone.model(batch) for batch in batches])

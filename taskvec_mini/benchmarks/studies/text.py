@@ -9,7 +9,7 @@ from taskvec_mini.benchmarks.data.text_tables import BUNDLE
 from taskvec_mini.benchmarks.data.texts import TextTask, load_text_tasks
 from taskvec_mini.benchmarks.encoders.protocols import Encoder
 from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.base import VALIDATION
 from taskvec_mini.benchmarks.studies.early_or_late import RECENTRE, SHOTS, TEST, Suite
 from taskvec_mini.benchmarks.training.settings import Settings

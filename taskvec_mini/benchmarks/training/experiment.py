@@ -18,9 +18,8 @@ from taskvec_mini.benchmarks.data import suites as datasets
 from taskvec_mini.benchmarks.encoders import load as backbones
 from taskvec_mini.benchmarks.encoders.parameters import checksum
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-from taskvec_mini.benchmarks.heads.fitted import Head, prototype_head
+from taskvec_mini.benchmarks.heads import Head, kept_head, prototype_head, zero_shot_head
 from taskvec_mini.benchmarks.heads.templates import templates_in
-from taskvec_mini.benchmarks.heads.zero_shot import kept_head, zero_shot_head
 from taskvec_mini.benchmarks.training import checkpoints
 from taskvec_mini.errors import MissingFileError, UserError
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.parameters import FrozenHead, checksum, head_parts, state_of
+from taskvec_mini import _checks, _files
+from taskvec_mini.benchmarks.encoders.parameters import checksum, state_of
+from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.training import checkpoints
 from taskvec_mini.benchmarks.training.progress import ProgressLine
 from taskvec_mini.benchmarks.training.settings import Settings
@@ -96,7 +97,7 @@ class Run:
 
 def finetune(
     backbone: Encoder,
-    head: FrozenHead,
+    head: Head,
     task: Task,
     *,
     settings: Settings,
@@ -145,7 +146,7 @@ def finetune(
 
 def finetune_jointly(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     *,
     settings: Settings,
@@ -173,7 +174,7 @@ def finetune_jointly(
 
 def _run(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     settings: Settings,
     folder: str | os.PathLike[str] | None,
@@ -253,7 +254,7 @@ def _words(record: Mapping[str, Any]) -> str:
 
 def _identity(
     backbone: Encoder,
-    heads: Mapping[str, FrozenHead],
+    heads: Mapping[str, Head],
     tasks: Mapping[str, Task],
     settings: Settings,
     extra_loss: ExtraLoss | None,
@@ -274,7 +275,7 @@ def _identity(
                 "sha256": task.sha256,
                 "train_images": len(task.part("train")[1]),
                 "train_data": checksum(dict(zip(("images", "labels"), task.part("train"), strict=True))),
-                "head": _head_checksum(heads[name]),
+                "head": _files.checksum(heads[name].state_dict(), type(heads[name]).__name__),
             }
             for name, task in tasks.items()
         },
@@ -283,12 +284,6 @@ def _identity(
         "device": device.type,
         **({"speed": changes} if (changes := speed.changes(settings)) else {}),  # absent in older runs
     }
-
-
-def _head_checksum(head: FrozenHead) -> str:
-    parts = head_parts(head)
-    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-    return checksum(tensors, repr(sorted((n, v) for n, v in parts.items() if n not in tensors)))
 
 
 def _name(function: ExtraLoss) -> str:
@@ -310,6 +305,6 @@ def _kept_epochs(settings: Settings, keep: Collection[int] | None) -> tuple[int,
     return kept
 
 
-def _check_tasks(heads: Mapping[str, FrozenHead], tasks: Mapping[str, Task]) -> None:
+def _check_tasks(heads: Mapping[str, Head], tasks: Mapping[str, Task]) -> None:
     _checks.not_empty("tasks", tasks)
     _checks.check_keys(tasks, heads, "the tasks", "the heads")

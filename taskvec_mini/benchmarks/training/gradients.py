@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,14 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.parameters import (
-    FrozenHead,
-    Parameters,
-    head_parts,
-    holding,
-    on_device,
-    trained_parameters,
-)
+from taskvec_mini.benchmarks.encoders.parameters import Parameters, holding, trained_parameters
+from taskvec_mini.benchmarks.heads import Head
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
@@ -25,7 +19,7 @@ if TYPE_CHECKING:
 
 def full_batch_gradient(
     backbone: Encoder,
-    head: FrozenHead,
+    head: Head,
     task: Task,
     *,
     state: Parameters | None = None,
@@ -52,7 +46,7 @@ def full_batch_gradient(
     size, (images, labels_of_all) = _checks.whole_number("batch_size", batch_size), task.part("train")
     own, device = trained_parameters(backbone.model), backbone.device
     dtype = next(iter(own.values())).dtype
-    head = _as_dtype(on_device(head, device), dtype)
+    head = copy.deepcopy(head).to(device, dtype)
     sum_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64, device=sum_on)
     with holding(backbone.model, state):
@@ -68,9 +62,3 @@ def full_batch_gradient(
 def _as_floats(inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """Prepared images in the model's dtype; the numbers of tokens stay whole."""
     return inputs.to(dtype) if inputs.is_floating_point() else inputs
-
-
-def _as_dtype(head: FrozenHead, dtype: torch.dtype) -> FrozenHead:
-    parts = {n: part for n, part in head_parts(head).items() if isinstance(part, Tensor)}
-    same: FrozenHead = replace(head, **{n: _as_floats(p, dtype) for n, p in parts.items()})  # type: ignore[type-var]
-    return same

@@ -14,13 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskvec_mini.benchmarks.encoders.parameters import (
-    FrozenHead,
-    centre_of,
-    on_device,
-    trained_parameters,
-    write_parameters,
-)
+from taskvec_mini.benchmarks.encoders.parameters import trained_parameters, write_parameters
+from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.benchmarks.training import memory
 from taskvec_mini.benchmarks.training.progress import ProgressLine, unit_of
 from taskvec_mini.benchmarks.training.settings import Settings
@@ -63,7 +58,7 @@ def plan(sizes: list[int], settings: Settings, epoch: int) -> list[tuple[int, Te
 
 
 @torch.no_grad()
-def check_head(backbone: Encoder, head: FrozenHead, task: Task) -> None:
+def check_head(backbone: Encoder, head: Head, task: Task) -> None:
     """A ValueError unless the head has one logit for each class of the task."""
     logits = head(backbone.model(backbone.prepare(task.part("train")[0][:1])))
     if logits.shape[1] != len(task.class_names):
@@ -90,7 +85,7 @@ class Trainer:
     def __init__(
         self,
         backbone: Encoder,
-        heads: Mapping[str, FrozenHead],
+        heads: Mapping[str, Head],
         tasks: Mapping[str, Task],
         settings: Settings,
         *,
@@ -105,7 +100,7 @@ class Trainer:
         self.compiled = torch.compile(model, dynamic=False) if speed.compile else model
         self.settings, self.extra_loss, self.title = settings, extra_loss, " + ".join(tasks)
         self.unit = unit_of(tasks.values())
-        self.heads = [on_device(heads[name], device) for name in tasks]
+        self.heads = [copy.deepcopy(heads[name]).to(device) for name in tasks]
         self.data = [t.part("train") for t in tasks.values()]
         self.sizes = [len(labels) for _, labels in self.data]
         self.parameters = trained_parameters(model)

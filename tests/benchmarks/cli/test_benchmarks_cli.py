@@ -31,8 +31,8 @@ from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.load import MOBILENET_WEIGHTS, load_backbone
 from taskvec_mini.benchmarks.engines import jobs
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
+from taskvec_mini.benchmarks.heads import load_head, prototype_head
 from taskvec_mini.benchmarks.heads import zero_shot as clip_heads
-from taskvec_mini.benchmarks.heads.fitted import Head, prototype_head
 from taskvec_mini.benchmarks.heads.templates import TEMPLATES
 from taskvec_mini.benchmarks.studies import registry as studies
 from taskvec_mini.benchmarks.training import experiment as _cli_shelf
@@ -353,7 +353,7 @@ def clip_runs(folder, *more):
 
 
 def prototypes_of(folder):
-    return {name: Head.load(folder / name / "head.safetensors").prototypes for name in ("digits", "mirrored")}
+    return {name: load_head(folder / name / "head.safetensors").prototypes for name in ("digits", "mirrored")}
 
 
 @pytest.fixture
@@ -617,7 +617,7 @@ def test_folder_and_seed_of_the_data_reach_every_command(tmp_path, monkeypatch, 
     task = datasets.load_tasks("mnist", folder=tmp_path, limit=60, seed=3)["mnist"]
     backbone = load_backbone("random-pocket")
     head = prototype_head(backbone, task)
-    assert torch.equal(Head.load(runs / "mnist" / "head.safetensors").prototypes, head.prototypes)
+    assert torch.equal(load_head(runs / "mnist" / "head.safetensors").prototypes, head.prototypes)
     again = _cli_shelf.Shelf.open(runs).tasks(["mnist"], tmp_path)["mnist"]  # as a worker of a cluster
     assert torch.equal(again.train_images, task.train_images)
     capsys.readouterr()

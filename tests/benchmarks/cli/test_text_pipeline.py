@@ -18,7 +18,7 @@ from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
 from taskvec_mini.benchmarks.training.progress import unit_of

@@ -17,7 +17,7 @@ from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
 from taskvec_mini.benchmarks.encoders.pocket_text import HEADS, PocketText, draw_weights, nearness
 from taskvec_mini.benchmarks.encoders.text import VOCABULARY, WEIGHTS, load_tokenizer
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 
 TEXTS = [
     "What caused the Lynmouth floods?",

@@ -24,7 +24,7 @@ from taskvec_mini.benchmarks.encoders.parameters import checksum, state_of
 from taskvec_mini.benchmarks.engines import _ray_cluster
 from taskvec_mini.benchmarks.engines import ray as _ray_engine
 from taskvec_mini.benchmarks.engines.run import Job, JobError, finetune_all, opened
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip import evaluation as clip_judging
 from taskvec_mini.benchmarks.studies.clip import rounds as clip_work

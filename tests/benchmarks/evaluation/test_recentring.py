@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini.benchmarks.encoders.load import embed
-from taskvec_mini.benchmarks.encoders.parameters import centre_of, state_of
+from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep, tune
-from taskvec_mini.benchmarks.heads.fitted import LinearHead, prototype_head
+from taskvec_mini.benchmarks.heads import LinearHead, centre_of, prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune_jointly
 from taskvec_mini.benchmarks.training.trainer import plan
 from taskvec_mini.vectors import TaskVector

@@ -19,7 +19,7 @@ from taskvec_mini.benchmarks.data import text_tables as text_sources
 from taskvec_mini.benchmarks.data.suites import BUNDLE, CORE
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
-from taskvec_mini.benchmarks.heads.fitted import linear_probe, prototype_head
+from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 from taskvec_mini.benchmarks.studies import ablations as study_search
 from taskvec_mini.benchmarks.studies import base as study_data
 from taskvec_mini.benchmarks.studies import early_or_late as study_merging

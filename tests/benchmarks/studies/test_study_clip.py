@@ -22,6 +22,7 @@ from taskvec_mini.benchmarks.cli import record as _cli_record
 from taskvec_mini.benchmarks.data.suites import load_tasks
 from taskvec_mini.benchmarks.engines import jobs
 from taskvec_mini.benchmarks.engines import run as engines
+from taskvec_mini.benchmarks.heads import load_head
 from taskvec_mini.benchmarks.studies import early_or_late as study_merging
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip import evaluation as clip_judging
@@ -314,7 +315,7 @@ def check_merge(folder, results, row):
     asked = ask(folder)
     tasks = load_tasks(results["tasks"], suite=asked.suite, folder=asked.data, limit=80)
     for name, task in tasks.items():
-        head = study_clip.Head.load(folder / name / "head.safetensors")
+        head = load_head(folder / name / "head.safetensors")
         with torch.no_grad():
             embedded = backbone.model(backbone.prepare(task.test_images[:60]))
         right = (embedded @ head.prototypes.T).argmax(1) == task.test_labels[:60]
@@ -477,7 +478,7 @@ def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, 
     assert results["left_out"] == []
     assert clock.trained == [*((n, 1) for n in names), ("joint", 1), *((n, 2) for n in names), ("joint", 2)]
     tasks = load_tasks(names, suite=asked.suite, folder=asked.data, limit=80)
-    heads = {name: study_clip.Head.load(tmp_path / name / "head.safetensors") for name in names}
+    heads = {name: load_head(tmp_path / name / "head.safetensors") for name in names}
     backbone = study_clip.clip.load_visual("tiny-clip")
     start = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     settings = replace(clip_work.RECIPE, epochs=2)

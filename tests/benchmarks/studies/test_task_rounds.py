@@ -10,7 +10,7 @@ from small_encoder import tiny_backbone, tiny_task
 from taskvec_mini import merging
 from taskvec_mini.alternating import alternate, matrix_rule
 from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.heads.fitted import prototype_head
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.task_rounds import TaskRounds
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune, finetune_jointly
 from taskvec_mini.benchmarks.training.trainer import Trainer

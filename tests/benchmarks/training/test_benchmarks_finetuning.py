@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini import descent
 from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
-from taskvec_mini.benchmarks.heads.fitted import LinearHead
+from taskvec_mini.benchmarks.heads import LinearHead
 from taskvec_mini.benchmarks.training.finetune import DivergedError, Settings, finetune_jointly
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
 from taskvec_mini.benchmarks.training.progress import ProgressLine
@@ -214,7 +214,7 @@ def gradient_by_hand(backbone, head, task):
     """In float64, all images at once."""
     model = copy.deepcopy(backbone.model).double()
     inputs = prepared_by_hand(task.train_images).double()
-    wide = dataclasses.replace(head, prototypes=head.prototypes.double(), centre=head.centre.double())
+    wide = copy.deepcopy(head).double()
     loss = F.cross_entropy(logits_by_hand(wide, model(inputs)), task.train_labels)
     return torch.cat([slope.reshape(-1) for slope in torch.autograd.grad(loss, list(model.parameters()))])
 

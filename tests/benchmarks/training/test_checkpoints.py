@@ -19,6 +19,7 @@ from test_benchmarks_finetuning import jointly, nan_in_step, two_tasks
 
 from conftest import ROOT
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
+from taskvec_mini.benchmarks.heads import PrototypeHead
 from taskvec_mini.benchmarks.training import checkpoints
 from taskvec_mini.benchmarks.training.finetune import DivergedError
 
@@ -346,7 +347,7 @@ def test_a_folder_of_another_run_is_refused_with_the_field_and_both_values(folde
 
 def test_the_scale_of_a_head_is_part_of_the_run(folder):
     with pytest.raises(ValueError, match=r"tasks.quarters.head"):
-        tiny_run(folder=folder, head=dataclasses.replace(tiny_head(), logit_scale=6.0))
+        tiny_run(folder=folder, head=PrototypeHead(tiny_head().prototypes, tiny_head().centre, 6.0))
 
 
 def test_a_cosine_run_of_other_length_is_another_run(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
+from taskvec_mini.benchmarks.heads import PrototypeHead
 from taskvec_mini.benchmarks.training.checkpoints import read_json
 from taskvec_mini.benchmarks.training.finetune import Settings, Speed
 from taskvec_mini.benchmarks.training.trainer import plan
@@ -109,18 +110,19 @@ def test_in_bfloat16_products_are_short_and_everything_that_is_kept_is_float32(t
                 seen["embeddings"].add(hidden.dtype)
             return hidden
 
-    @dataclasses.dataclass(frozen=True, eq=False)
-    class WatchingHead:
-        inner: object
-
-        def __call__(self, embeddings):
+    class WatchingHead(PrototypeHead):
+        def forward(self, embeddings):
             seen["head"].add(embeddings.dtype)
-            return self.inner(embeddings)
+            return super().forward(embeddings)
 
     backbone = tiny_backbone()
     backbone.model = nn.Sequential(*list(backbone.model)[:-1], Watching())
     run = tiny_run(
-        backbone=backbone, head=WatchingHead(tiny_head()), folder=tmp_path, speed=BFLOAT16, epochs=8
+        backbone=backbone,
+        head=WatchingHead(tiny_head().prototypes, tiny_head().centre, 5.0),
+        folder=tmp_path,
+        speed=BFLOAT16,
+        epochs=8,
     )
     assert seen == {"embeddings": {torch.bfloat16}, "head": {torch.float32}}
     kept = [

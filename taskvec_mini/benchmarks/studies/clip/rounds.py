@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskvec_mini.benchmarks.encoders.parameters import FrozenHead
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 from taskvec_mini.benchmarks.engines import run as engines
 from taskvec_mini.benchmarks.engines.run import Job, JointJob
+from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip.budget import JOINT
 from taskvec_mini.benchmarks.studies.clip.evaluation import ClipSuite, Judging
@@ -33,7 +33,7 @@ class Place:
     """
 
     encoder: Callable[[], Encoder]
-    loads: Mapping[str, Callable[[Encoder], tuple[FrozenHead, Task]]]
+    loads: Mapping[str, Callable[[Encoder], tuple[Head, Task]]]
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -175,8 +175,8 @@ class Work:
 
 
 def _load_all(
-    loads: Mapping[str, Callable[[Encoder], tuple[FrozenHead, Task]]], encoder: Encoder
-) -> tuple[dict[str, FrozenHead], dict[str, Task]]:
+    loads: Mapping[str, Callable[[Encoder], tuple[Head, Task]]], encoder: Encoder
+) -> tuple[dict[str, Head], dict[str, Task]]:
     heads, tasks = {}, {}
     for name, load in loads.items():
         heads[name], tasks[name] = load(encoder)

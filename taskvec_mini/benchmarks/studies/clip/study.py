@@ -33,9 +33,8 @@ from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 from taskvec_mini.benchmarks.engines import run as engines
 from taskvec_mini.benchmarks.engines.jobs import shared_folder
 from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
-from taskvec_mini.benchmarks.heads.fitted import Head
+from taskvec_mini.benchmarks.heads import Head, kept_head, load_head, zero_shot_head
 from taskvec_mini.benchmarks.heads.templates import TEMPLATES, templates_in
-from taskvec_mini.benchmarks.heads.zero_shot import kept_head, zero_shot_head
 from taskvec_mini.benchmarks.studies import base as study_data
 from taskvec_mini.benchmarks.studies import early_or_late as study_merging
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
@@ -337,7 +336,7 @@ def _load_encoder(name: str, device: str) -> Backbone:
 
 
 def _load(name: str, kind: str, data: Path | None, folder: Path, _encoder: Encoder) -> tuple[Head, Task]:
-    return Head.load(_head_file(folder, name)), load_tasks([name], suite=kind, folder=data)[name]
+    return load_head(_head_file(folder, name)), load_tasks([name], suite=kind, folder=data)[name]
 
 
 def check_disk(folder: Path, model: nn.Module, plan: clip_plan.Plan) -> str:
