@@ -25,7 +25,7 @@ from taskvec_mini.benchmarks.data.suites import FOLDER_VARIABLE, load_tasks
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders import load as backbones
 from taskvec_mini.benchmarks.encoders import text as text_encoder
-from taskvec_mini.benchmarks.engines import _ray_cluster
+from taskvec_mini.benchmarks.engines import ray as ray_engine
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
@@ -329,7 +329,7 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "spent budget": spent_budget,
     "no open_clip": lambda _: without_package("open_clip", clip.tiny_clip),
     "no datasets": lambda _: without_package("datasets", lambda: hub_access.extra("datasets")),
-    "no Ray": lambda _: without_package("ray", _ray_cluster.load_ray),
+    "no Ray": lambda _: without_package("ray", ray_engine.load_ray),
     "no tokenizers": lambda _: without_package("tokenizers", text_encoder.load_tokenizer),
     "no direction": lambda _: TaskVector.between(START, START).cosine(TaskVector.between(START, START)),
 }

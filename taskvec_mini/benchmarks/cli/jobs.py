@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.cli.throughput import speed_of
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-from taskvec_mini.benchmarks.engines import run as engines
-from taskvec_mini.benchmarks.engines.jobs import shared_folder
+from taskvec_mini.benchmarks.engines import shared_folder
 from taskvec_mini.benchmarks.training.experiment import Shelf, encoder
 from taskvec_mini.benchmarks.training.finetune import Run, Settings
 
@@ -33,10 +33,12 @@ def finetune_all(
         start,
         {name: engines.Job(load=load, settings=settings, folder=shelf.folder / name, speed=speed)
          for name, load in loads.items()},
-        engine=options.engine,
-        workers=options.workers,
-        address=options.address,
-        gpus_per_worker=0 if ray and options.device == "cpu" else None,
+        options=engines.EngineOptions(
+            engine=options.engine,
+            workers=options.workers,
+            address=options.address,
+            gpus_per_worker=0 if ray and options.device == "cpu" else None,
+        ),
     )  # fmt: skip
 
 

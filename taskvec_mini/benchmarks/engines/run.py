@@ -1,6 +1,6 @@
 """Finetuning on many tasks: one after the other on this machine, or one a worker on a Ray cluster.
 
-Both engines do the same work, `finetuning.finetune`, in the same folders, so a run may be begun by one and
+Both engines do the same work, `training.finetune`, in the same folders, so a run may be begun by one and
 ended by the other. They give the same bits as long as workers have the same versions, the same kind of
 processor and the same number of threads; the number is the caller's (`torch.get_num_threads()`, which the
 environment variable OMP_NUM_THREADS sets) and is handed on to every worker. GPUs of another kind may round
@@ -11,31 +11,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.engines import ray as _ray_engine
-from taskvec_mini.benchmarks.engines.jobs import Job, JobError, JointJob, error_words
+from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini.benchmarks.engines import ray as ray_engine
+from taskvec_mini.benchmarks.engines.jobs import EngineOptions, Job, JobError, JointJob
 from taskvec_mini.benchmarks.training.finetune import Run
 from taskvec_mini.errors import UserError
 
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder
-
-__all__ = ["ENGINES", "Job", "JobError", "JointJob", "finetune_all", "opened"]
-
-ENGINES = ("local", "ray")
-
 
 def finetune_all(
-    backbone: Callable[[], Encoder],
+    load_encoder: Callable[[], Encoder],
     jobs: Mapping[str, Job | JointJob],
     *,
-    engine: str = "local",
-    workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    address: str | None = None,
-    retries: int = 3,
+    options: EngineOptions | None = None,
     progress: bool = True,
 ) -> dict[str, Run]:
     """Finetune one encoder on each of several tasks, each into a folder of its own.
@@ -44,31 +33,26 @@ def finetune_all(
     "ray" a worker whose process dies is started again from there; an error is not tried again. The first
     error ends the call and its workers, and all checkpoints stay.
 
-    With "ray" the functions in `backbone` and `jobs` travel to the workers. A function of a module is sent
-    as its name, so the workers must be able to import it; one of a notebook or script is sent whole.
+    With "ray" the functions in `load_encoder` and `jobs` travel to the workers. A function of a module is
+    sent as its name, so the workers must be able to import it; one of a notebook or script is sent whole.
 
     Args:
-        backbone: loads the encoder; `functools.partial(load_backbone, "pocket")`, for instance.
+        load_encoder: loads the encoder; `functools.partial(load_backbone, "pocket")`, for instance.
         jobs: what to do, by the name of the task.
-        engine: "local", one task after the other in this process; or "ray", one task a worker.
-        workers: of "ray", how many tasks run at a time; by default as many as there is room for.
-        gpus_per_worker: of "ray", by default one where the cluster has any, else none. A worker without a GPU
-            takes as many CPUs as it has threads, one with a GPU takes one CPU.
-        address: of "ray", the head of a running cluster as HOST:PORT, or "auto" for the one that runs on this
-            machine. By default what the environment variable RAY_ADDRESS names, else a cluster is started
-            on this machine and ended again. Where `ray.init` was called before, that connection is used.
-        retries: of "ray", how often a task may lose its worker and be started again.
+        options: the engine and how it works; by default this process.
         progress: show how far the tasks are, on stderr.
 
     Returns:
         The runs by name, in the order of the jobs.
 
     Raises:
-        JobError: if a task fails, with its name; the cause is the error itself or, with "ray", its traceback.
-        ValueError: if there are no jobs, the engine is unknown, an option is not for it, a folder is missing
-            or given twice, or no machine of the cluster has room for a worker.
-        ImportError: if Ray is not installed.
-        ConnectionError: if no Ray cluster answers at the address.
+        JobError: if a task fails for a reason that a user can put right, with its name, a worker that died
+            too often among them. Any other error of a task is a bug: it is raised as it is with a note that
+            names the task or, with "ray", as a `ray.WorkerError` that holds the traceback of the worker.
+        UserError: if there are no jobs, a folder is missing or given twice, or no machine of the cluster has
+            room for a worker.
+        MissingPackageError: if Ray is not installed.
+        NoConnectionError: if no Ray cluster answers at the address.
 
     Example:
         >>> from functools import partial
@@ -85,71 +69,44 @@ def finetune_all(
         >>> runs["digits"].epochs
         (1,)
     """
-    _check(engine, workers=workers, gpus_per_worker=gpus_per_worker, address=address)
+    options = options or EngineOptions()
     _checks.not_empty("jobs", jobs)
-    _checks.whole_number("retries", retries, minimum=0)
-    if engine == "ray":
-        return _ray_engine.finetune_all(backbone, jobs, workers, gpus_per_worker, address, retries, progress)
-    return _one_by_one(backbone, jobs, progress)
+    if options.engine == "ray":
+        return ray_engine.finetune_all(load_encoder, jobs, options=options, progress=progress)
+    encoder, runs = load_encoder(), {}
+    for name, job in jobs.items():
+        try:
+            runs[name] = job.run(encoder, progress=progress)
+        except UserError as error:
+            raise JobError(name, str(error)) from error
+        except Exception as error:
+            error.add_note(f"while finetuning on task {name!r}")
+            raise
+    return runs
 
 
 @contextlib.contextmanager
-def opened(
-    engine: str = "local",
-    *,
-    jobs: int,
-    workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    address: str | None = None,
-) -> Iterator[int]:
-    """An engine for several calls of `finetune_all`, which leave the address out; how many jobs at a time.
+def opened(options: EngineOptions, *, jobs: int) -> Iterator[int]:
+    """An engine for several calls of `finetune_all`; gives how many jobs it does at a time.
 
     With "ray" the cluster is joined, or started on this machine, once for all of them.
 
     Args:
-        engine: "local", which has one job at a time, or "ray".
+        options: the engine and how it works. The calls in between take the same.
         jobs: the most jobs of a call.
-        workers: as in `finetune_all`, and so are the others.
-        gpus_per_worker: of "ray".
-        address: of "ray".
 
     Raises:
-        ValueError: if the engine is unknown, an option is not for it, or no machine has room for a worker.
-        ImportError: if Ray is not installed.
-        ConnectionError: if no Ray cluster answers at the address.
+        UserError: if no machine has room for a worker.
+        MissingPackageError: if Ray is not installed.
+        NoConnectionError: if no Ray cluster answers at the address.
 
     Example:
-        >>> with opened("local", jobs=8) as at_a_time:
+        >>> with opened(EngineOptions(), jobs=8) as at_a_time:
         ...     at_a_time
         1
     """
-    _check(engine, workers=workers, gpus_per_worker=gpus_per_worker, address=address)
-    if engine == "local":
+    if options.engine == "local":
         yield 1
         return
-    with _ray_engine.opened(jobs, workers, gpus_per_worker, address) as (_, _, room):
-        yield min(jobs, room, workers or room)
-
-
-def _check(engine: str, *, workers: int | None, gpus_per_worker: float | None, address: str | None) -> None:
-    _checks.named_choice("engine", engine, dict.fromkeys(ENGINES))
-    if workers is not None:
-        _checks.whole_number("workers", workers)
-    if gpus_per_worker is not None and _checks.finite_number("gpus_per_worker", gpus_per_worker) < 0:
-        raise UserError(f"gpus_per_worker must be at least 0, got {gpus_per_worker}")
-    of_ray = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
-    for name, value in of_ray.items():
-        if engine == "local" and value is not None:
-            raise UserError(f"{name}={value!r} is for engine='ray', not for 'local'; leave it out")
-
-
-def _one_by_one(
-    backbone: Callable[[], Encoder], jobs: Mapping[str, Job | JointJob], progress: bool
-) -> dict[str, Run]:
-    encoder, runs = backbone(), {}
-    for name, job in jobs.items():
-        try:
-            runs[name] = job.run(encoder, progress=progress)
-        except Exception as error:
-            raise JobError(name, error_words(error)) from error
-    return runs
+    with ray_engine.opened(options, jobs=jobs) as (_, _, room):
+        yield min(jobs, room, options.workers or room)

@@ -18,10 +18,10 @@ import torch
 from conftest import CHAPTERS, ROOT
 from taskvec_mini import merging, records
 from taskvec_mini.benchmarks import __main__ as command_line
+from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.cli import record as _cli_record
 from taskvec_mini.benchmarks.data.suites import load_tasks
 from taskvec_mini.benchmarks.engines import jobs
-from taskvec_mini.benchmarks.engines import run as engines
 from taskvec_mini.benchmarks.heads import load_head
 from taskvec_mini.benchmarks.studies import early_or_late as study_merging
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-from taskvec_mini.benchmarks.engines import run as engines
-from taskvec_mini.benchmarks.engines.run import Job, JointJob
+from taskvec_mini.benchmarks.engines import EngineOptions, Job, JointJob
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip.budget import JOINT
@@ -29,12 +29,12 @@ class Place:
 
     Attributes:
         encoder: loads the encoder, and `loads` each task with its head, as in `engines.finetune_all`.
-        engine: the words for that function about the engine.
+        engine: which engine trains; without the address of a cluster, which is joined already.
     """
 
     encoder: Callable[[], Encoder]
     loads: Mapping[str, Callable[[Encoder], tuple[Head, Task]]]
-    engine: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(eq=False)
@@ -157,7 +157,9 @@ class Work:
         if names:
             longest_first = sorted(names, key=self.seconds.__getitem__, reverse=True)
             jobs = {name: self._job(name, epoch) for name in longest_first}
-            engines.finetune_all(self.place.encoder, jobs, progress=bool(new), **self.place.engine)
+            engines.finetune_all(
+                self.place.encoder, jobs, options=self.place.engine, progress=bool(new)
+            )
         if new:
             slower = (self.clock() - begin) / self._planned(new)
             self.seconds |= {name: slower * self.seconds[name] for name in new}

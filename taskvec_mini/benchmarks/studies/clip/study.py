@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from taskvec_mini import _checks
+from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.data import hub
 from taskvec_mini.benchmarks.data.splits import VALIDATION_MOST, VALIDATION_SHARE
 from taskvec_mini.benchmarks.data.suites import CORE, FOLDER_VARIABLE, load_tasks
@@ -30,8 +31,7 @@ from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-from taskvec_mini.benchmarks.engines import run as engines
-from taskvec_mini.benchmarks.engines.jobs import shared_folder
+from taskvec_mini.benchmarks.engines import EngineOptions, shared_folder
 from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
 from taskvec_mini.benchmarks.heads import Head, kept_head, load_head, zero_shot_head
 from taskvec_mini.benchmarks.heads.templates import TEMPLATES, templates_in
@@ -176,10 +176,14 @@ class Clip(study_data.Study):
         name, kind = options.backbone or BACKBONE, options.suite or "hub"
         images = sizes(kind, options.tasks, options.data)
         _check_folder(kind, options.data)
-        engine: dict[str, Any] = {"engine": options.engine or "local", "workers": options.workers}
-        if options.engine == "ray":
-            engine["gpus_per_worker"] = 1 if options.gpu else 0
-        with engines.opened(**engine, jobs=len(images), address=options.address) as workers:
+        ray = options.engine == "ray"
+        engine = EngineOptions(
+            engine=options.engine or "local",
+            workers=options.workers,
+            address=options.address,
+            gpus_per_worker=int(options.gpu) if ray else None,
+        )
+        with engines.opened(engine, jobs=len(images)) as workers:
             both = clip.load_clip(name).to(device)
             backbone, folder = clip.visual_backbone(name, both), options.runs or study_merging.RUNS / name
             pace, speed = clip_plan.measure(backbone, clip_work.RECIPE, device, speed=speed)
@@ -200,7 +204,7 @@ class Clip(study_data.Study):
             deadline = begin + seconds * (1 - clip_plan.MARGIN) + self.clock() - loading
             self.device, self.data = str(device), suite.data
             self.settings = _settings(suite, planned, pace, speed, seconds)
-            place = place_of(suite, folder, data=options.data, engine=engine)
+            place = place_of(suite, folder, data=options.data, engine=replace(engine, address=None))
             return clip_work.Work(suite, folder, speed, planned, place, deadline, self.clock).results()
 
 
@@ -311,10 +315,10 @@ def _head_file(folder: Path, name: str) -> Path:
 
 
 def place_of(
-    suite: clip_judging.ClipSuite, folder: Path, *, data: Path | None, engine: Mapping[str, Any]
+    suite: clip_judging.ClipSuite, folder: Path, *, data: Path | None, engine: EngineOptions
 ) -> clip_work.Place:
     """Where the epochs are trained: here with what is loaded, or on a cluster that loads it by its names."""
-    if engine["engine"] == "local":
+    if engine.engine == "local":
         loads = {name: partial(_loaded, suite.heads[name], task) for name, task in suite.tasks.items()}
         return clip_work.Place(encoder=lambda: suite.backbone, loads=loads, engine=engine)
     where = suite.about["suite"], shared_folder(data), folder.absolute()
