@@ -2,13 +2,12 @@
 
 Everything this library writes goes through `replacing`. It is made in a folder of its own beside its place,
 brought to the disk, and then renamed. A process that is killed leaves that folder behind; the next one that
-writes the same file sweeps it.
+writes to the same place sweeps it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from taskvec_mini.errors import FileError, MissingFileError, UserError
 SPACE = "is there space on the disk, and may you write there?"
 _PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
 _DAY = 86_400.0  # seconds after which what another machine left behind counts as left behind
+_MAKING = (
+    ".taskvec_mini-"  # how the folders begin in which files are made: machine, process, something random
+)
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -40,11 +43,13 @@ _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how to
 def replacing(path: str | os.PathLike[str], *, remedy: str = SPACE) -> Iterator[Path]:
     """A place to write to, which becomes `path` when the block ends, or leaves no trace when it fails.
 
-    What is written there may be a file or a folder. A folder takes the place of none or of an empty one. A
-    link at `path` is replaced, not followed.
+    What is written there may be a file or a folder; a folder takes the place of none. A link at `path` is
+    replaced, not followed.
 
     Raises:
-        FileError: if the block or the renaming fails with an OSError; the message names the path.
+        MissingFileError: if the folder that it goes into does not exist.
+        FileError: if the block or the renaming fails with an OSError; the message names the path. Any other
+            error of the block passes through as it is.
 
     Example:
         >>> target = Path(tempfile.mkdtemp()) / "greeting.txt"
@@ -54,9 +59,13 @@ def replacing(path: str | os.PathLike[str], *, remedy: str = SPACE) -> Iterator[
         ('hello', ['greeting.txt'])
     """
     target = Path(path)
-    _sweep(target)
+    if not target.parent.is_dir():
+        raise MissingFileError(
+            f"there is no folder {target.parent} to write {target.name} into; make it first"
+        )
+    _sweep(target.parent)
     try:
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target) + f"{os.getpid()}-"))
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_MAKING}{_machine()}-{os.getpid()}-"))
     except OSError as error:
         raise FileError(f"{target} could not be written ({error}); {remedy}") from error
     place = folder / target.name
@@ -64,7 +73,10 @@ def replacing(path: str | os.PathLike[str], *, remedy: str = SPACE) -> Iterator[
         yield place
         _to_disk(place)
         os.replace(place, target)
-        _to_disk(target.parent, folder=True)
+        with contextlib.suppress(
+            OSError
+        ):  # it is in its place already; not every system brings folders to disk
+            _to_disk(target.parent, inside=False)
     except FileError:
         raise
     except (OSError, SafetensorError) as error:
@@ -91,9 +103,20 @@ def write_safetensors(
     *,
     remedy: str = SPACE,
 ) -> None:
-    """Write a plain safetensors file, without a checksum of ours; errors are those of `replacing`."""
+    """Write a plain safetensors file, without a checksum of ours; errors are those of `replacing`.
+
+    Two names may stand for one tensor, which is then written twice. Tensors may lie in memory in any order of
+    their axes.
+    """
+    whole: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        whole[name] = tensor.detach().contiguous()
+        if whole[name].data_ptr() in places:  # which safetensors refuses
+            whole[name] = whole[name].clone()
+        places.add(whole[name].data_ptr())
     with replacing(path, remedy=remedy) as place:
-        save_file(dict(tensors), place, metadata=dict(metadata or {}))
+        save_file(whole, place, metadata=dict(metadata or {}))
 
 
 def write_tensors(
@@ -129,13 +152,14 @@ def read_json(path: str | os.PathLike[str], *, what: str, remedy: str) -> dict[s
 
     Raises:
         MissingFileError: if there is no such file.
+        FileError: if it cannot be read.
         UserError: if it is no JSON object; the message names the file and the remedy.
     """
+    with _opened(path, what=what, remedy=remedy) as file:
+        content = file.read()
     try:
-        value = json.loads(_bytes_of_file(path, what=what, remedy=remedy))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, it is no {what} ({error}); {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged, it holds no JSON object and is no {what}; {remedy}")
@@ -147,34 +171,46 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description that `write_tensors` wrote. Nothing is ever unpickled.
 
+    The tensors are copies: nothing that later happens to the file changes them.
+
     Raises:
         MissingFileError: if there is no such file.
+        FileError: if it cannot be read.
         UserError: if it is damaged or of another kind; the message names the file and the remedy.
     """
-    if not os.path.exists(path):
-        raise MissingFileError(f"there is no file {path}; {remedy}")
+    with _opened(path, what=what, remedy=remedy) as file:
+        start = file.read(2)
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata() or {}
             if kind not in metadata:
-                raise UserError(f"{path} is a safetensors file but no {what}; {remedy}")
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+                ours = [key for key in metadata if key.startswith("taskvec_mini.")]
+                found = f"a {ours[0]}" if ours else "a safetensors file"
+                raise UserError(f"{path} is {found} but no {what}; {remedy}")
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(_why_unreadable(path, error, what=what, remedy=remedy)) from error
+        if start in _PICKLES:
+            raise UserError(
+                f"{path} is a pickle (torch.save writes these) and is not loaded, because a pickle can run "
+                f"any code; {remedy}"
+            ) from error
+        raise UserError(
+            f"{path} is no {what}, or it is truncated or corrupted ({error}); {remedy}"
+        ) from error
     expected, _, text = metadata[kind].partition(" ")
     if expected != checksum(tensors, text):
         raise UserError(f"{path} is truncated or corrupted (its checksum does not fit); {remedy}")
     return tensors, json.loads(text)
 
 
-def checksum(tensors: Mapping[str, Tensor], words: str = "") -> str:
-    """A CRC-32 of names, dtypes, shapes and entries, as eight hexadecimal digits; `words` go in as well.
+def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """A CRC-32 of names, dtypes, shapes and entries, as eight hexadecimal digits; `text` goes in as well.
 
     Example:
         >>> checksum({"a": torch.ones(1)}) == checksum({"a": torch.ones(1)}) != checksum({"b": torch.ones(1)})
         True
     """
-    total = zlib.crc32(words.encode())
+    total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
@@ -188,12 +224,10 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
     Raises:
         MissingFileError: if there is no such file.
+        FileError: if it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"there is no file {path}") from error
+    with _opened(path, what="file", remedy="give the path of a file that you may read") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: str | os.PathLike[str], expected: str, *, remedy: str) -> None:
@@ -209,23 +243,29 @@ def check_sha256(path: str | os.PathLike[str], expected: str, *, remedy: str) ->
 # --- parts -----------------------------------------------------------------------------------------------
 
 
-def _prefix(target: Path) -> str:
-    return f".{target.name}.{socket.gethostname()}."
+def _machine() -> str:
+    """This machine and, in a container, its own table of processes: a number means something in one table."""
+    try:
+        table = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        table = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {table}'.encode()):08x}"
 
 
-def _sweep(target: Path) -> None:
-    """Remove what processes that are gone have left while they wrote this file."""
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.*.*-*"):
-        host, _, rest = folder.name.removeprefix(f".{target.name}.").rpartition(".")
-        process = rest.partition("-")[0]
-        if not (folder.is_dir() and not folder.is_symlink() and process.isdecimal()):
-            continue
-        if host == socket.gethostname() and os.name != "nt":
-            gone = not _is_running(int(process))
-        else:
-            gone = time.time() - folder.stat().st_mtime > _DAY
-        if gone:
-            shutil.rmtree(folder, ignore_errors=True)
+def _sweep(folder: Path) -> None:
+    """Remove what processes that are gone have left while they wrote into this folder."""
+    with contextlib.suppress(OSError):  # whoever may not look there, or was too late, need not sweep
+        for entry in os.scandir(folder):
+            if not (entry.name.startswith(_MAKING) and entry.is_dir(follow_symlinks=False)):
+                continue
+            machine, _, rest = entry.name.removeprefix(_MAKING).partition("-")
+            process = rest.partition("-")[0]
+            if machine == _machine() and process.isdecimal() and os.name != "nt":
+                gone = not _is_running(int(process))
+            else:
+                gone = time.time() - entry.stat().st_mtime > _DAY
+            if gone:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
@@ -238,24 +278,26 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _to_disk(path: Path, *, folder: bool = False) -> None:
+def _to_disk(path: Path, *, inside: bool = True) -> None:
     """Wait until it is on the disk: a power cut must not leave a name without its bytes."""
-    if folder or path.is_dir():
-        if not folder:
-            for each in path.iterdir():
-                _to_disk(each)
-        if os.name == "nt":
+    windows = os.name == "nt"
+    if path.is_dir():
+        for each in path.iterdir() if inside else ():
+            _to_disk(each)
+        if windows:
             return  # folders cannot be opened there
-    number = os.open(path, os.O_RDONLY)
+    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes what may be written to
     try:
         os.fsync(number)
     finally:
         os.close(number)
 
 
-def _bytes_of_file(path: str | os.PathLike[str], *, what: str, remedy: str) -> bytes:
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], *, what: str, remedy: str) -> Iterator[BufferedReader]:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no {what} {path}; {remedy}") from error
     except OSError as error:
@@ -271,14 +313,3 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
     rows = _PIECE // tensor[0].nbytes
     for part in torch.split(tensor, rows) if rows else tensor.unbind():
         yield from _bytes_of(part)
-
-
-def _why_unreadable(path: str | os.PathLike[str], error: Exception, *, what: str, remedy: str) -> str:
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(2) in _PICKLES:
-                return (
-                    f"{path} is a pickle (torch.save writes these) and is not loaded, because a pickle can "
-                    f"run any code; {remedy}"
-                )
-    return f"{path} is no {what}, or it is truncated or corrupted ({error}); {remedy}"

@@ -14,7 +14,6 @@ A record has ten fields, and `read` refuses a file that lacks one:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -31,11 +30,13 @@ import numpy as np
 import torch
 
 import taskvec_mini
-from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
+from taskvec_mini import _files
+from taskvec_mini.errors import InputTypeError, UserError
 
 FIELDS = (
     "command", "commit", "date", "device", "versions", "seeds", "seconds", "data", "settings", "results",
 )  # fmt: skip
+checksum = _files.sha256  # until its callers say _files.sha256
 _PACKAGE = Path(__file__).resolve().parent
 _MACHINE_PATH = re.compile(r"(?<![\w.:/~])(?:~?(?:/[\w.+-]+){2,}|[A-Za-z]:\\)")
 
@@ -55,16 +56,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> read(path)["results"]
         {'sum': 3}
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"there is no record {path}; run the command that makes it, or load_or_run with rerun=True"
-        ) from None
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); restore the file, or record it anew") from None
+    record = _files.read_json(
+        path, what="record", remedy="run the command that makes it, or load_or_run with rerun=True"
+    )
     try:
         return _complete(record)
     except (TypeError, ValueError) as error:
@@ -91,7 +85,7 @@ def write(
         seeds: every seed that was used; none for a run that draws nothing.
         seconds: how long the run took.
         settings: what was chosen.
-        data: the SHA-256 of each data file, by the file's name (`checksum` gives it).
+        data: the SHA-256 of each data file, by the file's name (`sha256sum` gives it).
         origin: what `provenance` said before the run began; by default what it says now.
 
     Returns:
@@ -105,7 +99,7 @@ def write(
     given = {"command": command, "seeds": seeds, "seconds": seconds}
     found = {"settings": settings or {}, "data": data or {}, "results": results}
     record = _complete({**given, **(provenance() if origin is None else origin), **found})
-    _write_whole(Path(path), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    _files.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
 
 
@@ -176,17 +170,6 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     }  # fmt: skip
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return {"commit": _commit(), "date": date, "device": _device(torch.device(device)), "versions": versions}
-
-
-def checksum(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits.
-
-    Example:
-        >>> checksum(os.devnull)[:12]  # of nothing
-        'e3b0c44298fc'
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # what a complete record is
@@ -295,18 +278,6 @@ def _check_same(path: str | os.PathLike[str], record: dict[str, Any], given: dic
                 f"{path} tells of another run: its {name!r} is {_short(record[name])}, asked for is "
                 f"{_short(_plain(value, name))}; use rerun=True to record anew"
             )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # where results come from

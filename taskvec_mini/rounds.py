@@ -19,6 +19,8 @@ from taskvec_mini.networks import stacked
 
 Matrix = tuple[tuple[float, ...], ...]
 _PIECE = 1 << 20  # positions turned to float64 at a time
+_KIND = "taskvec_mini.Round/1"
+_REMEDY = "copy it again, or run the rounds anew from an earlier one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,9 @@ class Round:
         Raises:
             OSError: if the folder does not exist, may not be written to, or is full.
         """
-        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _TENSORS}
-        _files.write(path, torch.cat([self.theta, self.pretrained]), {"round": facts})
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: facts.pop(name) for name in ("theta", "pretrained")}
+        _files.write_tensors(path, tensors, facts, kind=_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Round:
@@ -87,15 +90,12 @@ class Round:
             FileNotFoundError: if there is no such file.
             ValueError: if it is a pickle, is truncated or corrupted, or holds no round.
         """
-        flat, description = _files.read(path)
-        if "round" not in description:
-            raise UserError(f"{path} holds a task vector, not a round; read it with TaskVector.load")
-        facts = {name: _tuples(value) for name, value in description["round"].items()}
-        theta, pretrained = flat.chunk(2)
-        return cls(theta=theta.clone(), pretrained=pretrained.clone(), **facts)
-
-
-_TENSORS = ("theta", "pretrained")
+        tensors, facts = _files.read_tensors(path, kind=_KIND, what="round", remedy=_REMEDY)
+        fields: dict[str, Any] = {**tensors, **{name: _tuples(value) for name, value in facts.items()}}
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"{path} does not hold what a round needs ({error}); {_REMEDY}") from error
 
 
 def losses_at(losses: Sequence[Loss], thetas: Tensor) -> Tensor:

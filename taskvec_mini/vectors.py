@@ -20,6 +20,8 @@ from taskvec_mini.errors import InputTypeError, UserError
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 Scalar = int | float | Tensor
 _CHUNK = 1 << 22  # entries turned to float64 at a time, so that a norm needs no second copy of the vector
+_KIND = "taskvec_mini.TaskVector/2"
+_REMEDY = "copy it again, or make it anew: TaskVector.between(pretrained, finetuned).save(path)"
 
 
 class TaskVector:
@@ -241,7 +243,8 @@ class TaskVector:
         Raises:
             OSError: if the folder does not exist, may not be written to, or is full.
         """
-        _files.write(path, self._flat, {"layout": self.layout, "carried": self.carried})
+        description = {"layout": self.layout, "carried": self.carried}
+        _files.write_tensors(path, {"flat": self._flat}, description, kind=_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
@@ -251,13 +254,11 @@ class TaskVector:
             FileNotFoundError: if there is no such file.
             ValueError: if it is a pickle, is truncated or corrupted, or is no task vector.
         """
-        flat, description = _files.read(path)
-        if description.keys() != {"layout", "carried"}:
-            found = " and ".join(sorted(description.keys() - {"layout", "carried"}))
-            raise UserError(
-                f"{path} holds no task vector but a {found}; load it with the class that wrote it"
-            )
-        return cls(flat, description["layout"], description["carried"])
+        tensors, description = _files.read_tensors(path, kind=_KIND, what="task vector", remedy=_REMEDY)
+        try:
+            return cls(tensors["flat"], description["layout"], description["carried"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} does not hold what a task vector needs ({error}); {_REMEDY}") from error
 
     def _with(self, flat: Tensor) -> TaskVector:
         return TaskVector(flat, self.layout, self.carried)

@@ -255,7 +255,7 @@ def test_the_start_survives_a_file_with_its_missing_cosines(tmp_path):
 
 def test_a_file_of_a_task_vector_is_no_round(tmp_path):
     TaskVector(torch.ones(4), [("bias", (4,))]).save(tmp_path / "tv")
-    with pytest.raises(ValueError, match=r"holds a task vector, not a round; read it with TaskVector\.load"):
+    with pytest.raises(ValueError, match=r"is a taskvec_mini\.TaskVector/2 but no round"):
         Round.load(tmp_path / "tv")
 
 

@@ -108,7 +108,7 @@ def test_results_may_be_false_or_zero(tmp_path):
 def test_a_field_that_no_record_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown field 'resutls'; put it into 'settings' or 'results'"):
         records.read(put(tmp_path / "a.json", {**COMPLETE, "resutls": 1}))
-    with pytest.raises(ValueError, match="a record is a dictionary of 10 fields, got list"):
+    with pytest.raises(ValueError, match="it holds no JSON object and is no record; run the"):
         records.read(put(tmp_path / "a.json", [COMPLETE]))
 
 
@@ -118,7 +118,7 @@ def test_a_file_that_was_cut_is_refused_and_one_that_is_not_there_too(tmp_path):
         records.read(path)
     text = json.dumps(COMPLETE)
     path.write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.json is no JSON \(.*\); restore the file, or record it anew"):
+    with pytest.raises(ValueError, match=r"a\.json is damaged, it is no record \(.*\); run the command"):
         records.read(path)
 
 

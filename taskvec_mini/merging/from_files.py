@@ -96,7 +96,7 @@ def merge_files(
         state |= _merged(stored, function, options, coef)
     state = {name: state[name].view(stored.shapes.get(name, state[name].shape)) for name in sorted(state)}
     if out is not None:
-        _files.write_tensors(out, state, {"format": "pt"})
+        _files.write_safetensors(out, state, {"format": "pt"})
     return state
 
 
