@@ -12,7 +12,7 @@ from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini.benchmarks.encoders.load import embed
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep, tune
-from taskvec_mini.benchmarks.heads import LinearHead, centre_of, prototype_head
+from taskvec_mini.benchmarks.heads import LinearHead, PrototypeHead, centre_of, prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune_jointly
 from taskvec_mini.benchmarks.training.trainer import plan
 from taskvec_mini.vectors import TaskVector
@@ -146,7 +146,7 @@ def test_steps_under_a_moving_centre_are_those_of_a_loop_by_hand(changes):
 
 
 def test_each_task_of_a_joint_run_has_a_centre_of_its_own():
-    heads = {"one": tiny_head(), "two": dataclasses.replace(tiny_head(2, seed=3), centre=SHIFT)}
+    heads = {"one": tiny_head(), "two": PrototypeHead(tiny_head(2, seed=3).prototypes, SHIFT, 5.0)}
     tasks = {"one": tiny_task("one"), "two": tiny_task("two", train=12, classes=2, seed=9)}
     settings = Settings(learning_rate=0.05, epochs=2, batch_size=10, optimizer="sgd", centre="batch")
     found = finetune_jointly(tiny_backbone(), heads, tasks, settings=settings, progress=False)
@@ -177,7 +177,7 @@ def test_a_shift_of_all_embeddings_changes_a_run_only_under_a_frozen_centre():
 
 
 def test_the_place_of_the_heads_centre_changes_a_run_only_where_it_is_frozen():
-    other = dataclasses.replace(tiny_head(), centre=SHIFT)
+    other = PrototypeHead(tiny_head().prototypes, SHIFT, 5.0)
     for centre, same in (("batch", True), ("frozen", False)):
         here, there = parts(centre=centre), parts(centre=centre, head=other)
         close = [torch.allclose(here[name], there[name], rtol=1e-2, atol=1e-4) for name in here]

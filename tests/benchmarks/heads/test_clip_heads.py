@@ -18,7 +18,7 @@ from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
 from taskvec_mini.benchmarks.encoders.parameters import state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep
-from taskvec_mini.benchmarks.heads import load_head, zero_shot_head
+from taskvec_mini.benchmarks.heads import load_head, save_head, zero_shot_head
 from taskvec_mini.benchmarks.heads import templates as clip_templates
 from taskvec_mini.benchmarks.heads.templates import TEMPLATES, templates_for, words_for
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
@@ -81,7 +81,7 @@ def test_by_name_and_from_a_file_the_head_is_the_same(tiny, tmp_path):
     task = named("svhn", ["3", "1", "4", "5"])
     head = zero_shot_head(tiny, task)
     assert torch.equal(zero_shot_head("tiny-clip", task).prototypes, head.prototypes)
-    head.save(tmp_path / "head.safetensors")
+    save_head(head, tmp_path / "head.safetensors")
     loaded = load_head(tmp_path / "head.safetensors")
     assert torch.equal(loaded.prototypes, head.prototypes)
     assert loaded.logit_scale == head.logit_scale
