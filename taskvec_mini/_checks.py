@@ -31,11 +31,11 @@ def finite_number(name: str, value: float) -> float:
     return number
 
 
-def positive_number(name: str, value: float) -> float:
-    """`value` as a float; a ValueError unless it is finite and above zero."""
+def positive_number(name: str, value: float, *, example: float = 0.1) -> float:
+    """`value` as a float; an error that advises `example` unless it is finite and above zero."""
     number = finite_number(name, value)
     if number <= 0:
-        raise UserError(f"{name} must be above 0, got {number}; choose a small positive value such as 0.1")
+        raise UserError(f"{name} must be above 0, got {number}; choose a positive value such as {example:g}")
     return number
 
 
@@ -49,6 +49,14 @@ def whole_number(name: str, value: int, *, minimum: int = 1) -> int:
         raise InputTypeError(f"{name} must be a whole number, got {value!r}")
     if number < minimum:
         raise UserError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
+def seed(name: str, value: int) -> int:
+    """`value` as an int; an error unless every generator of torch takes it as a seed: 0 to 2⁶³ − 1."""
+    number = whole_number(name, value, minimum=0)
+    if number >= 2**63:
+        raise UserError(f"{name} must be below 2**63, got {number}; choose a smaller one, such as 0")
     return number
 
 

@@ -51,7 +51,7 @@ def test_what_is_not_finite_is_named(check, value):
 def test_zero_and_negative_numbers_are_finite_but_not_positive():
     for value in (0, -0.0, -1, -1e-300):
         assert _checks.finite_number("x", value) == value
-        message = says("the rate must be above 0, got", str(float(value)), "choose a small positive value")
+        message = says("the rate must be above 0, got", str(float(value)), "choose a positive value such as 0.1")
         with pytest.raises(ValueError, match=message):
             _checks.positive_number("the rate", value)
     assert _checks.positive_number("x", 5e-324) == 5e-324

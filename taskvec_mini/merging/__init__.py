@@ -1,6 +1,7 @@
 """Merging rules, each a function of task vectors alone, and the same straight from files."""
 
 from taskvec_mini.merging.from_files import merge_files, merged_vector
+from taskvec_mini.merging.registry import RULES, Rule
 from taskvec_mini.merging.rules import (
     breadcrumbs,
     dare,
@@ -12,6 +13,8 @@ from taskvec_mini.merging.rules import (
 )
 
 __all__ = [
+    "RULES",
+    "Rule",
     "breadcrumbs",
     "dare",
     "mean",
