@@ -20,7 +20,11 @@ SERIES_LIMIT = 6  # as many as there are colours, dashes and markers
 
 @dataclass(frozen=True)
 class Reference:
-    """A grey line across the whole chart, with a word on it: at the height `y`, or at the place `x`."""
+    """A grey line across the whole chart, with a word on it: at the height `y`, or at the place `x`.
+
+    Raises:
+        ValueError: unless just one of the two is given, and finite.
+    """
 
     label: str
     _: KW_ONLY
@@ -129,7 +133,12 @@ Charts = dict[str, Chart]  # panel -> its chart, from left to right
 
 
 def named_charts(charts: Chart | Mapping[str, Chart]) -> Charts:
-    """One chart or several side by side, by the names of their panels."""
+    """One chart or several side by side, by the names of their panels.
+
+    Raises:
+        TypeError: if one is neither `Lines` nor `Bars`.
+        ValueError: if there are more than fit beside each other.
+    """
     named = dict(charts) if isinstance(charts, Mapping) else {ONLY: charts}
     for name, chart in named.items():
         if not isinstance(chart, (Lines, Bars)):
@@ -149,29 +158,21 @@ def check_columns(charts: Charts, panels: Panels) -> None:
             "let compute return one list of rows for each chart"
         )
     for name, chart in charts.items():
+        known = list(panels[name][0])
         for column in filter(None, (chart.x, chart.y, chart.series)):
-            _check_column(column, name, panels[name])
+            if column not in known:
+                near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(known)}"
+                raise UserError(f"panel {name!r} has no column {column!r}: {hint}")
         for column, scale in chart.numeric.items():
-            for row in panels[name]:
-                _check_number(row[column], column, name, scale)
-
-
-def _check_column(column: str, panel: str, rows: list[Row]) -> None:
-    known = list(rows[0])
-    if column not in known:
-        near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(known)}"
-        raise UserError(f"panel {panel!r} has no column {column!r}: {hint}")
-
-
-def _check_number(value: float | str, column: str, panel: str, scale: Scale) -> None:
-    if isinstance(value, str):
-        raise UserError(f"panel {panel!r} needs numbers in the column {column!r}, got {value!r}")
-    if scale == "log" and value <= 0:
-        raise UserError(
-            f"panel {panel!r} shows {column!r} on a log scale but got {value}; "
-            "use a linear scale, or let compute return a small floor instead"
-        )
+            for value in (row[column] for row in panels[name]):
+                if isinstance(value, str):
+                    raise UserError(f"panel {name!r} needs numbers in the column {column!r}, got {value!r}")
+                if scale == "log" and value <= 0:
+                    raise UserError(
+                        f"panel {name!r} shows {column!r} on a log scale but got {value}; "
+                        "use a linear scale, or let compute return a small floor instead"
+                    )
 
 
 @dataclass(frozen=True)
@@ -183,46 +184,45 @@ class Frame:
     series: tuple[str, ...]
     words: tuple[str, ...] = ()
 
-    def look(self, series: str) -> int:
-        """The number of this series' colour, dash and marker."""
-        return self.series.index(series)
-
 
 def frames(charts: Charts, panels: Panels) -> dict[str, Frame]:
-    """A frame for each chart in which all these rows can be seen."""
+    """A frame for each chart in which all these rows can be seen.
+
+    Raises:
+        ValueError: if a chart has more series than a reader can tell apart.
+    """
     aspect = ASPECT[len(charts)]
-    return {name: _frame(chart, panels[name], aspect) for name, chart in charts.items()}
+    return {name: _frame(chart, panels[name], aspect=aspect) for name, chart in charts.items()}
 
 
-def _frame(chart: Chart, rows: list[Row], aspect: float) -> Frame:
-    heights = [row[chart.y] for row in rows] + [line.y for line in chart.references if line.y is not None]
+def _frame(chart: Chart, rows: list[Row], *, aspect: float) -> Frame:
     series = _words(row[chart.series] for row in rows) if chart.series else ("",)
     if len(series) > SERIES_LIMIT:
         raise UserError(
             f"the column {chart.series!r} names {len(series)} series but a chart can tell "
             f"{SERIES_LIMIT} apart; leave some out"
         )
+    heights = [row[chart.y] for row in rows] + [line.y for line in chart.references if line.y is not None]
     if isinstance(chart, Bars):
         words = _words(row[chart.x] for row in rows)
-        return Frame((-0.5, len(words) - 0.5), chart.y_domain or _from_zero(heights), series, words)
+        # from zero to the longest bars, and room for the values written on them
+        low, high = min(0.0, *heights), max(0.0, *heights)
+        room = 0.08 * ((high - low) or 1.0)
+        ends = (low - room if low < 0 else 0.0), (high + room if high > 0 else room)
+        return Frame((-0.5, len(words) - 0.5), chart.y_domain or ends, series, words)
     places = [row[chart.x] for row in rows] + [line.x for line in chart.references if line.x is not None]
     x_domain = chart.x_domain or _padded(places, chart.x_scale)
     y_domain = chart.y_domain or _padded(heights, chart.y_scale)
-    if chart.equal:
-        x_domain, y_domain = _equal(x_domain, y_domain, aspect)
+    if chart.equal:  # one of them is widened about its middle, so that a unit is as long on either axis
+        unit = max((x_domain[1] - x_domain[0]) / aspect, y_domain[1] - y_domain[0])
+        x_domain = _about_its_middle(x_domain, half=unit * aspect / 2)
+        y_domain = _about_its_middle(y_domain, half=unit / 2)
     return Frame(x_domain, y_domain, series)
 
 
 def _words(values: Iterable[object]) -> tuple[str, ...]:
     """The different words in the order they are met."""
     return tuple(dict.fromkeys(map(str, values)))
-
-
-def _from_zero(values: list[float]) -> Domain:
-    """Ends of an axis for bars: zero, the longest bars, and room for the values written on them."""
-    low, high = min(0.0, *values), max(0.0, *values)
-    room = 0.08 * ((high - low) or 1.0)
-    return (low - room if low < 0 else 0.0), (high + room if high > 0 else room)
 
 
 def _padded(values: list[float], scale: Scale) -> Domain:
@@ -235,10 +235,28 @@ def _padded(values: list[float], scale: Scale) -> Domain:
     return low - room, high + room
 
 
-def _equal(x: Domain, y: Domain, aspect: float) -> tuple[Domain, Domain]:
-    """Both domains, one of them widened about its middle, so that a unit is as long on either axis."""
-    unit = max((x[1] - x[0]) / aspect, y[1] - y[0])
-    middles = (x[0] + x[1]) / 2, (y[0] + y[1]) / 2
-    halves = unit * aspect / 2, unit / 2
-    (left, right), (low, high) = [(m - h, m + h) for m, h in zip(middles, halves, strict=True)]
-    return (left, right), (low, high)
+def _about_its_middle(domain: Domain, *, half: float) -> Domain:
+    middle = (domain[0] + domain[1]) / 2
+    return middle - half, middle + half
+
+
+def summary(charts: Charts, panels: Panels) -> str:
+    """What the charts show for one position of the sliders, in a sentence for each series."""
+    sentences = []
+    for name, frame in frames(charts, panels).items():
+        chart = charts[name]
+        for series in frame.series:
+            rows = [row for row in panels[name] if chart.series is None or str(row[chart.series]) == series]
+            subject = f"{chart.y_title}, {series}" if series else chart.y_title
+            if isinstance(chart, Bars):
+                values = [f"{row[chart.x]} {_number(row[chart.y], chart.number_format)}" for row in rows]
+                sentences.append(f"{subject}: {', '.join(values)}.")
+                continue
+            places = [f"{_number(row[chart.y])} at {chart.x_title} {_number(row[chart.x])}" for row in rows]
+            route = f"from {places[0]} to {places[-1]}" if len(places) > 1 else places[0]
+            sentences.append(f"{subject}: {route}.")
+    return " ".join(sentences)
+
+
+def _number(value: float, number_format: str = ".4g") -> str:
+    return format(value, number_format).replace("-", "−")

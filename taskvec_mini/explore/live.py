@@ -11,12 +11,10 @@ from typing import Any
 
 import ipywidgets
 
-from taskvec_mini.explore import ranges as ranges_
-from taskvec_mini.explore.charts import Charts, check_columns, frames
+from taskvec_mini.explore.charts import Charts, check_columns, frames, summary
 from taskvec_mini.explore.picture import picture
-from taskvec_mini.explore.ranges import Range
+from taskvec_mini.explore.ranges import Range, titles
 from taskvec_mini.explore.rows import Compute, Panels, call_text, evaluate
-from taskvec_mini.explore.words import summary
 
 Say = Callable[[Panels], str]
 ERROR_STYLE = "border-left:4px solid #bd3323;padding:.4rem .8rem;margin:.4rem 0"
@@ -118,33 +116,34 @@ class LiveChart:
 
 
 def _sliders(ranges: Mapping[str, Range]) -> dict[str, Any]:
-    """A slider for each range, all with the same room for their labels: ipywidgets cuts off a longer one."""
-    titles = ranges_.titles(ranges)
-    labels = {name: f"{titles[name]} ({r.unit})" if r.unit else titles[name] for name, r in ranges.items()}
+    """An ipywidgets slider for each range, which reports when it is let go.
+
+    All have the same room for their labels: ipywidgets cuts off a longer one.
+    """
+    beside = titles(ranges)
+    labels = {name: f"{beside[name]} ({r.unit})" if r.unit else beside[name] for name, r in ranges.items()}
     room = 0.6 * max(map(len, labels.values())) + 1
-    shared = {
-        "continuous_update": False,
-        "style": {"description_width": f"{room:.1f}em"},
-        "layout": {"width": f"min(100%, {room + 22:.1f}em)"},
-    }
-    return {name: _slider(range_, {"description": labels[name], **shared}) for name, range_ in ranges.items()}
-
-
-def _slider(range_: Range, shared: dict[str, Any]) -> Any:
-    """The ipywidgets slider of a range; it reports when it is let go."""
-    if any(isinstance(value, str) for value in range_.values):
-        return ipywidgets.SelectionSlider(options=list(range_.values), value=range_.default, **shared)
-    low, high = range_.values[0], range_.values[-1]
-    if all(isinstance(value, int) for value in range_.values):
-        return ipywidgets.IntSlider(min=low, max=high, value=range_.default, **shared)
-    return _real_slider(range_, shared)
-
-
-def _real_slider(range_: Range, shared: dict[str, Any]) -> Any:
-    low, high = float(range_.values[0]), float(range_.values[-1])
-    parts = 10 * (len(range_.values) - 1)  # ten places from one stop to the next
-    shared = {**shared, "value": range_.default, "readout_format": range_.number_format}
-    if range_.scale == "log":
-        ends = {"min": math.log10(low), "max": math.log10(high)}
-        return ipywidgets.FloatLogSlider(**ends, step=(ends["max"] - ends["min"]) / parts, **shared)
-    return ipywidgets.FloatSlider(min=low, max=high, step=(high - low) / parts, **shared)
+    found = {}
+    for name, range_ in ranges.items():
+        settings: dict[str, Any] = {
+            "value": range_.default,
+            "description": labels[name],
+            "continuous_update": False,
+            "style": {"description_width": f"{room:.1f}em"},
+            "layout": {"width": f"min(100%, {room + 22:.1f}em)"},
+        }
+        low: Any = range_.values[0]
+        high: Any = range_.values[-1]
+        parts = 10 * (len(range_.values) - 1)  # ten places from one stop to the next
+        if any(isinstance(value, str) for value in range_.values):
+            found[name] = ipywidgets.SelectionSlider(options=list(range_.values), **settings)
+        elif all(isinstance(value, int) for value in range_.values):
+            found[name] = ipywidgets.IntSlider(min=low, max=high, **settings)
+        elif range_.scale == "log":
+            ends = math.log10(low), math.log10(high)
+            settings |= {"step": (ends[1] - ends[0]) / parts, "readout_format": range_.number_format}
+            found[name] = ipywidgets.FloatLogSlider(min=ends[0], max=ends[1], **settings)
+        else:
+            settings |= {"step": (high - low) / parts, "readout_format": range_.number_format}
+            found[name] = ipywidgets.FloatSlider(min=low, max=high, **settings)
+    return found

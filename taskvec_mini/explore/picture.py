@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines, Reference
+from taskvec_mini.explore.charts import Bars, Charts, Frame, Lines, Reference
 from taskvec_mini.explore.rows import Panels, Row
 from taskvec_mini.figures.style import COLOURS, GREY, STYLE, series_style
 
@@ -24,10 +24,24 @@ def draw(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE[len(charts)], layout="constrained")
         FigureCanvasAgg(figure)
-        row: Any = figure.subplots(1, len(charts), squeeze=False)[0]
-        for axes, (name, chart) in zip(row, charts.items(), strict=True):
-            _draw_chart(axes, chart, frames[name], panels[name])
-        _write_above(row, charts, frames)
+        grid: Any = figure.subplots(1, len(charts), squeeze=False)[0]
+        # legends stand above the plots, and above all of these the titles, at one height
+        with_legend = [len(frames[name].series) for name, chart in charts.items() if chart.series]
+        legend_lines = -(-max(with_legend, default=0) // LEGEND_COLUMNS)
+        for axes, (name, chart) in zip(grid, charts.items(), strict=True):
+            frame = frames[name]
+            if isinstance(chart, Bars):
+                _draw_bars(axes, chart, frame=frame, rows=panels[name])
+            else:
+                _draw_lines(axes, chart, frame=frame, rows=panels[name])
+            axes.set_xlim(frame.x_domain)
+            axes.set_ylim(frame.y_domain)
+            axes.set_xlabel(chart.x_title)
+            axes.set_ylabel(chart.y_title)
+            axes.set_title(chart.title, pad=6 + 14 * legend_lines)
+            if chart.series:
+                above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "borderaxespad": 0.2}
+                axes.legend(ncols=LEGEND_COLUMNS, **above)
     return figure
 
 
@@ -39,58 +53,39 @@ def picture(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> byte
     return file.getvalue()
 
 
-def _draw_chart(axes: Any, chart: Chart, frame: Frame, rows: list[Row]) -> None:
-    for name in frame.series:
+def _draw_lines(axes: Any, chart: Lines, *, frame: Frame, rows: list[Row]) -> None:
+    for number, name in enumerate(frame.series):
         own = [row for row in rows if chart.series is None or str(row[chart.series]) == name]
-        if isinstance(chart, Bars):
-            _draw_bars(axes, chart, frame, name, own)
-        else:
-            _draw_line(axes, chart, frame.look(name), name, own)
+        style = series_style(number)
+        style["linestyle"] = style["linestyle"] if chart.joined else "none"
+        style["marker"] = style["marker"] if chart.points else "none"
+        axes.plot([row[chart.x] for row in own], [row[chart.y] for row in own], label=name, **style)
     for line in chart.references:
-        _draw_reference(axes, line, beside=isinstance(chart, Bars))
-    _finish_bars(axes, frame) if isinstance(chart, Bars) else _finish_lines(axes, chart)
-    axes.set_xlim(frame.x_domain)
-    axes.set_ylim(frame.y_domain)
-    axes.set_xlabel(chart.x_title)
-    axes.set_ylabel(chart.y_title)
-
-
-def _write_above(row: Any, charts: Charts, frames: Mapping[str, Frame]) -> None:
-    """Legends, and above them the titles, all at one height."""
-    with_legend = [len(frames[name].series) for name, chart in charts.items() if chart.series]
-    lines = -(-max(with_legend, default=0) // LEGEND_COLUMNS)
-    for axes, chart in zip(row, charts.values(), strict=True):
-        axes.set_title(chart.title, pad=6 + 14 * lines)
-        if chart.series:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=LEGEND_COLUMNS, borderaxespad=0.2)
-
-
-def _draw_line(axes: Any, chart: Lines, look: int, name: str, rows: list[Row]) -> None:
-    style = series_style(look)
-    style["linestyle"] = style["linestyle"] if chart.joined else "none"
-    style["marker"] = style["marker"] if chart.points else "none"
-    axes.plot([row[chart.x] for row in rows], [row[chart.y] for row in rows], label=name, **style)
-
-
-def _finish_lines(axes: Any, chart: Lines) -> None:
+        _draw_reference(axes, line, beside=False)
     axes.set_xscale(chart.x_scale)
     axes.set_yscale(chart.y_scale)
     if chart.equal:
         axes.set_aspect("equal")
 
 
-def _draw_bars(axes: Any, chart: Bars, frame: Frame, name: str, rows: list[Row]) -> None:
-    width, look = 0.8 / len(frame.series), frame.look(name)
-    shift = (look - (len(frame.series) - 1) / 2) * width
-    places = [frame.words.index(str(row[chart.x])) + shift for row in rows]
-    fill = mpl.colors.to_rgba(COLOURS[look], FILLS[look])
-    line = {"edgecolor": COLOURS[look], "linewidth": 1.2}
-    bars = axes.bar(places, [row[chart.y] for row in rows], width * 0.88, color=[fill], label=name, **line)
-    values = [format(row[chart.y], chart.number_format).replace("-", "−") for row in rows]
-    axes.bar_label(bars, values, padding=2, fontsize=8, color=GREY)
-
-
-def _finish_bars(axes: Any, frame: Frame) -> None:
+def _draw_bars(axes: Any, chart: Bars, *, frame: Frame, rows: list[Row]) -> None:
+    width = 0.8 / len(frame.series)
+    for number, name in enumerate(frame.series):
+        own = [row for row in rows if chart.series is None or str(row[chart.series]) == name]
+        shift = (number - (len(frame.series) - 1) / 2) * width
+        bars = axes.bar(
+            [frame.words.index(str(row[chart.x])) + shift for row in own],
+            [row[chart.y] for row in own],
+            width * 0.88,
+            color=[mpl.colors.to_rgba(COLOURS[number], FILLS[number])],
+            label=name,
+            edgecolor=COLOURS[number],
+            linewidth=1.2,
+        )
+        values = [format(row[chart.y], chart.number_format).replace("-", "−") for row in own]
+        axes.bar_label(bars, values, padding=2, fontsize=8, color=GREY)
+    for line in chart.references:
+        _draw_reference(axes, line, beside=True)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(range(len(frame.words)), frame.words)
     axes.grid(axis="x", visible=False)

@@ -28,6 +28,9 @@ class Range:
         unit: what stands behind the value, such as "epochs".
         number_format: how a number is shown, as in Python's `format`.
         scale: "linear", "log" or "steps"; for a slider with a kernel.
+
+    Raises:
+        ValueError: if there are fewer than two values, they do not rise, or `default` is not one of them.
     """
 
     values: tuple[Value, ...]

@@ -82,8 +82,12 @@ def explore(
             raise UserError(f"{name} is empty; say it in a sentence, some readers have nothing else")
     check_columns(named, evaluate(compute, defaults(ranges)))  # one position first: an error comes at once
     settings: dict[str, Any] = {
-        "ranges": ranges, "charts": named, "question": question, "description": description, "say": say,
-    }  # fmt: skip
+        "ranges": ranges,
+        "charts": named,
+        "question": question,
+        "description": description,
+        "say": say,
+    }
     if _mode() == "static":
         return static_chart(compute, **settings)
     from taskvec_mini.explore.live import LiveChart
@@ -92,16 +96,12 @@ def explore(
 
 
 def _mode() -> str:
-    """ "static" or "live", as the environment variable says or, by default, as this process allows."""
+    """How to show a chart, as "static" or "live": as the variable says, or as this process allows."""
     wanted = os.environ.get(MODE_VARIABLE, "auto") or "auto"
     _checks.named_choice(MODE_VARIABLE, wanted, dict.fromkeys(("static", "live", "auto")))
     if wanted != "auto":
         return wanted
-    return "live" if _has_kernel() and importlib.util.find_spec("ipywidgets") else "static"
-
-
-def _has_kernel() -> bool:
-    """Whether this is a notebook's kernel; asks IPython only where somebody has already started it."""
-    ipython = sys.modules.get("IPython")
+    ipython = sys.modules.get("IPython")  # only where somebody has already started it
     shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    in_notebook = getattr(shell, "kernel", None) is not None
+    return "live" if in_notebook and importlib.util.find_spec("ipywidgets") else "static"

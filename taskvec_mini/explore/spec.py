@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping
-from functools import reduce
 from typing import Any
 
 import altair as alt
@@ -45,6 +44,7 @@ CONFIG: dict[str, Any] = {
 def specification(
     charts: Charts,
     frames: Mapping[str, Frame],
+    *,
     ranges: Mapping[str, Range],
     positions: Iterable[Panels],
     description: str,
@@ -54,20 +54,25 @@ def specification(
     The parameter `position0` is the stop of the first slider, counted from 0, and so on. The marks shown are
     those whose `at` is the number of that combination of stops, in the order of `ranges.grid`.
     """
-    shown = "datum.at == " + at_expression(ranges)
+    shown = f"datum.at == {at_expression(ranges)}"
     tables = list(positions)
-    size = SIZE[len(charts)]
+    width, height = SIZE[len(charts)]
     views = []
     for name, chart in charts.items():
+        bars = isinstance(chart, Bars)
+        marks = _bars(chart, frames[name]) if isinstance(chart, Bars) else _lines(chart, frames[name])
+        references = [mark for line in chart.references for mark in _reference(line, beside=bars)]
         data = _data(chart, [panels[name] for panels in tables])
-        views.append(_view(chart, frames[name], data=data, shown=shown, size=size))
+        title = {"title": chart.title} if chart.title else {}
+        view = alt.layer(*references, *marks, data=data).transform_filter(shown)
+        views.append(view.properties(width=width, height=height, **title))
+    whole: Any = views[0] if len(views) == 1 else alt.hconcat(*views, spacing=28)
+    if len({frame.series for frame in frames.values()}) > 1:  # or one legend mixes the series of both
+        whole = whole.resolve_scale(**dict.fromkeys(LOOKS, "independent"))
     params = [
         alt.param(name=f"position{i}", value=range_.position(range_.default))
         for i, range_ in enumerate(ranges.values())
     ]
-    whole: Any = views[0] if len(views) == 1 else alt.hconcat(*views, spacing=28)
-    if len({frame.series for frame in frames.values()}) > 1:  # or one legend mixes the series of both
-        whole = whole.resolve_scale(**dict.fromkeys(LOOKS, "independent"))
     whole = whole.add_params(*params).properties(description=description)
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = whole.to_dict()
@@ -76,10 +81,10 @@ def specification(
 
 def at_expression(ranges: Mapping[str, Range]) -> str:
     """The number of a combination of stops, from the stops of the sliders: the last one counts singly."""
-    sizes = [len(range_.values) for range_ in ranges.values()]
-    return reduce(
-        lambda so_far, i: f"({so_far}) * {sizes[i]} + position{i}", range(1, len(sizes)), "position0"
-    )
+    expression = "position0"
+    for i, range_ in enumerate(list(ranges.values())[1:], start=1):
+        expression = f"({expression}) * {len(range_.values)} + position{i}"
+    return expression
 
 
 def _data(chart: Chart, tables: list[list[Row]]) -> alt.InlineData:
@@ -89,73 +94,63 @@ def _data(chart: Chart, tables: list[list[Row]]) -> alt.InlineData:
     writer.writerow(["at", "i", "x", "y", "series"])
     for at, rows in enumerate(tables):
         for i, row in enumerate(rows):
-            series = row[chart.series] if chart.series else ""
-            writer.writerow([at, i, _short(row[chart.x]), _short(row[chart.y]), series])
+            x, y = (v if isinstance(v, str) else format(v, DIGITS) for v in (row[chart.x], row[chart.y]))
+            writer.writerow([at, i, x, y, row[chart.series] if chart.series else ""])
     x_type = "string" if isinstance(chart, Bars) else "number"
     parse = {"at": "number", "i": "number", "x": x_type, "y": "number", "series": "string"}
     return alt.InlineData(values=file.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
-def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else format(value, DIGITS)
-
-
-def _view(chart: Chart, frame: Frame, *, data: Any, shown: str, size: tuple[int, int]) -> Any:
-    marks = _bars(chart, frame) if isinstance(chart, Bars) else _lines(chart, frame)
-    beside = isinstance(chart, Bars)
-    references = [mark for line in chart.references for mark in _reference(line, beside=beside)]
-    view = alt.layer(*references, *marks, data=data).transform_filter(shown)
-    title = {"title": chart.title} if chart.title else {}
-    return view.properties(width=size[0], height=size[1], **title)
-
-
 def _lines(chart: Lines, frame: Frame) -> list[Any]:
-    base = alt.Chart().encode(
+    base: Any = alt.Chart().encode(
         x=alt.X("x:Q", title=chart.x_title, axis=_axis(), scale=_scale(chart.x_scale, frame.x_domain)),
         y=alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale(chart.y_scale, frame.y_domain)),
-        color=_by_series(alt.Color, frame, COLOURS),
+        color=_by_series(alt.Color, frame, looks=COLOURS),
         order=alt.Order("i:Q"),
     )
-    line = _dashed(base, chart, frame)
-    points = base.mark_point(filled=True, size=45, opacity=1, clip=True).encode(
-        shape=_by_series(alt.Shape, frame, SHAPES), tooltip=_tooltips(chart)
-    )
-    return [mark for mark, wanted in ((line, chart.joined), (points, chart.points)) if wanted]
-
-
-def _dashed(base: Any, chart: Lines, frame: Frame) -> Any:
-    """The lines. The legend shows dashes only where it shows no markers: it would draw them round these."""
-    look: dict[str, Any] = {"strokeWidth": 2, "clip": True, "aria": False}
+    marks = []
     dashes = dict(zip(frame.series, [list(dash) or [1, 0] for dash in DASHES], strict=False))
+    line: dict[str, Any] = {"strokeWidth": 2, "clip": True, "aria": False}
+    if chart.joined and chart.points:  # no dashes in the legend: it would draw them round the markers
+        marks.append(base.mark_line(strokeDash=alt.expr(f"({json.dumps(dashes)})[datum.series]"), **line))
+    elif chart.joined:
+        legend = alt.Legend(symbolType="stroke", symbolSize=300)
+        dash = _by_series(alt.StrokeDash, frame, looks=dashes.values(), legend=legend)
+        marks.append(base.mark_line(**line).encode(strokeDash=dash))
     if chart.points:
-        return base.mark_line(strokeDash=alt.expr(f"({json.dumps(dashes)})[datum.series]"), **look)
-    legend = alt.Legend(symbolType="stroke", symbolSize=300)
-    return base.mark_line(**look).encode(
-        strokeDash=_by_series(alt.StrokeDash, frame, dashes.values(), legend=legend)
-    )
+        shape = _by_series(alt.Shape, frame, looks=SHAPES)
+        points = base.mark_point(filled=True, size=45, opacity=1, clip=True)
+        marks.append(points.encode(shape=shape, tooltip=_tooltips(chart)))
+    return marks
 
 
 def _bars(chart: Bars, frame: Frame) -> list[Any]:
-    x = alt.X("x:N", title=chart.x_title, sort=list(frame.words), axis=alt.Axis(labelAngle=0, grid=False),
-              scale=alt.Scale(domain=list(frame.words), paddingInner=0.25, paddingOuter=0.2))  # fmt: skip
-    y = alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale("linear", frame.y_domain))
-    base = alt.Chart().encode(x=x, y=y)
+    words = list(frame.words)
+    base: Any = alt.Chart().encode(
+        x=alt.X(
+            "x:N",
+            title=chart.x_title,
+            sort=words,
+            axis=alt.Axis(labelAngle=0, grid=False),
+            scale=alt.Scale(domain=words, paddingInner=0.25, paddingOuter=0.2),
+        ),
+        y=alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale("linear", frame.y_domain)),
+    )
     if chart.series:  # without one the column is empty, which vega reads as null: it belongs to no side
         names = list(frame.series)
         base = base.encode(xOffset=alt.XOffset("series:N", sort=names, scale=alt.Scale(domain=names)))
     fills = [f"{colour}{round(255 * fill):02x}" for colour, fill in zip(COLOURS, FILLS, strict=True)]
     bars = base.mark_bar(strokeWidth=1.5, clip=True).encode(
-        fill=_by_series(alt.Fill, frame, fills),
-        stroke=_by_series(alt.Stroke, frame, COLOURS),
+        fill=_by_series(alt.Fill, frame, looks=fills),
+        stroke=_by_series(alt.Stroke, frame, looks=COLOURS),
         tooltip=_tooltips(chart),
     )
-    above: dict[str, Any] = {"dy": alt.expr("datum.y < 0 ? 9 : -8"), "aria": False}
-    values = base.mark_text(**above).encode(text=alt.Text("y:Q", format=chart.number_format))
+    values = base.mark_text(dy=alt.expr("datum.y < 0 ? 9 : -8"), aria=False)
     zero = _rule(y=0).mark_rule(color=GREY, aria=False)
-    return [bars, zero, values]
+    return [bars, zero, values.encode(text=alt.Text("y:Q", format=chart.number_format))]
 
 
-def _by_series(channel: Any, frame: Frame, looks: Iterable[Any], **options: Any) -> Any:
+def _by_series(channel: Any, frame: Frame, *, looks: Iterable[Any], **options: Any) -> Any:
     """A channel that tells the series apart; just the first look where there is only one without a name."""
     chosen = list(looks)[: len(frame.series)]
     if frame.series == ("",):
@@ -190,14 +185,14 @@ def _rule(**at: float) -> alt.Chart:
 
 def _reference(line: Reference, *, beside: bool) -> list[Any]:
     """A line and its word: on the line at its right end, or beside the chart where bars would hide it."""
-    axis = "y" if line.y is not None else "x"
-    base = _rule(**{axis: line.at})
+    base = _rule(x=line.at) if line.y is None else _rule(y=line.at)
     rule = base.mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=1.5, aria=False)
-    if axis == "y":
-        place: Any = (
-            {"align": "left", "dx": 4} if beside else {"align": "right", "baseline": "bottom", "dy": -2}
+    if line.y is None:
+        word = base.mark_text(align="left", baseline="top", dx=4, dy=2, aria=False).encode(y=alt.value(0))
+    elif beside:
+        word = base.mark_text(align="left", dx=4, aria=False).encode(x=alt.value("width"))
+    else:
+        word = base.mark_text(align="right", baseline="bottom", dy=-2, aria=False).encode(
+            x=alt.value("width")
         )
-        word = base.mark_text(aria=False, **place)
-        return [rule, word.encode(x=alt.value("width"), text=alt.value(line.label))]
-    word = base.mark_text(align="left", baseline="top", dx=4, dy=2, aria=False)
-    return [rule, word.encode(y=alt.value(0), text=alt.value(line.label))]
+    return [rule, word.encode(text=alt.value(line.label))]

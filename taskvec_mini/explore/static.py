@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec_mini.errors import UserError
-from taskvec_mini.explore import ranges as ranges_
-from taskvec_mini.explore.charts import Charts, check_columns, frames
+from taskvec_mini.explore.charts import Charts, check_columns, frames, summary
 from taskvec_mini.explore.page import page
 from taskvec_mini.explore.picture import picture
-from taskvec_mini.explore.ranges import Range
+from taskvec_mini.explore.ranges import Range, defaults, titles
 from taskvec_mini.explore.rows import Compute, Panels, rows_on_grid
-from taskvec_mini.explore.words import summary
 
 LARGEST_PAGE = 1_000_000  # bytes of one chart; a page holds one or two and is to stay below 2 MB
 
@@ -54,41 +52,35 @@ def static_chart(
         check_columns(charts, panels)
     together = {name: [row for panels in positions.values() for row in panels[name]] for name in charts}
     settled = frames(charts, together)
-    says = [say(panels) if say else summary(charts, panels) for panels in positions.values()]
-    start = tuple(ranges_.defaults(ranges).values())
+    start = tuple(defaults(ranges).values())
     png = picture(charts, settled, positions[start])
-    spec = specification(charts, settled, ranges, positions.values(), description)
-    text = page(
-        spec,
-        _sliders(ranges),
-        question=question,
-        description=description,
-        says=says,
-        says_visibly=say is not None,
-        at=list(positions).index(start),
-        png=png,
+    spec = specification(
+        charts, settled, ranges=ranges, positions=positions.values(), description=description
     )
-    _check_size(text, len(positions))
-    return StaticChart(text, png, question, spec)
-
-
-def _sliders(ranges: Mapping[str, Range]) -> list[dict[str, Any]]:
-    titles = ranges_.titles(ranges)
-    return [
+    labels = titles(ranges)
+    sliders = [
         {
             "name": name,
-            "label": titles[name],
+            "label": labels[name],
             "texts": [range_.text(value) for value in range_.values],
             "start": range_.position(range_.default),
         }
         for name, range_ in ranges.items()
     ]
-
-
-def _check_size(text: str, positions: int) -> None:
+    text = page(
+        spec,
+        sliders,
+        question=question,
+        description=description,
+        says=[say(panels) if say else summary(charts, panels) for panels in positions.values()],
+        says_visibly=say is not None,
+        at=list(positions).index(start),
+        png=png,
+    )
     size = len(text.encode())
     if size > LARGEST_PAGE:
         raise UserError(
-            f"the chart takes {size / 1e3:.0f} kB for {positions} positions of the sliders, and may take "
-            f"{LARGEST_PAGE / 1e3:g} kB; give the ranges fewer stops or return fewer rows"
+            f"the chart takes {size / 1e3:.0f} kB for {len(positions)} positions of the sliders, and may "
+            f"take {LARGEST_PAGE / 1e3:g} kB; give the ranges fewer stops or return fewer rows"
         )
+    return StaticChart(text, png, question, spec)

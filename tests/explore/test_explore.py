@@ -18,13 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from taskvec_mini import explore as module
-from taskvec_mini.explore import VEGA_URLS, Bars, Lines, Range, Reference, explore, rows_on_grid
+from taskvec_mini.explore import VEGA_URLS, Bars, Lines, Range, Reference, explore, rows_on_grid, sliders
 from taskvec_mini.explore import charts as charts_
 from taskvec_mini.explore import live as live_
 from taskvec_mini.explore import static as static_
+from taskvec_mini.explore.charts import summary
 from taskvec_mini.explore.picture import draw, picture
-from taskvec_mini.explore.words import summary
 from taskvec_mini.figures.style import COLOURS
 
 RANGES = {
@@ -637,13 +636,13 @@ def fake_kernel(monkeypatch):
 
 def test_the_default_is_static_without_a_kernel_and_live_with_one(monkeypatch):
     monkeypatch.delenv("TASKVEC_MINI_EXPLORE")
-    assert module._mode() == "static"
+    assert sliders._mode() == "static"
     assert isinstance(static(), static_.StaticChart)
     fake_kernel(monkeypatch)
-    assert module._mode() == "live"
+    assert sliders._mode() == "live"
     assert isinstance(static(), live_.LiveChart)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert module._mode() == "static"  # no ipywidgets
+    assert sliders._mode() == "static"  # no ipywidgets
 
 
 def test_the_environment_variable_decides(monkeypatch):
