@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from taskvec_mini.explore.charts import Bars, Charts, Frame, Lines, Reference
 from taskvec_mini.explore.rows import Panels, Row
-from taskvec_mini.figures.style import COLOURS, GREY, STYLE, series_style
+from taskvec_mini.figures import COLOURS, GREY, STYLE, series_style
 
 FILLS = (1.0, 0.35, 0.75, 0.2, 0.55, 0.1)  # of bars, series by series: colour is not the only channel
 SIZE = {1: (5.8, 3.3), 2: (5.8, 3.0)}  # inches, by the number of panels

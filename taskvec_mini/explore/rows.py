@@ -97,8 +97,10 @@ def _checked(rows: Any, where: str) -> list[Row]:
         if set(row) != set(columns):
             odd = ", ".join(sorted(map(str, set(row) ^ set(columns))))
             raise UserError(f"{where}: row {i} and row 0 differ in the columns {odd}; give all rows the same")
-    return [{column: _plain(row[column], f"{where}, row {i}, {column}") for column in columns}
-            for i, row in enumerate(rows)]  # fmt: skip
+    return [
+        {column: _plain(row[column], f"{where}, row {i}, {column}") for column in columns}
+        for i, row in enumerate(rows)
+    ]
 
 
 def _plain(value: Any, where: str) -> float | int | str:

@@ -14,7 +14,7 @@ from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines, Refer
 from taskvec_mini.explore.picture import FILLS, LEGEND_COLUMNS
 from taskvec_mini.explore.ranges import Range
 from taskvec_mini.explore.rows import Panels, Row
-from taskvec_mini.figures.style import COLOURS, DASHES, GREY
+from taskvec_mini.figures import COLOURS, DASHES, GREY
 
 SIZE = {1: (560, 300), 2: (250, 250)}  # pixels of the plot itself, by the number of panels
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")

@@ -11,8 +11,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from taskvec_mini.figures.common import legend_below, new_figure
 from taskvec_mini.figures.style import GREY, series_style
 
-__all__ = ["draw_bounds", "draw_tightness"]
-
 Curves = Mapping[str, Sequence[float]]
 
 
@@ -39,7 +37,8 @@ def draw_bounds(
                 axes.plot(places, known, label=label, color=GREY, linewidth=4, zorder=1)
             else:
                 axes.plot(places, known, label=label, **series_style(labels.index(label)))
-        axes.set_xticks(places, [f"{place:g}" for place in places]) if _are_whole(places) else None
+        if all(float(place).is_integer() for place in places):
+            axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(xlabel)
     grid[0][0].set_ylabel(ylabel)
@@ -72,7 +71,3 @@ def draw_tightness(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> F
     grid[0][0].set_ylabel("bound ÷ truth")
     legend_below(figure, grid[0])
     return figure
-
-
-def _are_whole(places: Sequence[float]) -> bool:
-    return all(float(place).is_integer() for place in places)

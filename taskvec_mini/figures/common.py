@@ -17,18 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.figures.style import COLOURS, GREY, series_style, use_book_style
+from taskvec_mini.figures.style import COLOURS, GREY, series_style
 from taskvec_mini.tasks import Task
-
-__all__ = [
-    "draw_accuracies",
-    "draw_bars",
-    "draw_examples",
-    "draw_paths",
-    "draw_scatter",
-    "draw_slopes",
-    "use_book_style",
-]
 
 
 def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Figure:
@@ -60,16 +50,8 @@ def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float 
         values = [accuracies[task] for accuracies in scores.values()]
         places = np.arange(len(scores)) + (i - (len(tasks) - 1) / 2) * width
         hatch = ("", "//", "..", "xx")[i % 4]
-        bars = axes.bar(
-            places,
-            values,
-            width * 0.92,
-            color=colour,
-            label=task,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0,
-        )
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+        bars = axes.bar(places, values, width * 0.92, label=task, **look)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, color=GREY)
     if chance is not None:
         axes.axhline(chance, color=GREY, linestyle=":", label="chance")

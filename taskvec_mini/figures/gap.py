@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from taskvec_mini.figures.common import contours, legend_below, new_figure
 from taskvec_mini.figures.style import COLOURS, GREY, SEQUENTIAL, series_style
-
-__all__ = ["draw_landscape", "draw_panels", "draw_parting"]
 
 
 def draw_parting(
@@ -104,11 +101,15 @@ def draw_landscape(
         labels: names of the two axes.
     """
     figure, grid = new_figure(1, len(heights), figsize=(7.4, 3.9), squeeze=False, sharey=True)
+    colours = (COLOURS[2], COLOURS[3], COLOURS[1])
+    rim = withStroke(linewidth=4, foreground="white")  # so that lines are seen on every shade
     for axes, (title, values) in zip(grid[0], heights.items(), strict=True):
         shades = axes.contourf(across, up, values, levels=18, cmap=SEQUENTIAL, alpha=0.75)
         axes.contour(across, up, values, levels=shades.levels, colors="white", linewidths=0.4, alpha=0.6)
         figure.colorbar(shades, ax=axes, orientation="horizontal", aspect=30, ticks=MaxNLocator(5))
-        _plot_on_shades(axes, paths)
+        for i, (label, path) in enumerate(paths.items()):
+            style = {**series_style(i), "color": colours[i % len(colours)]}
+            axes.plot(path[:, 0], path[:, 1], label=label, path_effects=[rim], **style)
         axes.set_title(title)
         axes.set_xlabel(labels[0])
         axes.grid(False)
@@ -116,12 +117,3 @@ def draw_landscape(
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
-
-
-def _plot_on_shades(axes: Axes, paths: Mapping[str, Tensor]) -> None:
-    """Lines with a white rim, so that they are seen on every shade."""
-    colours = (COLOURS[2], COLOURS[3], COLOURS[1])
-    for i, (label, path) in enumerate(paths.items()):
-        style = {**series_style(i), "color": colours[i % len(colours)]}
-        rim = [withStroke(linewidth=4, foreground="white")]
-        axes.plot(path[:, 0], path[:, 1], label=label, path_effects=rim, **style)

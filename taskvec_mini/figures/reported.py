@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from taskvec_mini.figures.common import new_figure
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 
-__all__ = ["draw_budgets", "draw_differences", "draw_dots"]
-
 
 def draw_differences(
     differences: Mapping[str, Sequence[float]], *, xlabel: str, width: float = 0.5

@@ -11,8 +11,6 @@ from torch import Tensor
 from taskvec_mini.figures.common import contours, legend_below, new_figure
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 
-__all__ = ["draw_curves", "draw_rounds", "draw_splits"]
-
 Curve = tuple[Sequence[float], Sequence[float]]
 
 

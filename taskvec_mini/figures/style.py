@@ -24,8 +24,8 @@ LIGHT_PAGE = "#ffffff"
 DARK_PAGE = "#14181e"
 
 GREY = "#7b7b7b"  # text, axes and reference lines
+# blue, orange, green, magenta, violet, red
 COLOURS = ("#4a74cf", "#da761d", "#2fa562", "#bd2c90", "#764fec", "#bd3323")
-COLOUR_NAMES = ("blue", "orange", "green", "magenta", "violet", "red")  # the same, for prose and alt texts
 SEQUENTIAL = "viridis"  # for areas only: its two ends vanish into one page or the other when drawn as lines
 
 # Dashes in points: on, off, on, off ... The first line is unbroken.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
@@ -16,8 +15,6 @@ from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
 from taskvec_mini.figures.common import legend_below, new_figure
 from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, LIGHT_PAGE, series_style
-
-__all__ = ["draw_bands", "draw_interference", "draw_leads", "draw_points"]
 
 Runs = Sequence[Sequence[float]]
 LOSS, GAIN = COLOURS[1], COLOURS[0]
@@ -54,12 +51,24 @@ def draw_bands(
     labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         for label, runs in curves.items():
-            _plot_band(axes, places, label, runs, series=labels.index(label))
+            if len(runs) > len(places) or not all(len(values) for values in runs):
+                raise UserError(
+                    f"{label!r} has values at {sum(map(bool, map(len, runs)))} of {len(runs)} places, and "
+                    f"there are {len(places)} of them; give at least one value for each place"
+                )
+            reached, style = places[: len(runs)], series_style(labels.index(label))
+            axes.plot(reached, [float(np.mean(values)) for values in runs], label=label, **style)
+            low, high = [min(values) for values in runs], [max(values) for values in runs]
+            axes.fill_between(reached, low, high, color=style["color"], alpha=0.18, linewidth=0)
         for number, (label, heights) in enumerate((references or {}).get(title, {}).items()):
             levels = np.broadcast_to(np.asarray(heights, dtype=float), len(places))
             dashes = ("--", ":", "-.")[number % 3]
             axes.plot(places, levels, label=label, color=GREY, linestyle=dashes, zorder=1)
-        _mark_places(axes, places, log=log)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title)
         axes.set_xlabel(xlabel)
     legend_below(figure, grid[0], columns=4)
@@ -138,8 +147,12 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     columns = list(changes[rows[0]])
     values = 100 * np.array([[changes[row][column] for column in columns] for row in rows])
     figure, axes = new_figure(figsize=(7, 1.4 + 0.42 * len(rows)))
-    largest = max(float(np.abs(values).max()), 1e-9)
-    axes.pcolormesh(_shades(values / largest), edgecolors=PAPER, linewidth=1)
+    # white at 0, the hue of loss below and of gain above
+    loss, gain = ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN))
+    depth = values / max(float(np.abs(values).max()), 1e-9)
+    hue = np.where((depth < 0)[..., None], loss, gain)
+    shades = 1 - DEEPEST * np.abs(depth)[..., None] * (1 - hue)
+    axes.pcolormesh(shades, edgecolors=PAPER, linewidth=1)
     for i, line in enumerate(values):
         for j, value in enumerate(line):
             text = f"{value:+.0f}".replace("-0", "0").replace("+0", "0")  # 0.5 and less
@@ -151,34 +164,3 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     return figure
-
-
-def _plot_band(axes: Axes, places: Sequence[float], label: str, runs: Runs, *, series: int) -> None:
-    """A line through the means of the runs at each place, and a band from the lowest to the highest."""
-    if len(runs) > len(places) or not all(len(values) for values in runs):
-        raise UserError(
-            f"{label!r} has values at {sum(map(bool, map(len, runs)))} of {len(runs)} places, and there are "
-            f"{len(places)} of them; give at least one value for each place"
-        )
-    here = places[: len(runs)]
-    style = series_style(series)
-    axes.plot(here, [float(np.mean(values)) for values in runs], label=label, **style)
-    low, high = [min(values) for values in runs], [max(values) for values in runs]
-    axes.fill_between(here, low, high, color=style["color"], alpha=0.18, linewidth=0)
-
-
-def _mark_places(axes: Axes, places: Sequence[float], *, log: bool) -> None:
-    if not log:
-        return
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [f"{place:g}" for place in places])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _shades(values: np.ndarray) -> np.ndarray:
-    """Values from -1 to 1 as colours (..., 3): white at 0, the hue of loss below and of gain above."""
-    ends = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN)]
-    hue = np.where((values < 0)[..., None], ends[0], ends[1])
-    shades: np.ndarray = 1 - DEEPEST * np.abs(values)[..., None] * (1 - hue)
-    return shades

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drawings import curves
-from taskvec_mini.figures import bounds as figures_bounds
-from taskvec_mini.figures.style import GREY
+from taskvec_mini import figures
+from taskvec_mini.figures import GREY
 
 PANELS = {
     "learning rate": ([0.125, 0.25, 0.5], {"ball": [3.0, math.inf, math.inf], "gap": [1.0, 2.0, 3.0]}),
@@ -18,8 +18,8 @@ TIGHT = {
     "activation": {"tanh": {"norms": 140.0, "examples": 1.9}, "gelu": {"norms": 90.0}},
 }
 DRAWINGS = {
-    "bounds": lambda: figures_bounds.draw_bounds(PANELS, truth="gap", ylabel="size"),
-    "tightness": lambda: figures_bounds.draw_tightness(TIGHT),
+    "bounds": lambda: figures.draw_bounds(PANELS, truth="gap", ylabel="size"),
+    "tightness": lambda: figures.draw_tightness(TIGHT),
 }
 WORDS = {
     "bounds": {"learning rate", "epochs", "size", "ball", "path", "gap", "1", "2", "4"},

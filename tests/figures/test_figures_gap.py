@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from drawings import curves
-from taskvec_mini.figures import gap as figures_gap
+from taskvec_mini import figures
 
 
 def walk(seed, epochs=4):
@@ -20,11 +20,11 @@ PANELS = {
 ACROSS, UP = np.linspace(-1, 1, 5), np.linspace(0, 1, 4)
 HEIGHTS = {"loss": np.add.outer(UP, ACROSS), "disagreement": np.multiply.outer(UP, ACROSS)}
 DRAWINGS = {
-    "parting": lambda: figures_gap.draw_parting(TRACKS, walk(2), walk(3), surface=lambda x, y: x**2 + y**2),
-    "panels": lambda: figures_gap.draw_panels(
+    "parting": lambda: figures.draw_parting(TRACKS, walk(2), walk(3), surface=lambda x, y: x**2 + y**2),
+    "panels": lambda: figures.draw_panels(
         STEPS, PANELS, linear=["slope"], references={"slope": [2, 3]}, xlabel="η"
     ),
-    "landscape": lambda: figures_gap.draw_landscape(
+    "landscape": lambda: figures.draw_landscape(
         ACROSS, UP, HEIGHTS, paths={"merge": walk(2) / 9}, labels=("along", "aside")
     ),
 }

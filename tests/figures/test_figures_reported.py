@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from drawings import curves
-from taskvec_mini.figures import reported as figures_reported
+from taskvec_mini import figures
 
 DIFFERENCES = {"AdamW": [-1.2, -0.6, -0.1, 0.0, 0.3], "SGD": [-3.4, -2.6, -2.7]}
 DOTS = {"epoch": {"MNIST": 0.5, "DTD": 0.3}, "gradient": {"DTD": 0.1, "MNIST": 0.04, "SVHN": 0.05}}
 CURVES = {"once": {1: 0.70, 2: 0.72}, "every epoch": {1: 0.70, 2: 0.78, 3: 0.81}}
 REFERENCES = {"pretrained": 0.55, "individual": 0.93}
 DRAWINGS = {
-    "differences": lambda: figures_reported.draw_differences(DIFFERENCES, xlabel="points"),
-    "dots": lambda: figures_reported.draw_dots(DOTS, xlabel="cosine", marks=[0.2]),
-    "budgets": lambda: figures_reported.draw_budgets(
+    "differences": lambda: figures.draw_differences(DIFFERENCES, xlabel="points"),
+    "dots": lambda: figures.draw_dots(DOTS, xlabel="cosine", marks=[0.2]),
+    "budgets": lambda: figures.draw_budgets(
         CURVES, references=REFERENCES, xlabel="epochs", ylabel="accuracy"
     ),
 }
@@ -37,7 +37,7 @@ def test_differences_are_counted_in_bins_that_do_not_lie_across_zero():
 
 
 def test_the_width_of_the_bins_can_be_chosen():
-    axes = figures_reported.draw_differences(DIFFERENCES, xlabel="points", width=1).axes[0]
+    axes = figures.draw_differences(DIFFERENCES, xlabel="points", width=1).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [0, 0, 1, 2, 2]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drawings import curves
-from taskvec_mini.figures import rounds as figures_rounds
+from taskvec_mini import figures
 
 
 def walk(seed, *shape):
@@ -27,9 +27,9 @@ PANELS = {
 }
 GUIDES = {"law": "the law", "law 2": "the law"}
 DRAWINGS = {
-    "rounds": lambda: figures_rounds.draw_rounds(TRACKS, MERGED, MULTITASK, surface=lambda x, y: x**2 + y**2),
-    "splits": lambda: figures_rounds.draw_splits(SPLITS, RUNS, references=REFERENCES),
-    "curves": lambda: figures_rounds.draw_curves(
+    "rounds": lambda: figures.draw_rounds(TRACKS, MERGED, MULTITASK, surface=lambda x, y: x**2 + y**2),
+    "splits": lambda: figures.draw_splits(SPLITS, RUNS, references=REFERENCES),
+    "curves": lambda: figures.draw_curves(
         PANELS, xlabel="steps", ylabel="fall", log=["x"], dotted=GUIDES, zero=True
     ),
 }
@@ -94,7 +94,7 @@ def test_curves_keep_a_label_s_look_and_draw_guides_in_grey_dots():
         assert [line.get_ydata()[0] for line in axes.lines if line.get_label().startswith("_")] == [0]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["measured", "the law", "promised"]
-    plain = figures_rounds.draw_curves(PANELS, xlabel="", ylabel="", log=["y"], sharey=True)
+    plain = figures.draw_curves(PANELS, xlabel="", ylabel="", log=["y"], sharey=True)
     assert plain.axes[0].get_yscale() == "log"
     assert plain.axes[0].get_ylim() == plain.axes[1].get_ylim()
     assert not [line for line in plain.axes[0].lines if line.get_label().startswith("_")]

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from drawings import curves
-from taskvec_mini.figures import vision as figures_vision
-from taskvec_mini.figures.style import GREY
+from taskvec_mini import figures
+from taskvec_mini.figures import GREY
 
 EPOCHS = [1, 2, 4]
 BANDS = {
@@ -21,12 +21,10 @@ POINTS = {
 }
 CHANGES = {"mnist": {"mnist": 0.4, "cars": -0.2}, "cars": {"mnist": -0.001, "cars": 0.004}}
 DRAWINGS = {
-    "bands": lambda: figures_vision.draw_bands(
-        EPOCHS, BANDS, xlabel="epochs", references=REFERENCES, log=True
-    ),
-    "leads": lambda: figures_vision.draw_leads(SHARES, equal={"DTD": 1 / 76, "SVHN": 1 / 4}),
-    "points": lambda: figures_vision.draw_points(POINTS, xlabel="Bη"),
-    "interference": lambda: figures_vision.draw_interference(CHANGES, ylabel="added", xlabel="tested"),
+    "bands": lambda: figures.draw_bands(EPOCHS, BANDS, xlabel="epochs", references=REFERENCES, log=True),
+    "leads": lambda: figures.draw_leads(SHARES, equal={"DTD": 1 / 76, "SVHN": 1 / 4}),
+    "points": lambda: figures.draw_points(POINTS, xlabel="Bη"),
+    "interference": lambda: figures.draw_interference(CHANGES, ylabel="added", xlabel="tested"),
 }
 WORDS = {
     "bands": {"accuracy", "normalised", "sum", "ties", "zero-shot", "individual", "epochs", "1", "2", "4"},
@@ -85,27 +83,27 @@ def test_references_are_grey_and_may_change_from_place_to_place():
 
 @pytest.mark.parametrize(("log", "scale"), [(True, "log"), (False, "linear")])
 def test_the_level_axis_doubles_only_where_asked(log, scale):
-    (axes,) = figures_vision.draw_bands(EPOCHS, {"a": {"b": [[1.0]] * 3}}, xlabel="x", log=log).axes
+    (axes,) = figures.draw_bands(EPOCHS, {"a": {"b": [[1.0]] * 3}}, xlabel="x", log=log).axes
     assert axes.get_xscale() == scale
 
 
 def test_panels_share_the_upright_axis_only_where_asked():
     for shared in (True, False):
-        left, right = figures_vision.draw_bands(EPOCHS, BANDS, xlabel="epochs", shared=shared).axes
+        left, right = figures.draw_bands(EPOCHS, BANDS, xlabel="epochs", shared=shared).axes
         assert (left.get_ylim() == right.get_ylim()) == shared
 
 
 @pytest.mark.parametrize("runs", [[[1.0], []], [[1.0]] * 4])
 def test_a_place_without_a_value_or_a_value_without_a_place_is_refused(runs):
     with pytest.raises(ValueError, match="'ties' has values at"):
-        figures_vision.draw_bands(EPOCHS, {"a": {"ties": runs}}, xlabel="x")
+        figures.draw_bands(EPOCHS, {"a": {"ties": runs}}, xlabel="x")
 
 
 @pytest.mark.parametrize("name", ["bands", "points"])
 def test_without_panels_there_is_no_figure(name):
     draw = {
-        "bands": lambda: figures_vision.draw_bands([1], {}, xlabel="x"),
-        "points": lambda: figures_vision.draw_points({}, xlabel="x"),
+        "bands": lambda: figures.draw_bands([1], {}, xlabel="x"),
+        "points": lambda: figures.draw_points({}, xlabel="x"),
     }
     with pytest.raises(ValueError, match="panels"):
         draw[name]()
@@ -124,7 +122,7 @@ def test_leads_stand_in_their_run_s_row_beside_the_equal_share():
 
 def test_leads_need_an_equal_share_for_each_run():
     with pytest.raises(KeyError, match="SVHN"):
-        figures_vision.draw_leads(SHARES, equal={"DTD": 0.1})
+        figures.draw_leads(SHARES, equal={"DTD": 0.1})
 
 
 def test_points_are_joined_only_where_asked_and_keep_their_look():
@@ -137,7 +135,7 @@ def test_points_are_joined_only_where_asked_and_keep_their_look():
             assert line.get_linestyle() == "None"
     assert curves(left)["AdamW"].get_marker() == curves(right)["AdamW"].get_marker()
     assert curves(left)["AdamW"].get_marker() != curves(left)["SGD"].get_marker()
-    joined = figures_vision.draw_points(POINTS, xlabel="x", joined=True).axes[0]
+    joined = figures.draw_points(POINTS, xlabel="x", joined=True).axes[0]
     assert curves(joined)["SGD"].get_linestyle() != "None"
 
 
@@ -175,14 +173,14 @@ def test_interference_writes_hundredths_into_each_cell_and_colours_them_by_sign_
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_numbers_are_readable_on_the_deepest_cell(sign):
-    figure = figures_vision.draw_interference({"a": {"b": sign * 0.5}}, ylabel="y", xlabel="x")
+    figure = figures.draw_interference({"a": {"b": sign * 0.5}}, ylabel="y", xlabel="x")
     colour, text = cells(figure.axes[0])["a", "b"]
     dark, light = luminance(to_rgb(text.get_color())), luminance(colour)
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_interference_of_nothing_is_white():
-    figure = figures_vision.draw_interference({"a": {"b": 0.0}}, ylabel="y", xlabel="x")
+    figure = figures.draw_interference({"a": {"b": 0.0}}, ylabel="y", xlabel="x")
     colour, text = cells(figure.axes[0])["a", "b"]
     assert colour == (1.0, 1.0, 1.0)
     assert text.get_text() == "0"

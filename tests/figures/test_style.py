@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import subprocess
-import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -67,17 +65,14 @@ def test_the_measures_agree_with_published_values():
     assert distance("#bf4040", "#6d7d1e", "normal") > 50 > 25 > distance("#bf4040", "#6d7d1e", "deuteranopia")
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("colour", COLOURS)
-def test_marks_stand_out_from_both_pages(colour, page):
-    assert contrast(colour, page) >= 3.0
+def test_marks_stand_out_from_both_pages():
+    assert min(contrast(colour, page) for colour in COLOURS for page in PAGES) >= 3.0
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_text_grey_is_as_near_as_can_be_to_the_best_on_both_pages(page):
+def test_text_grey_is_as_near_as_can_be_to_the_best_on_both_pages():
     best = np.sqrt(contrast(*PAGES))
     assert best == pytest.approx(4.22, abs=0.01)
-    assert contrast(GREY, page) >= max(4.0, best - 0.05)
+    assert min(contrast(GREY, page) for page in PAGES) >= max(4.0, best - 0.05)
 
 
 @pytest.mark.parametrize("vision", VISION)
@@ -102,29 +97,14 @@ def test_the_sequential_map_grows_lighter_all_along(vision):
     assert (np.diff(lightness) > 0).all()
 
 
-def test_a_name_for_each_colour():
-    """The names are for prose: each hue lies near the hue of the CSS colour of that name."""
-    assert len(style.COLOUR_NAMES) == len(COLOURS) == len(style.DASHES) == len(style.MARKERS)
-    for name, colour in zip(style.COLOUR_NAMES, COLOURS, strict=True):
-        hues = [np.degrees(np.arctan2(lab(c)[2], lab(c)[1])) for c in (name, colour)]
-        assert abs((hues[0] - hues[1] + 180) % 360 - 180) < 30, name
-
-
 def test_series_differ_in_dashes_and_markers_too():
     looks = [style.series_style(i) for i in range(12)]
+    assert len(COLOURS) == len(style.DASHES) == len(style.MARKERS) == 6
     for field in ("color", "linestyle", "marker"):
         assert len({str(look[field]) for look in looks[:6]}) == 6, field
     assert len({str(look) for look in looks}) == 12
     with pytest.raises(ValueError, match="index must be at least 0"):
         style.series_style(-1)
-
-
-def test_import_changes_nothing():
-    code = (
-        "import matplotlib; before = dict(matplotlib.rcParams); import taskvec_mini.style; "
-        "assert dict(matplotlib.rcParams) == before"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_book_style_draws_a_transparent_picture_of_the_books_width_with_the_same_bytes_twice():
