@@ -30,6 +30,7 @@ from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 SPACE = "is there space on the disk, and may you write there?"
 _PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
+_AXES = 64  # of a tensor that numpy and torch can handle
 _DAY = 86_400.0  # seconds after which what another machine left behind counts as left behind
 _MAKING = (
     ".taskvec_mini-"  # how the folders begin in which files are made: machine, process, something random
@@ -178,16 +179,38 @@ def read_tensors(
         FileError: if it cannot be read.
         UserError: if it is damaged or of another kind; the message names the file and the remedy.
     """
+    with opened_safetensors(path, what=what, remedy=remedy) as stored:
+        metadata = stored.metadata() or {}
+        if kind not in metadata:
+            ours = [key for key in metadata if key.startswith("taskvec_mini.")]
+            found = f"a {ours[0]}" if ours else "a safetensors file"
+            raise UserError(f"{path} is {found} but no {what}; {remedy}")
+        tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+    expected, _, text = metadata[kind].partition(" ")
+    if expected != checksum(tensors, text):
+        raise UserError(f"{path} is truncated or corrupted (its checksum does not fit); {remedy}")
+    return tensors, json.loads(text)
+
+
+@contextlib.contextmanager
+def opened_safetensors(path: str | os.PathLike[str], *, what: str, remedy: str) -> Iterator[Any]:
+    """A safetensors file to read from, as `safetensors.safe_open` gives it. Nothing is ever unpickled.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        FileError: if it cannot be read.
+        UserError: if it is no whole safetensors file, or a tensor has more axes than torch can handle; the
+            message names the file and the remedy.
+    """
     with _opened(path, what=what, remedy=remedy) as file:
         start = file.read(2)
     try:
         with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if kind not in metadata:
-                ours = [key for key in metadata if key.startswith("taskvec_mini.")]
-                found = f"a {ours[0]}" if ours else "a safetensors file"
-                raise UserError(f"{path} is {found} but no {what}; {remedy}")
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+            for name in stored.keys():  # noqa: SIM118 (no mapping)
+                axes = len(stored.get_slice(name).get_shape())
+                if axes > _AXES:
+                    raise UserError(f"{path} is no {what}: {name!r} has {axes} axes, above {_AXES}; {remedy}")
+            yield stored
     except (SafetensorError, OSError) as error:
         if start in _PICKLES:
             raise UserError(
@@ -197,10 +220,6 @@ def read_tensors(
         raise UserError(
             f"{path} is no {what}, or it is truncated or corrupted ({error}); {remedy}"
         ) from error
-    expected, _, text = metadata[kind].partition(" ")
-    if expected != checksum(tensors, text):
-        raise UserError(f"{path} is truncated or corrupted (its checksum does not fit); {remedy}")
-    return tensors, json.loads(text)
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -15,14 +15,15 @@ def whitened(matrices: list[Tensor]) -> Tensor:
     rank = min(matrices[0].shape) // len(matrices)
     if rank == 0:
         return torch.stack(matrices).double().mean(0)
-    left, sizes, right = zip(*(_top_directions(matrix, rank) for matrix in matrices), strict=True)
-    return (_orthonormal(torch.cat(left, 1)) * torch.cat(sizes)) @ _orthonormal(torch.cat(right, 1)).T
-
-
-def _top_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Left directions (m, k), singular values (k,) and right directions (n, k) of a matrix (m, n)."""
-    left, sizes, right = _svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
-    return left[:, :rank], sizes[:rank], right[:rank].T
+    lefts = []
+    values = []
+    rights = []
+    for matrix in matrices:
+        left, sizes, right = _svd(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
+        lefts.append(left[:, :rank])
+        values.append(sizes[:rank])
+        rights.append(right[:rank].T)
+    return (_orthonormal(torch.cat(lefts, 1)) * torch.cat(values)) @ _orthonormal(torch.cat(rights, 1)).T
 
 
 def _orthonormal(basis: Tensor) -> Tensor:
@@ -39,27 +40,35 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left[:, :rank], sizes[:rank], right[:rank]
 
 
-def least_squares(matrices: list[Tensor], ridge: float) -> Tensor:
+def least_squares(matrices: list[Tensor], *, ridge: float) -> Tensor:
     """The ridge regression of `regmean_from_vectors` for T matrices (m, n), in float64.
 
     Let R have the Tm rows s_t τ_t, s_t = √n / ‖τ_t‖. The C_t add up to RᵀR; the numerator is B R with the
     blocks B_t = (s_t² τ_t τ_tᵀ + εI) / s_t. As R (RᵀR + aI)⁻¹ = (RRᵀ + aI)⁻¹ R, the smaller one is solved.
     """
-    (height, width), lengths = matrices[0].shape, [float(matrix.double().norm()) for matrix in matrices]
-    # a zero matrix has no say but in the mean
-    scales = [math.sqrt(width) / length if length else 1.0 for length in lengths]
-    pairs = [(scale * matrix.double(), scale) for matrix, scale in zip(matrices, scales, strict=True)]
-    stacked, strength = torch.cat([row for row, _ in pairs]), ridge * len(matrices)
+    height, width = matrices[0].shape
+    scales = []
+    for matrix in matrices:
+        length = float(matrix.double().norm())
+        scales.append(
+            math.sqrt(width) / length if length else 1.0
+        )  # a zero matrix has a say in the mean only
+    scaled = [scale * matrix.double() for matrix, scale in zip(matrices, scales, strict=True)]
+    rows = torch.cat(scaled)
+    strength = ridge * len(matrices)
     if height > width:  # without squares as large as height x height
-        numerator = torch.stack([row @ _plus(row.T @ row, ridge) / scale for row, scale in pairs]).sum(0)
-        return _divided(numerator, _plus(stacked.T @ stacked, strength))
-    blocks = torch.cat([_plus(row @ row.T, ridge) / scale for row, scale in pairs], 1)
-    if len(stacked) <= width:
-        return _divided(blocks, _plus(stacked @ stacked.T, strength)) @ stacked
-    return _divided(blocks @ stacked, _plus(stacked.T @ stacked, strength))
+        parts = [
+            each @ _plus(each.T @ each, ridge) / scale for each, scale in zip(scaled, scales, strict=True)
+        ]
+        return _divided(torch.stack(parts).sum(0), _plus(rows.T @ rows, strength))
+    blocks = [_plus(each @ each.T, ridge) / scale for each, scale in zip(scaled, scales, strict=True)]
+    if len(rows) <= width:
+        return _divided(torch.cat(blocks, 1), _plus(rows @ rows.T, strength)) @ rows
+    return _divided(torch.cat(blocks, 1) @ rows, _plus(rows.T @ rows, strength))
 
 
 def _plus(square: Tensor, number: float) -> Tensor:
+    """The matrix itself, with `number` added to its diagonal."""
     square.diagonal().add_(number)
     return square
 

@@ -7,14 +7,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _files
 from taskvec_mini.errors import InputTypeError, UserError
 
 Path = str | os.PathLike[str]
@@ -26,12 +26,20 @@ _GROUP = 1 << 22  # entries of each file that stay mapped before the files are o
 
 @dataclass(frozen=True)
 class Stored:
-    """Files of one layout, the pretrained one first; all is known but the entries."""
+    """Files of one layout, the pretrained one first; all is known but the entries.
+
+    Attributes:
+        files: the pretrained one, then the T finetuned ones.
+        shapes: of the floating-point tensors by name, names sorted.
+        kinds: their dtypes, as the files call them.
+        dtype: what all of them are read as.
+        carried: the names of the other tensors.
+    """
 
     files: list[Path]
     shapes: dict[str, tuple[int, ...]]
-    kinds: dict[str, str]  # dtypes as the files call them, of the same names
-    dtype: torch.dtype  # what all are read as
+    kinds: dict[str, str]
+    dtype: torch.dtype
     carried: tuple[str, ...]
 
     @property
@@ -39,46 +47,33 @@ class Stored:
         """Entries by name."""
         return {name: math.prod(shape) for name, shape in self.shapes.items()}
 
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """The parts (n,) of all entries (D,), in the order of names."""
+        return torch.split(flat, list(self.sizes.values()))
+
     def walk(self, files: Sequence[Path]) -> Iterator[tuple[str, list[Tensor]]]:
         """Name by name, one flat tensor (n,) of each file: mapped, so nobody may write into them.
 
-        Pages once read count as memory of this process until their file is closed, hence the groups.
+        Pages once read count as memory of this process until their file is closed. So the files are closed
+        and opened anew every few tensors.
         """
-        for group in self._groups():
+        remaining = list(self.sizes.items())
+        while remaining:
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(_opened(file)) for file in files]
-                for name in group:
+                mapped = 0
+                while remaining and mapped < _GROUP:
+                    name, size = remaining.pop(0)
+                    mapped += size
                     yield name, [each.get_tensor(name).reshape(-1).to(self.dtype) for each in opened]
 
     def carried_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the pretrained file that are no floating-point ones."""
         with _opened(self.files[0]) as start:
             return {name: start.get_tensor(name).clone() for name in self.carried}
 
-    def _groups(self) -> Iterator[list[str]]:
-        group, total = [], 0
-        for name, size in self.sizes.items():
-            group.append(name)
-            total += size
-            if total >= _GROUP:
-                yield group
-                group, total = [], 0
-        if group:
-            yield group
 
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except SafetensorError as error:
-        raise UserError(
-            f"{file} is no safetensors file, or not a whole one ({error}); copy it again, or write the state "
-            "dict anew with safetensors.torch.save_file"
-        ) from error
-
-
-def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: str) -> Stored:
+def stored_layout(pretrained: Path, finetuned: Sequence[Path], *, integer_buffers: str) -> Stored:
     """What the headers of all files say; an error where they do not agree."""
     if isinstance(finetuned, str | os.PathLike):
         raise InputTypeError(
@@ -86,16 +81,37 @@ def stored_layout(pretrained: Path, finetuned: Sequence[Path], integer_buffers: 
         )
     carry = _checks.named_choice("integer_buffers", integer_buffers, {"refuse": False, "carry": True})
     files = [pretrained, *_checks.not_empty("the list of finetuned files", finetuned)]
-    _check_distinct(files)
-    contents = _contents(pretrained)
-    for file in files[1:]:
-        _check_alike(contents, _contents(file), pretrained, file)
-    dtypes = {name: _read_as(name, kind, carry) for name, (_, kind) in contents.items()}
-    shapes = {name: contents[name][0] for name, dtype in dtypes.items() if dtype is not None}
-    kinds = {name: contents[name][1] for name in shapes}
-    wide = torch.float64 if torch.float64 in dtypes.values() else torch.float32
+    shapes, kinds = _contents(pretrained)
+    for place, file in enumerate(files[1:], 1):
+        other_shapes, other_kinds = _contents(file)
+        if any(os.path.samefile(file, earlier) for earlier in files[:place]):
+            raise UserError(
+                f"{file} is given twice; a task counts once (weigh it in memory if you want it to count more)"
+            )
+        _checks.check_keys(shapes, other_shapes, name=str(pretrained), other=str(file))
+        for name, shape in shapes.items():
+            _checks.check_shapes(f"{name} in {file}", shape, other_shapes[name])
+            if other_kinds[name] != kinds[name]:
+                raise InputTypeError(
+                    f"dtypes differ at {name!r}: {kinds[name]} in {pretrained} against {other_kinds[name]} "
+                    f"in {file}; their difference would hold the rounding of one side: use files of one "
+                    "precision"
+                )
+    carried = [name for name, kind in kinds.items() if kind not in _READ]
+    for name in carried:
+        if not kinds[name].startswith(_COUNTS):
+            raise InputTypeError(
+                f"{name!r} is {kinds[name]}, which cannot be merged; save it as one of {', '.join(_READ)}"
+            )
+        if not carry:
+            raise InputTypeError(
+                f"{name!r} is {kinds[name]}, which has no meaningful difference; pass "
+                'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
+            )
+        del shapes[name], kinds[name]
     _checks.warn_of_statistics(shapes)
-    stored = Stored(files, shapes, kinds, wide, tuple(name for name in contents if name not in shapes))
+    dtype = torch.float64 if "F64" in kinds.values() else torch.float32
+    stored = Stored(files, shapes=shapes, kinds=kinds, dtype=dtype, carried=tuple(carried))
     if not any(stored.sizes.values()):
         raise UserError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
     return stored
@@ -116,41 +132,14 @@ def data_offsets(file: Path) -> dict[str, int]:
     }
 
 
-def _contents(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype by name, names sorted."""
+def _opened(file: Path) -> AbstractContextManager[Any]:
+    remedy = "copy it again, or write the state dict anew with safetensors.torch.save_file"
+    return _files.opened_safetensors(file, what="safetensors file", remedy=remedy)
+
+
+def _contents(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes and dtypes by name, names sorted."""
     with _opened(file) as opened:
         parts = {name: opened.get_slice(name) for name in sorted(opened.keys())}
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
-
-
-def _check_distinct(files: list[Path]) -> None:
-    for place, file in enumerate(files):
-        if any(os.path.samefile(file, other) for other in files[:place]):
-            raise UserError(
-                f"{file} is given twice; a task counts once (weigh it in memory if you want it to count more)"
-            )
-
-
-def _check_alike(first: dict[str, Any], second: dict[str, Any], name: Path, other: Path) -> None:
-    _checks.check_keys(first, second, str(name), str(other))
-    for key, (shape, dtype) in first.items():
-        _checks.check_shapes(f"{key} in {other}", shape, second[key][0])
-        if second[key][1] != dtype:
-            raise InputTypeError(
-                f"dtypes differ at {key!r}: {dtype} in {name} against {second[key][1]} in {other}; their "
-                "difference would hold the rounding of one side: use files of one precision"
-            )
-
-
-def _read_as(name: str, dtype: str, carry: bool) -> torch.dtype | None:
-    """The dtype that a tensor is read as; None for one that is carried over."""
-    if dtype not in _READ and not dtype.startswith(_COUNTS):
-        raise InputTypeError(
-            f"{name!r} is {dtype}, which cannot be merged; save it as one of {', '.join(_READ)}"
-        )
-    if dtype not in _READ and not carry:
-        raise InputTypeError(
-            f"{name!r} is {dtype}, which has no meaningful difference; pass "
-            'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
-        )
-    return _READ.get(dtype)
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+        return shapes, {name: part.get_dtype() for name, part in parts.items()}

@@ -8,7 +8,7 @@ no threads of its own and lets those of Python run side by side.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -33,86 +33,58 @@ class _Piece(NamedTuple):
     place: int  # of the first entry in the result
 
 
-def sum_vectors(stored: Stored, finish: Finish) -> tuple[Tensor, list[str]]:
+def sum_vectors(stored: Stored, finish: Finish) -> tuple[Tensor, set[str]]:
     """What `finish` makes of Σ_t (θ_t - θ_0), (D,) in the order of names; and the names with NaN or infinity.
 
     It runs in `torch.get_num_threads()` threads.
     """
-    wide = np.float64 if stored.dtype == torch.float64 else np.float32
+    pieces = []
+    length = 0
+    for name, size in stored.sizes.items():
+        for first in range(0, size, _PIECE):
+            end = min(first + _PIECE, size)
+            pieces.append(_Piece(name, first=first, size=end - first, place=length + first))
+        length += size
     # of torch and not of numpy, which asks for huge pages: a fresh process waits long for them
-    flat = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
-    pieces = list(_cut(stored.sizes))
+    flat = torch.empty(length, dtype=stored.dtype)
+    result = flat.numpy()
     offsets = [data_offsets(file) for file in stored.files]
 
-    def work(own: list[_Piece]) -> set[str]:
-        with _Reader(stored, offsets, wide) as reader, np.errstate(all="ignore"):
-            return _sum_pieces(reader, own, finish, flat.numpy())
+    def sum_pieces(own: list[_Piece]) -> set[str]:
+        """The work of one thread, which has files and buffers of its own."""
+        buffers = [np.empty(_PIECE, result.dtype) for _ in range(3)]
+        raws = {kind: np.empty(_PIECE, _NUMPY[kind]) for kind in set(stored.kinds.values())}
+        bad = set()
+        with contextlib.ExitStack() as stack, np.errstate(all="ignore"):
+            handles = [stack.enter_context(open(file, "rb", buffering=0)) for file in stored.files]
+            for piece in own:
+                start, end, total = (buffer[: piece.size] for buffer in buffers)
+                kind = stored.kinds[piece.name]
+                for number, handle in enumerate(handles):
+                    out = end if number else start
+                    raw = out if out.dtype == _NUMPY[kind] else raws[kind][: piece.size]
+                    handle.seek(offsets[number][piece.name] + piece.first * raw.itemsize)
+                    if handle.readinto(raw.data.cast("B")) != raw.nbytes:
+                        raise UserError(
+                            f"{stored.files[number]} became shorter while it was read; copy it again, and "
+                            "let nothing write to it meanwhile"
+                        )
+                    if kind == "BF16":  # whose bits are the upper half of a float32
+                        out[:] = (raw.astype(np.uint32) << 16).view(np.float32)
+                    elif raw is not out:
+                        out[:] = raw
+                    if number == 1:
+                        np.subtract(end, start, out=total)
+                    elif number > 1:
+                        end -= start
+                        total += end
+                merged = result[piece.place : piece.place + piece.size]
+                finish(total, start, merged)
+                if not np.isfinite(merged).all():
+                    bad.add(piece.name)
+        return bad
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
-        bad = set().union(*pool.map(work, (pieces[rank::threads] for rank in range(threads))))
-    return flat, [name for name in stored.sizes if name in bad]
-
-
-def _cut(sizes: dict[str, int]) -> Iterator[_Piece]:
-    begin = 0
-    for name, size in sizes.items():
-        for first in range(0, size, _PIECE):
-            yield _Piece(name, first, min(_PIECE, size - first), begin + first)
-        begin += size
-
-
-def _sum_pieces(reader: _Reader, pieces: list[_Piece], finish: Finish, result: Array) -> set[str]:
-    bad = set()
-    for piece in pieces:
-        start, end, total = (buffer[: piece.size] for buffer in reader.buffers)
-        reader.read(0, piece, start)
-        for number in range(1, len(reader.handles)):
-            reader.read(number, piece, end)
-            if number == 1:
-                np.subtract(end, start, out=total)
-            else:
-                end -= start
-                total += end
-        merged = result[piece.place : piece.place + piece.size]
-        finish(total, start, merged)
-        if not np.isfinite(merged).all():
-            bad.add(piece.name)
-    return bad
-
-
-class _Reader:
-    """The open files of one thread, and its buffers."""
-
-    def __init__(self, stored: Stored, offsets: list[dict[str, int]], wide: type):
-        self.stored, self.offsets = stored, offsets
-        self.buffers: list[Array] = [np.empty(_PIECE, wide) for _ in range(3)]
-        self.raw = {kind: np.empty(_PIECE, _NUMPY[kind]) for kind in set(stored.kinds.values())}
-        self.stack = contextlib.ExitStack()
-
-    def __enter__(self) -> _Reader:
-        opened = (open(file, "rb", buffering=0) for file in self.stored.files)  # noqa: SIM115
-        self.handles = [self.stack.enter_context(file) for file in opened]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def read(self, number: int, piece: _Piece, out: Array) -> None:
-        """One piece of one file."""
-        kind = self.stored.kinds[piece.name]
-        raw = out if out.dtype == _NUMPY[kind] else self.raw[kind][: piece.size]
-        handle = self.handles[number]
-        handle.seek(self.offsets[number][piece.name] + piece.first * raw.itemsize)
-        if handle.readinto(raw.data.cast("B")) != raw.nbytes:
-            raise UserError(
-                f"{self.stored.files[number]} became shorter while it was read; copy it again, and let "
-                "nothing write to it meanwhile"
-            )
-        if raw is not out:
-            out[:] = _bfloat16(raw) if kind == "BF16" else raw
-
-
-def _bfloat16(raw: NDArray[Any]) -> NDArray[np.float32]:
-    """Its bits are the upper half of a float32."""
-    return (raw.astype(np.uint32) << 16).view(np.float32)
+        bad = set().union(*pool.map(sum_pieces, (pieces[rank::threads] for rank in range(threads))))
+    return flat, bad

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -110,7 +111,14 @@ def ties(
     counted = _checks.named_choice("election", elect, {"mass": False, "count": True})
     averaged = _checks.named_choice("combination", combine, {"mean": True, "sum": False})
     vectors = _matching(task_vectors)
-    masks = None if density == 1 else [_trim_mask(vector, density, per_tensor) for vector in vectors]
+    masks = None
+    if density != 1:
+        masks = []
+        for vector in vectors:
+            magnitudes = vector._flat.abs()
+            parts = torch.split(magnitudes, _sizes(vector)) if per_tensor else [magnitudes]
+            kept = [_largest(part, kept_entries(density, size=len(part))) for part in parts]
+            masks.append(torch.cat(kept))
 
     def merge(kept: Tensor) -> Tensor:
         elected = (kept.sign() if counted else kept).sum(0).sign()
@@ -118,7 +126,7 @@ def ties(
         voters = agreeing.sign().sum(0).clamp(min=1) if averaged else 1
         return elected * agreeing.sum(0) / voters
 
-    return _merged(_across(vectors, merge, masks), vectors[0])
+    return _merged(_across(vectors, merge, masks=masks), vectors[0])
 
 
 def dare(
@@ -148,8 +156,12 @@ def dare(
     rate = _below_one("drop_rate", drop_rate)
     _checks.random_source(generator)
     vectors = _matching(task_vectors)
-    masks = [_survivors(vector, rate, generator) for vector in vectors]
-    return _merged(_across(vectors, lambda kept: kept.sum(0) / (1 - rate), masks), vectors[0])
+    masks = []
+    for vector in vectors:
+        # uniform numbers and not bernoulli_, whose draws depend on whether torch was built with MKL
+        drawn = torch.rand(len(vector), generator=generator, device=generator.device, dtype=torch.float32)
+        masks.append((drawn >= rate).to(vector._flat.device))
+    return _merged(_across(vectors, lambda kept: kept.sum(0) / (1 - rate), masks=masks), vectors[0])
 
 
 def breadcrumbs(
@@ -174,12 +186,19 @@ def breadcrumbs(
         >>> breadcrumbs([vector], smallest=0.25, largest=0.25).flat
         tensor([ 0., -4.,  0.,  3.])
     """
-    low, high = _below_one("smallest", smallest), _below_one("largest", largest)
+    low = _below_one("smallest", smallest)
+    high = _below_one("largest", largest)
     if round(low + high, 6) >= 1:
         raise UserError(f"smallest={low} and largest={high} leave nothing; choose shares with a sum below 1")
     vectors = _matching(task_vectors)
-    masks = [_middle_mask(vector, low, high) for vector in vectors]
-    return _merged(_across(vectors, lambda kept: kept.sum(0), masks), vectors[0])
+    masks = []
+    for vector in vectors:
+        middles = []
+        for part in torch.split(vector._flat.abs(), _sizes(vector)):
+            not_small = _largest(part, len(part) - math.floor(_entries(low, size=len(part))))
+            middles.append(not_small & ~_largest(part, math.floor(_entries(high, size=len(part)))))
+        masks.append(torch.cat(middles))
+    return _merged(_across(vectors, lambda kept: kept.sum(0), masks=masks), vectors[0])
 
 
 def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"] = "mean") -> TaskVector:
@@ -195,7 +214,8 @@ def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"
 
     Directions whose singular value is mere rounding are left out, because nothing fixes them. So a zero
     matrix takes no part, and T equal matrices give that matrix cut to rank ⌊r / T⌋. Where two singular values
-    tie just at the cut, torch.linalg.svd decides.
+    tie just at the cut, torch.linalg.svd decides. Its rounding depends on the number of threads, so another
+    number gives other bits; directions with nearly equal singular values turn the most.
 
     Args:
         task_vectors: T vectors of one layout.
@@ -217,7 +237,7 @@ def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"
                 [0., 5.]])
     """
     unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
-    return _by_matrices(_matching(task_vectors), whitened, unrolled)
+    return _by_matrices(_matching(task_vectors), whitened, unrolled=unrolled)
 
 
 def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0.01) -> TaskVector:
@@ -261,8 +281,8 @@ def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0
         >>> regmean_from_vectors(vectors, ridge=1.0).flat  # between the mean (1, 2) and the sum (2, 4)
         tensor([1.5000, 3.0000])
     """
-    number = _checks.positive_number("ridge", ridge)
-    return _by_matrices(_matching(task_vectors), lambda parts: least_squares(parts, number), True)
+    number = _checks.positive_number("ridge", ridge, example=0.01)
+    return _by_matrices(_matching(task_vectors), partial(least_squares, ridge=number), unrolled=True)
 
 
 # what the rules share
@@ -292,7 +312,7 @@ def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
 
 
 def _across(
-    vectors: list[TaskVector], rule: Callable[[Tensor], Tensor], masks: list[Tensor] | None = None
+    vectors: list[TaskVector], rule: Callable[[Tensor], Tensor], *, masks: list[Tensor] | None = None
 ) -> Tensor:
     """The merged entries (D,): `rule` takes rows (T, n) to one row (n,), piece by piece and in float64.
 
@@ -321,7 +341,12 @@ def _below_one(name: str, value: float) -> float:
     return number
 
 
-def _entries(share: float, size: int) -> float:
+def kept_entries(density: float, *, size: int) -> int:
+    """How many of `size` entries a trim to this density keeps: ⌈density · size⌉, and one at least."""
+    return min(max(math.ceil(_entries(density, size=size)), 1), size)
+
+
+def _entries(share: float, *, size: int) -> float:
     """`share * size` cleared of rounding, so that 0.1 of 30 is 3.0 and not 3.0000000000000004."""
     return round(float(share) * size, 6)
 
@@ -334,61 +359,33 @@ def _largest(magnitudes: Tensor, count: int) -> Tensor:
     """A mask of the `count` largest of some magnitudes (n,), the earlier of equal ones first."""
     if count == 0:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
-    threshold = _smallest_kept(magnitudes, count)
+    place = len(magnitudes) - count  # of the smallest one that is kept, in rising order
+    if magnitudes.device.type == "cpu":  # there numpy is several times as fast as torch's kthvalue
+        wide = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))  # numpy knows no bfloat16
+        threshold = float(np.partition(wide.numpy(), place)[place])
+    else:
+        threshold = magnitudes.kthvalue(place + 1).values.item()
     mask = magnitudes > threshold
     equal = (magnitudes == threshold).nonzero().squeeze(1)
     mask[equal[: count - int(mask.sum())]] = True
     return mask
 
 
-def _smallest_kept(magnitudes: Tensor, count: int) -> float:
-    """The smallest of the `count` largest; on a CPU by numpy, several times as fast as torch's kthvalue."""
-    place = len(magnitudes) - count
-    if magnitudes.device.type != "cpu":
-        return magnitudes.kthvalue(place + 1).values.item()
-    wide = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))  # numpy knows no bfloat16
-    return float(np.partition(wide.numpy(), place)[place])
-
-
 def _by_matrices(
-    vectors: list[TaskVector], rule: Callable[[list[Tensor]], Tensor], unrolled: bool
+    vectors: list[TaskVector], rule: Callable[[list[Tensor]], Tensor], *, unrolled: bool
 ) -> TaskVector:
-    """`rule` takes T matrices (out, in) to one; what is no matrix is averaged."""
+    """`rule` takes T matrices (out, in) to one; what is no matrix is averaged.
+
+    With `unrolled`, kernels count as matrices, except those whose rows have inputs of their own.
+    """
     merged = []
     for named in zip(*(vector.items() for vector in vectors), strict=True):
         parts = [part for _, part in named]
-        if _is_matrix(parts[0].shape, unrolled):
+        shape = parts[0].shape
+        is_kernel = len(shape) > 2 and shape[1] > 1
+        if 0 not in shape and (len(shape) == 2 or (unrolled and is_kernel)):
             part = rule([part.flatten(1) for part in parts])
         else:
             part = torch.stack(parts).double().mean(0)
         merged.append(part.reshape(-1).to(parts[0].dtype))
     return _merged(torch.cat(merged), vectors[0])
-
-
-def _is_matrix(shape: torch.Size, unrolled: bool) -> bool:
-    """Whether a tensor counts as a matrix; with `unrolled`, kernels do whose rows share their inputs."""
-    return 0 not in shape and (len(shape) == 2 or (unrolled and len(shape) > 2 and shape[1] > 1))
-
-
-# what one rule needs
-
-
-def _trim_mask(vector: TaskVector, density: float, per_tensor: bool) -> Tensor:
-    magnitudes = vector._flat.abs()
-    parts = torch.split(magnitudes, _sizes(vector)) if per_tensor else [magnitudes]
-    kept = [max(math.ceil(_entries(density, len(part))), min(1, len(part))) for part in parts]
-    return torch.cat([_largest(part, count) for part, count in zip(parts, kept, strict=True)])
-
-
-def _survivors(vector: TaskVector, drop_rate: float, generator: torch.Generator) -> Tensor:
-    # uniform numbers and not bernoulli_, whose draws depend on whether torch was built with MKL
-    drawn = torch.rand(len(vector), generator=generator, device=generator.device, dtype=torch.float32)
-    return (drawn >= drop_rate).to(vector._flat.device)
-
-
-def _middle_mask(vector: TaskVector, smallest: float, largest: float) -> Tensor:
-    masks = []
-    for part in torch.split(vector._flat.abs(), _sizes(vector)):
-        not_small = _largest(part, len(part) - math.floor(_entries(smallest, len(part))))
-        masks.append(not_small & ~_largest(part, math.floor(_entries(largest, len(part)))))
-    return torch.cat(masks)

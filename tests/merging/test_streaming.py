@@ -12,10 +12,7 @@ import torch
 
 from small_vectors import noise, source
 from taskvec_mini import TaskVector, _files, merging
-from taskvec_mini.benchmarks.cli.list import rules
-from taskvec_mini.merging import _stored, merge_files, merged_vector
-from taskvec_mini.merging import _sums as _pieces
-from taskvec_mini.merging import from_files as streaming
+from taskvec_mini.merging import _stored, _sums, merge_files, merged_vector
 
 SHAPES = {  # ragged: a kernel, matrices wide and tall, a scalar, an empty tensor, one row
     "proj": (5, 7),
@@ -57,7 +54,7 @@ def four(tmp_path):
 def grouped(request, monkeypatch):
     if request.param == "tensor by tensor":
         monkeypatch.setattr(_stored, "_GROUP", 1)
-        monkeypatch.setattr(_pieces, "_PIECE", 7)
+        monkeypatch.setattr(_sums, "_PIECE", 7)
 
 
 RULES = [
@@ -91,10 +88,6 @@ def test_every_rule_makes_what_it_makes_in_memory(four, rule, options):
     assert list(merged) == sorted(applied)
     for name, part in merged.items():
         torch.testing.assert_close(part, applied[name], rtol=3e-7, atol=2e-7)
-
-
-def test_every_rule_of_merging_is_there():
-    assert rules() == streaming.RULES
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -153,7 +146,7 @@ def test_float64_stays_float64(tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_gives_the_same_bits(tmp_path, monkeypatch, threads):
     """Of tensors in four precisions, against sums in torch; pieces are shorter than tensors."""
-    monkeypatch.setattr(_pieces, "_PIECE", 16)
+    monkeypatch.setattr(_sums, "_PIECE", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     kinds = {"a": torch.float64, "b": torch.float32, "c": torch.float16, "d": torch.bfloat16}
     states = [
@@ -296,7 +289,7 @@ def test_a_difference_too_large_for_its_dtype_is_no_file_s_fault(tmp_path, rule,
 
 def test_a_file_that_shrinks_while_it_is_read(four, monkeypatch):
     pretrained, finetuned, _ = four
-    whole = _pieces.data_offsets
+    whole = _sums.data_offsets
 
     def and_then_cut(file):
         offsets = whole(file)
@@ -304,7 +297,7 @@ def test_a_file_that_shrinks_while_it_is_read(four, monkeypatch):
             os.truncate(file, file.stat().st_size - 2)
         return offsets
 
-    monkeypatch.setattr(_pieces, "data_offsets", and_then_cut)
+    monkeypatch.setattr(_sums, "data_offsets", and_then_cut)
     with pytest.raises(ValueError, match=r"2\.safetensors became shorter while it was read"):
         merge_files(pretrained, finetuned)
 
@@ -322,7 +315,7 @@ def test_a_file_given_twice(four):
 def test_a_truncated_file_is_named(four, kept):
     pretrained, finetuned, _ = four
     finetuned[2].write_bytes(finetuned[2].read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"3\.safetensors is no safetensors file, or not a whole one"):
+    with pytest.raises(ValueError, match=r"3\.safetensors is no safetensors file, or it is truncated"):
         merge_files(pretrained, finetuned)
 
 
@@ -336,13 +329,9 @@ def test_a_file_that_is_not_there(four):
     ("given", "error", "message"),
     [
         ({"rule": "tie"}, ValueError, r"unknown merging rule 'tie': did you mean 'ties'"),
-        (
-            {"rule": "ties", "densty": 0.2},
-            TypeError,
-            r"ties has no option 'densty'; its options: density, per_t",
-        ),
-        ({"rule": "mean", "density": 0.2}, TypeError, r"mean has no option 'density'; its options: none"),
-        ({"rule": "dare"}, TypeError, r"generator"),
+        ({"rule": "ties", "densty": 0.2}, ValueError, r"option of ties 'densty': did you mean 'density'"),
+        ({"rule": "mean", "density": 0.2}, ValueError, r"mean has no options, but 'density' is given"),
+        ({"rule": "dare"}, TypeError, r"generator must be a torch\.Generator, got None"),
         ({"rule": "ties", "density": 0}, ValueError, r"density must be above 0"),
         ({"rule": "ties", "elect": "mas"}, ValueError, r"unknown election 'mas': did you mean 'mass'"),
         ({"rule": "tsv", "kernels": "matrx"}, ValueError, r"did you mean 'matrix'"),
