@@ -33,10 +33,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskvec_mini import records
-from taskvec_mini.benchmarks.data.texts import load_text_tasks
+from taskvec_mini.benchmarks.data import (
+    MAX_LENGTH,
+    SPECIAL,
+    VOCABULARY,
+    VOCABULARY_SIZE,
+    Tokenizer,
+    load_tasks,
+    load_tokenizer,
+)
 from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.encoders.pocket_text import MAX_LENGTH, VOCABULARY_SIZE, PocketText, draw_weights
-from taskvec_mini.benchmarks.encoders.text import SPECIAL, VOCABULARY, WEIGHTS, Tokenizer, load_tokenizer
+from taskvec_mini.benchmarks.encoders.pocket_text import PocketText, draw_weights
+from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 
@@ -340,7 +348,7 @@ def measure(
 def probe(names: list[str], folder: Path) -> dict:
     """Test accuracies of frozen embeddings, pretrained and random: linear, and means of a few examples."""
     found = {}
-    for name, task in load_text_tasks(names, folder=folder).items() if names else ():
+    for name, task in load_tasks(names, suite="text", folder=folder).items() if names else ():
         found[name] = {}
         for encoder in ("pocket-text", "random-pocket-text"):
             backbone = load_backbone(encoder)
@@ -359,7 +367,7 @@ def write(progress: dict, scores: dict, vocabulary: Path, options: argparse.Name
     state = {name: value.half().contiguous() for name, value in encoder.items()}
     weights, record = OUT / WEIGHTS.name, (OUT / WEIGHTS.name).with_suffix(".json")
     _whole(weights, lambda part: save_file(state, part))
-    _whole(OUT / VOCABULARY.name, lambda part: part.write_bytes(vocabulary.read_bytes()))
+    _whole(VOCABULARY, lambda part: part.write_bytes(vocabulary.read_bytes()))
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,

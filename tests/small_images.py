@@ -2,7 +2,7 @@
 
 import torch
 
-from taskvec_mini.benchmarks.data.suites import ImageTask
+from taskvec_mini.benchmarks.data import ImageTask
 
 
 def images_of(labels, *, seed, size=32):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskvec_mini.benchmarks.data.texts import TextTask
+from taskvec_mini.benchmarks.data import TextTask
 from taskvec_mini.benchmarks.heads import Head, PrototypeHead
 
 VOCABULARY, LENGTH = 60, 7

@@ -21,7 +21,7 @@ from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
 from taskvec_mini.benchmarks.data import hub, hub_access
 from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data.suites import FOLDER_VARIABLE, load_tasks
+from taskvec_mini.benchmarks.data import DATA_VARIABLE, load_tasks
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders import load as backbones
 from taskvec_mini.benchmarks.encoders import text as text_encoder
@@ -340,7 +340,7 @@ KINDS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportEr
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_message_is_quoted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(KINDS) as caught:
         BAD_CALLS[name](tmp_path)
     message = str(caught.value).replace(f"{tmp_path}/", "").replace(f"{tmp_path}\\", "")

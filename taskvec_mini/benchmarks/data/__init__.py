@@ -1,1 +1,35 @@
-"""Tasks: images and texts in three parts, and where they come from."""
+"""Tasks: what one is, the suites of them, and one door to all, `load_tasks`."""
+
+from taskvec_mini.benchmarks.data.suites import SUITES, Suite, load_tasks
+from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, ImageTask, Task, TextTask, unit_of
+from taskvec_mini.benchmarks.data.texts import TextTokenizer, file_checksums
+from taskvec_mini.benchmarks.data.tokenizer import (
+    MAX_LENGTH,
+    PADDING,
+    SPECIAL,
+    VOCABULARY,
+    VOCABULARY_SIZE,
+    Tokenizer,
+    load_tokenizer,
+)
+
+__all__ = [
+    "DATA_VARIABLE",
+    "MAX_LENGTH",
+    "PADDING",
+    "PARTS",
+    "SPECIAL",
+    "SUITES",
+    "VOCABULARY",
+    "VOCABULARY_SIZE",
+    "ImageTask",
+    "Suite",
+    "Task",
+    "TextTask",
+    "TextTokenizer",
+    "Tokenizer",
+    "file_checksums",
+    "load_tasks",
+    "load_tokenizer",
+    "unit_of",
+]

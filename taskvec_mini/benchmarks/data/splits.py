@@ -23,7 +23,7 @@ def contents(images: Tensor) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels]
 
 
-def without_test_images(train: list[bytes], test: list[bytes]) -> Tensor:
+def without_test_copies(train: list[bytes], test: list[bytes]) -> Tensor:
     """The positions (M,) of the training images of which no exact copy stands in the test part."""
     seen = set(test)
     return torch.tensor([i for i, each in enumerate(train) if each not in seen], dtype=torch.int64)

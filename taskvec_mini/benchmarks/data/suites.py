@@ -1,63 +1,90 @@
-"""One loader of tasks: four suites of images, two of texts.
+"""The suites of tasks, and the one door to them: `load_tasks`.
 
-`bundle` reads the eight small files of real images which the recorded studies use, `torchvision` downloads
-public data sets, `digits` needs no files at all. Images stay uint8 until a backbone prepares them. `hub` has
-the benchmarks of CLIP merging (see `hub.load`); `text` and `text-hub` are those of
-`text_tasks.load_text_tasks`.
+Images stay uint8 until an encoder prepares them, texts come as token ids.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from taskvec_mini import _checks
-from taskvec_mini.benchmarks import _arrays
-from taskvec_mini.benchmarks.data import hub, splits
-from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data.tasks import ImageTask, check_part
-from taskvec_mini.benchmarks.data.texts import load_text_tasks
+from taskvec_mini import _checks, tasks
+from taskvec_mini.benchmarks.data import hub, image_files, texts, torchvision_sets
+from taskvec_mini.benchmarks.data import tokenizer as tokenizers
+from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, ImageTask, Task
+from taskvec_mini.benchmarks.data.texts import TextTokenizer
 from taskvec_mini.errors import MissingFileError, UserError
-from taskvec_mini.tasks import digit_tasks
 
-__all__ = ["BUNDLE", "CORE", "FOLDER_VARIABLE", "TEXTS", "ImageTask", "load_tasks"]
-
-FOLDER_VARIABLE = "TASKVEC_MINI_DATA"
-BUNDLE = {  # task: (file, sha256); the first eight are the suite, the others are loaded by name
-    "mnist": ("mnist.npz", "c3e330e66d60add7e6475a46271dc75a5806967d321c06d30f6a92e06af88637"),
-    "streetchars": ("streetchars.npz", "ea837c8dc428879f86118f1c1b30bb9642d9c0fe32958478afbb77951b9492a3"),
-    "gtsrb": ("gtsrb.npz", "7328dcc24f4fd7220fa4d661147f2ad40eede4567aaa04907f673dcfe3685db8"),
-    "rsscn7": ("rsscn7.npz", "cbaf8239c0e5154cf77f187ab5e436ee7fdb8dc91ff81b52e82b5bc4775dad88"),
-    "dtd10": ("dtd10.npz", "20fb1107b6e6fd8ab391e6900a58e41edd03f69bafacd2612c55581d7321c549"),
-    "cars": ("cars.npz", "d5a61619ed75097d29b637c8da9e0b055c676e221360af8d4517164d27ccf6b4"),
-    "scenes15": ("scenes15.npz", "08a4d9a70bd385a2271d085babb32a252928728f6c793a67c628e5ecf4333c9d"),
-    "cifar10": ("cifar10.npz", "5e232392b78c64ab4c7745701775a2dd483361f9cc212e43637a3fb832692c41"),
-    "fashion_mnist": (
-        "extra/fashion_mnist.npz",
-        "905215332fd99537f5fcdf7ae1fe85a5862eab77bdc2f5bde77f798eb74b751c",
-    ),
-    "sign_digits": (
-        "extra/sign_digits.npz",
-        "bcad62394f0af2eebb1f25f9c2248a8b41a6b888a344935a11b3a386100291ed",
-    ),
-}
-CORE = tuple(BUNDLE)[:8]
-TEXTS = {"text": "files", "text-hub": "hub"}  # the suites of texts, and where their tasks come from
+Row = dict[str, object]
 
 
-class _Source(NamedTuple):
-    """A task as it was read: `where` names it in errors."""
+class _Loader(Protocol):
+    def __call__(
+        self, names: list[str], *, folder: Path, limit: int | None, seed: int, tokenizer: TextTokenizer | None
+    ) -> Iterable[Task]: ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that come from one place.
+
+    Attributes:
+        name: what `load_tasks` takes.
+        description: what it is, in a few words.
+        unit: what its tasks are made of, "images" or "texts".
+        needs_folder: whether it keeps files in the folder of the data.
+        subfolder: where in that folder they are.
+        downloads: whether it downloads what is not yet there.
+        how_to_get: what to do where there is no folder.
+        names: gives the names of all its tasks.
+        most: how many of them, the first, are its tasks by default.
+        loader: gives the tasks of some names.
+        row: gives what there is to say about a task, see `overview`.
+    """
 
     name: str
-    where: str
-    arrays: _arrays.Arrays
-    sha256: str
+    description: str
+    unit: str
+    needs_folder: bool
+    subfolder: str
+    downloads: bool
+    how_to_get: str
+    names: Callable[[], Iterable[str]]
+    most: int | None
+    loader: _Loader
+    row: Callable[[str, Path | None], Row]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of all its tasks."""
+        return tuple(self.names())
+
+    @property
+    def default_tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that are meant where none are named."""
+        return self.tasks[: self.most]
+
+    def overview(self, folder: str | os.PathLike[str] | None = None) -> list[Row]:
+        """A row for each task: its sizes where they are known, else where it is. Nothing is downloaded.
+
+        Args:
+            folder: the folder of the data, if there is one.
+
+        Example:
+            >>> SUITES["torchvision"].overview()[0]
+            {'task': 'mnist', 'train + val': '60,000', 'test': '10,000', '': 'not yet there'}
+        """
+        place = None if folder is None else Path(folder).expanduser()
+        return [self.row(name, place) for name in self.tasks]
 
 
 def load_tasks(
@@ -67,16 +94,18 @@ def load_tasks(
     folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    tokenizer: TextTokenizer | None = None,
 ) -> dict[str, Any]:
     """Tasks by name, each in a train, a validation and a test part that have no image or text in common.
 
     The test part is the data set's own and the same for all seeds. A tenth of the training part, at most
-    5,000 images, validates. Images of one group (track, photo) and exact copies stay on one side, and
-    training images of which an exact copy stands in the test part are left out. Nothing is augmented: images
-    are as they were stored, those of many sizes (see `downloads`) went through the test transform.
+    5,000 examples, validates. Images of one group (track, photo), exact copies, and texts that are equal but
+    for letter case and white space stay on one side, and training examples of which a copy stands in the
+    test part are left out. Nothing is augmented: images are as they were stored, those of many sizes (see
+    `torchvision_sets`) went through the test transform.
 
     Args:
-        names: the tasks; by default all of the suite (of "bundle" and "hub" the first eight).
+        names: the tasks; by default all of the suite (of "bundle", "hub" and the texts the first eight).
         suite: "bundle" (files of real images, checksums checked), "torchvision" (downloaded on first use),
             "digits" (scikit-learn's digits in seven views, 8 x 8 grey), "hub" (the benchmarks of CLIP merging
             at 224 pixels, downloaded on first use; `hub.load` has more options), "text" (files of texts in
@@ -85,146 +114,333 @@ def load_tasks(
         limit: keep at most that many training examples, the first of the shuffled order; nothing else
             changes.
         seed: decides the validation part and the order.
+        tokenizer: turns texts into token ids; by default that of the encoder "pocket-text".
 
     Returns:
         The tasks in the order asked: each an `ImageTask`, or a `TextTask` of the suites of texts.
 
     Raises:
-        ValueError: for an unknown name or suite, no folder, a damaged file, or labels that do not fit.
+        ValueError: for an unknown name or suite, a name given twice, no folder, a damaged file, or labels
+            that do not fit.
         FileNotFoundError: if the folder or a file is missing.
         OSError: if a download fails or the disk is full.
+        ImportError: if a package is missing that is needed only here.
 
     Example:
         >>> load_tasks(["digits"], suite="digits", limit=100)["digits"]
         ImageTask('digits', 10 classes, 8x8, 100 train, 135 val, 449 test)
     """
-    _checks.named_choice("suite", suite, {**_SUITES, "hub": hub.load, **TEXTS})
-    if suite in TEXTS:
-        return dict(load_text_tasks(names, source=TEXTS[suite], folder=folder, limit=limit, seed=seed))
+    asked = _checks.named_choice("suite", suite, SUITES)
+    wanted = asked.default_tasks if names is None else [names] if isinstance(names, str) else names
+    chosen = _checks.not_empty("names", wanted)
+    for name in chosen:
+        _checks.named_choice("task", name, dict.fromkeys(asked.tasks))
+    _checks.each_once("task", chosen)
     seed = _checks.whole_number("seed", seed, minimum=0)
     if limit is not None:
         limit = _checks.whole_number("limit", limit)
-    wanted = [names] if isinstance(names, str) else names
-    if suite == "hub":
-        return dict(
-            hub.load(_chosen(wanted, hub.SOURCES, hub.EIGHT), _folder(folder, suite), limit=limit, seed=seed)
-        )
-    return {source.name: _task(source, limit=limit, seed=seed) for source in _SUITES[suite](wanted, folder)}
+    if tokenizer is not None and asked.unit != "texts":
+        raise UserError(f"suite {suite!r} has no texts to cut into tokens; leave tokenizer=... out")
+    loaded = asked.loader(
+        chosen, folder=_folder_of(asked, folder), limit=limit, seed=seed, tokenizer=tokenizer
+    )
+    return {task.name: task for task in loaded}
 
 
-def _bundle(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) -> Iterator[_Source]:
-    chosen = _chosen(names, BUNDLE, CORE)
-    place = _folder(folder, "bundle")
-    if not place.is_dir():
-        raise MissingFileError(
-            f"{place} is no folder; give the folder of mnist.npz and the others as folder=... or in the "
-            f"environment variable {FOLDER_VARIABLE}, or take suite='torchvision' or 'digits' (on the "
-            "command line: --data FOLDER, --suite)"
-        )
-    for name in chosen:
-        file, sha256 = BUNDLE[name]
-        if not (place / file).is_file():
-            raise MissingFileError(
-                f"{place / file} is missing; copy it there, or leave the task {name!r} out"
-            )
-        arrays = _arrays.read(place / file, sha256, remedy="copy the file again from where it came from")
-        yield _Source(name, str(place / file), arrays, sha256)
-
-
-def _torchvision(names: Iterable[str] | None, folder: str | os.PathLike[str] | None) -> Iterator[_Source]:
-    chosen = _chosen(names, downloads.SOURCES, tuple(downloads.SOURCES))
-    place = _folder(folder, "torchvision")
-    for name in chosen:
-        path, arrays, sha256 = downloads.load(name, place)
-        yield _Source(name, str(path), arrays, sha256)
-
-
-def _digits(names: Iterable[str] | None, _folder: object) -> Iterator[_Source]:
-    tasks = digit_tasks()
-    for name in _chosen(names, tasks, tuple(tasks)):
-        task, arrays = tasks[name], {}
-        for part in ("train", "test"):
-            pixels = getattr(task, f"{part}_inputs").reshape(-1, 8, 8) * 255
-            arrays[f"{part}_images"] = pixels.round().to(torch.uint8).numpy()
-            arrays[f"{part}_labels"] = getattr(task, f"{part}_labels").numpy()
-        arrays["class_names"] = np.array(task.class_names)
-        yield _Source(name, f"task {name!r}", arrays, _arrays.checksum(arrays))
-
-
-_SUITES = {"bundle": _bundle, "torchvision": _torchvision, "digits": _digits}
-
-
-def _chosen(names: Iterable[str] | None, known: Mapping[str, object], default: tuple[str, ...]) -> list[str]:
-    chosen = _checks.not_empty("names", default if names is None else names)
-    for name in chosen:
-        _checks.named_choice("task", name, known)
-    return chosen
-
-
-def _folder(folder: str | os.PathLike[str] | None, suite: str) -> Path:
-    given = os.environ.get(FOLDER_VARIABLE) if folder is None else folder
+def _folder_of(suite: Suite, folder: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data, where a suite needs one; a UserError that says how to get what is missing."""
+    if not suite.needs_folder:
+        return Path()
+    given = os.environ.get(DATA_VARIABLE) if folder is None else folder
     if not given:
         raise UserError(
-            f"suite {suite!r} needs a folder: give folder=... or set the environment variable "
-            f"{FOLDER_VARIABLE} to the folder of the data; suite='digits' needs none (on the command line: "
-            "--data FOLDER, --suite digits)"
+            f"suite {suite.name!r} needs a folder: give folder=... or set the environment variable "
+            f"{DATA_VARIABLE} to the folder of the data; {suite.how_to_get}; suite='digits' needs none (on "
+            "the command line: --data FOLDER, --suite digits)"
         )
-    return Path(given).expanduser()
+    place = Path(given).expanduser()
+    if not suite.downloads and not (place / suite.subfolder).is_dir():
+        raise MissingFileError(
+            f"{place / suite.subfolder} is no folder; give the folder of the data as folder=... or in the "
+            f"environment variable {DATA_VARIABLE}; {suite.how_to_get}; suite='digits' needs no folder (on "
+            "the command line: --data FOLDER, --suite digits)"
+        )
+    return place
 
 
-def _task(source: _Source, *, limit: int | None, seed: int) -> ImageTask:
-    """The task of a source, split; errors name the file it came from."""
+# --- bundle: files of images -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """A file of the suite "bundle"; the table `bundle.toml` has them.
+
+    Attributes:
+        file: its place below the folder of the data.
+        sha256: its checksum.
+    """
+
+    file: str
+    sha256: str
+
+
+@functools.cache
+def bundle_files() -> Mapping[str, BundleFile]:
+    """The files of the suite "bundle", by the names of the tasks."""
+    with open(Path(__file__).with_name("bundle.toml"), "rb") as table:
+        return {name: BundleFile(**entry) for name, entry in tomllib.load(table).items()}
+
+
+def _load_bundle(
+    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
+) -> Iterator[ImageTask]:
+    for name in names:
+        known = bundle_files()[name]
+        path = folder / known.file
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
+        arrays = image_files.read_arrays(
+            path, known.sha256, remedy="copy the file again from where it came from"
+        )
+        yield image_files.image_task(
+            name, arrays, where=str(path), sha256=known.sha256, limit=limit, seed=seed
+        )
+
+
+def _bundle_row(name: str, folder: Path | None) -> Row:
+    if folder is None:
+        return {"task": name, "file": bundle_files()[name].file}
+    return _image_row(name, lambda: load_tasks([name], folder=folder)[name])
+
+
+def _image_row(name: str, load: Callable[[], ImageTask]) -> Row:
+    """A row with the sizes of a task, or with what is wrong with its data."""
     try:
-        return _split(source.name, source.arrays, source.sha256, limit=limit, seed=seed)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{source.where}: {error}") from error
+        task = load()
+    except UserError as error:
+        return {**dict.fromkeys(("task", "classes", "pixels", *PARTS), "-"), "task": name, "": error}
+    shape = task.train_images.shape
+    pixels = f"{shape[1]}x{shape[2]} {'grey' if len(shape) == 3 else 'colour'}"
+    return {"task": name, "classes": str(len(task.class_names)), "pixels": pixels, **_sizes(task), "": ""}
 
 
-def _split(name: str, arrays: _arrays.Arrays, sha256: str, *, limit: int | None, seed: int) -> ImageTask:
-    class_names = tuple(map(str, arrays["class_names"]))
-    images, labels = _part(arrays, "train", len(class_names))
-    test_images, test_labels = _part(arrays, "test", len(class_names))
-    groups = _groups(arrays, len(labels))
-    fingerprints = splits.contents(images)
-    fresh = splits.without_test_images(fingerprints, splits.contents(test_images))
-    train, val = splits.validation_split(
-        [fingerprints[i] for i in fresh.tolist()], None if groups is None else groups[fresh], seed=seed
-    )
-    train, val = fresh[train][:limit], fresh[val]
-    return ImageTask(
-        name,
-        class_names,
-        images[train],
-        labels[train],
-        images[val],
-        labels[val],
-        test_images,
-        test_labels,
-        sha256,
-    )
+def _sizes(task: Task) -> Row:
+    return {part: f"{len(task.part(part)[1]):,}" for part in PARTS}
 
 
-def _part(arrays: _arrays.Arrays, part: str, classes: int) -> tuple[Tensor, Tensor]:
-    images, labels = (_tensor(arrays[f"{part}_{what}"]) for what in ("images", "labels"))
-    check_part(part, images, labels, classes=classes)
-    return images, labels
+# --- digits: images of scikit-learn ----------------------------------------------------------------------
 
 
-def _groups(arrays: _arrays.Arrays, images: int) -> Tensor | None:
-    """The group of each training image; an error where a group stands in the test part too."""
-    if "train_groups" not in arrays:
-        return None
-    groups = _tensor(arrays["train_groups"])
-    if groups.shape != (images,):
-        raise UserError(f"train_groups has shape {tuple(groups.shape)} for {images} images; give one each")
-    both = np.intersect1d(arrays["train_groups"], arrays.get("test_groups", np.array([], dtype=np.int64)))
-    if len(both):
-        raise UserError(
-            f"{len(both)} group(s) stand in the train and in the test part, the first is {both[0]}; "
-            "the test part is leaked: split it anew by group"
+@functools.cache
+def _digits() -> Mapping[str, tasks.Task]:
+    return tasks.digit_tasks()
+
+
+def _load_digits(names: list[str], *, limit: int | None, seed: int, **_: object) -> Iterator[ImageTask]:
+    for name in names:
+        task = _digits()[name]
+        arrays: dict[str, image_files.Array] = {"class_names": np.array(task.class_names)}
+        for part, inputs, labels in (
+            ("train", task.train_inputs, task.train_labels),
+            ("test", task.test_inputs, task.test_labels),
+        ):
+            arrays[f"{part}_images"] = (inputs.reshape(-1, 8, 8) * 255).round().to(torch.uint8).numpy()
+            arrays[f"{part}_labels"] = labels.numpy()
+        sha256 = image_files.checksum(arrays)
+        yield image_files.image_task(
+            name, arrays, where=f"task {name!r}", sha256=sha256, limit=limit, seed=seed
         )
-    return groups
 
 
-def _tensor(array: _arrays.Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+def _digits_row(name: str, _: Path | None) -> Row:
+    return _image_row(name, lambda: load_tasks([name], suite="digits")[name])
+
+
+# --- torchvision and hub: images that are downloaded ------------------------------------------------------
+
+
+def _load_torchvision(
+    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
+) -> Iterator[ImageTask]:
+    for name in names:
+        path, arrays, sha256 = torchvision_sets.load(name, folder)
+        yield image_files.image_task(name, arrays, where=str(path), sha256=sha256, limit=limit, seed=seed)
+
+
+def _torchvision_row(name: str, folder: Path | None) -> Row:
+    train, test = torchvision_sets.sources()[name].sizes
+    there = folder is not None and torchvision_sets.there(name, folder)
+    return {
+        "task": name,
+        "train + val": f"{train:,}",
+        "test": f"{test:,}",
+        "": "there" if there else "not yet there",
+    }
+
+
+def _load_hub(
+    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
+) -> Iterable[ImageTask]:
+    return hub.load(names, folder, limit=limit, seed=seed).values()
+
+
+def _hub_row(name: str, folder: Path | None) -> Row:
+    source = hub.sources()[name]
+    return {
+        "task": name,
+        "train + val": f"{source.sizes[0]:,}",
+        "test": f"{source.sizes[1]:,}",
+        "classes": str(source.classes),
+        "download MB": f"about {source.megabytes:,}",
+        "images MB": f"{source.bytes_of(sum(source.sizes), hub.IMAGE_SIZE) / 10**6:,.0f}",
+        "repository": source.repository,
+        "also in suite": "torchvision" if source.torchvision else "-",
+        "": "there" if folder is not None and hub.there(name, folder) else "not yet there",
+    }
+
+
+# --- text and text-hub -----------------------------------------------------------------------------------
+
+
+def _load_text(
+    names: list[str], *, folder: Path, limit: int | None, seed: int, tokenizer: TextTokenizer | None
+) -> Iterator[Task]:
+    cutter = tokenizers.load_tokenizer() if tokenizer is None else tokenizer
+    for name in names:
+        train, test, sha256 = texts.read_files(name, folder / "text")
+        yield texts.text_task(
+            name,
+            train,
+            test,
+            where=str(folder / "text" / name),
+            sha256=sha256,
+            tokenizer=cutter,
+            limit=limit,
+            seed=seed,
+        )
+
+
+def _text_row(name: str, folder: Path | None) -> Row:
+    if folder is None:
+        return {"task": name, "files": ", ".join(texts.file_checksums(name))}
+    try:
+        task = load_tasks([name], suite="text", folder=folder, tokenizer=_Uncut())[name]
+    except UserError as error:
+        return {**dict.fromkeys(("task", "classes", *PARTS), "-"), "task": name, "": error}
+    return {"task": name, "classes": str(len(task.class_names)), **_sizes(task), "": ""}
+
+
+class _Uncut:
+    """No tokenizer: for the sizes of a task no text need be cut into tokens."""
+
+    sha256 = ""
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.ones(len(texts), 1, dtype=torch.int32)
+
+
+def _load_text_hub(
+    names: list[str], *, limit: int | None, seed: int, tokenizer: TextTokenizer | None, **_: object
+) -> Iterator[Task]:
+    cutter = tokenizers.load_tokenizer() if tokenizer is None else tokenizer
+    for name in names:
+        train, test, sha256 = texts.read_hub(name)
+        where = texts.sources()[name].where
+        yield texts.text_task(
+            name, train, test, where=where, sha256=sha256, tokenizer=cutter, limit=limit, seed=seed
+        )
+
+
+def _text_hub_row(name: str, _: Path | None) -> Row:
+    source = texts.sources()[name]
+    return {"task": name, "repository": source.repository, "config": source.config or "-"}
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+_EMPTY = "any folder with room will do, what is missing is downloaded into it"
+SUITES: Mapping[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            name="bundle",
+            description="real images in small files",
+            unit="images",
+            needs_folder=True,
+            subfolder="",
+            downloads=False,
+            how_to_get="its files do not come with the library, the page 'How this book was built' says "
+            "where each was taken from; suite='torchvision' downloads data sets of the same kind",
+            names=bundle_files,
+            most=8,
+            loader=_load_bundle,
+            row=_bundle_row,
+        ),
+        Suite(
+            name="torchvision",
+            description="public data sets, downloaded on first use",
+            unit="images",
+            needs_folder=True,
+            subfolder="torchvision",
+            downloads=True,
+            how_to_get=_EMPTY,
+            names=torchvision_sets.sources,
+            most=None,
+            loader=_load_torchvision,
+            row=_torchvision_row,
+        ),
+        Suite(
+            name="hub",
+            description="benchmarks of CLIP merging, downloaded on first use",
+            unit="images",
+            needs_folder=True,
+            subfolder="hub",
+            downloads=True,
+            how_to_get=_EMPTY,
+            names=hub.sources,
+            most=8,
+            loader=_load_hub,
+            row=_hub_row,
+        ),
+        Suite(
+            name="digits",
+            description="scikit-learn's small digits, nothing to download",
+            unit="images",
+            needs_folder=False,
+            subfolder="",
+            downloads=False,
+            how_to_get="",
+            names=_digits,
+            most=None,
+            loader=_load_digits,
+            row=_digits_row,
+        ),
+        Suite(
+            name="text",
+            description="short English texts in small files",
+            unit="texts",
+            needs_folder=True,
+            subfolder="text",
+            downloads=False,
+            how_to_get="its files, in the folder 'text' of that folder, do not come with the library; "
+            "suite='text-hub' downloads the same tasks",
+            names=texts.sources,
+            most=8,
+            loader=_load_text,
+            row=_text_row,
+        ),
+        Suite(
+            name="text-hub",
+            description="the same tasks, other subsets, downloaded from Hugging Face on first use",
+            unit="texts",
+            needs_folder=False,
+            subfolder="",
+            downloads=True,
+            how_to_get="",
+            names=texts.sources,
+            most=8,
+            loader=_load_text_hub,
+            row=_text_hub_row,
+        ),
+    )
+}

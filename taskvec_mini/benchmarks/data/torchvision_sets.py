@@ -8,43 +8,31 @@ calls read only that.
 
 from __future__ import annotations
 
-import errno
+import functools
 import http.client
-import importlib
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from taskvec_mini import _checks
-from taskvec_mini.benchmarks import _arrays
-from taskvec_mini.benchmarks._arrays import Array
-from taskvec_mini.errors import UserError
+from taskvec_mini import _checks, _imports
+from taskvec_mini.benchmarks.data import image_files
+from taskvec_mini.benchmarks.data.image_files import Array, full_disk
+from taskvec_mini.errors import FileError, UserError
 
 IMAGE_SIZE = (
     64  # pixels a side of GTSRB, EuroSAT and DTD, whose photos come in many sizes; the others keep theirs
-)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_STEP = 500  # images between two updates of the progress bar
-_DIGITS = tuple(map(str, range(10)))
-_SIGNS = (
-    "speed limit 20,speed limit 30,speed limit 50,speed limit 60,speed limit 70,speed limit 80,"
-    "end of speed limit 80,speed limit 100,speed limit 120,no passing,no passing for trucks,"
-    "right of way at next intersection,priority road,yield,stop,no vehicles,no trucks,no entry,"
-    "general caution,dangerous curve left,dangerous curve right,double curve,bumpy road,slippery road,"
-    "road narrows on the right,road work,traffic signals,pedestrians,children crossing,bicycles crossing,"
-    "beware of ice or snow,wild animals crossing,end of all limits,turn right ahead,turn left ahead,"
-    "ahead only,go straight or right,go straight or left,keep right,keep left,roundabout mandatory,"
-    "end of no passing,end of no passing for trucks"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """How to have one data set from torchvision.
+    """How to have one data set from torchvision; the table `torchvision_sets.toml` has them.
 
     Attributes:
         dataset: its class in `torchvision.datasets`.
@@ -64,26 +52,15 @@ class Source:
     resized: bool = False
 
 
-_FLAGS: dict[str, Any] = {"train": ({"train": True},), "test": ({"train": False},)}
-_SPLITS: dict[str, Any] = {"train": ({"split": "train"},), "test": ({"split": "test"},)}
-_DTD: dict[str, Any] = {"train": ({"split": "train"}, {"split": "val"}), "test": ({"split": "test"},)}
-SOURCES = {
-    "mnist": Source("MNIST", "MNIST/raw/*.gz", sizes=(60_000, 10_000), **_FLAGS),
-    "fashion_mnist": Source("FashionMNIST", "FashionMNIST/raw/*.gz", sizes=(60_000, 10_000), **_FLAGS),
-    "kmnist": Source("KMNIST", "KMNIST/raw/*.gz", sizes=(60_000, 10_000), **_FLAGS),
-    "svhn": Source("SVHN", "*.mat", sizes=(73_257, 26_032), class_names=_DIGITS, **_SPLITS),
-    "gtsrb": Source(
-        "GTSRB",
-        "gtsrb/*.zip",
-        sizes=(26_640, 12_630),
-        class_names=tuple(_SIGNS.split(",")),
-        resized=True,
-        **_SPLITS,
-    ),
-    "eurosat": Source("EuroSAT", "eurosat/*.zip", ({},), (), sizes=(24_300, 2_700), resized=True),
-    "dtd": Source("DTD", "dtd/*.tar.gz", sizes=(3_760, 1_880), resized=True, **_DTD),
-    "cifar10": Source("CIFAR10", "*.tar.gz", sizes=(50_000, 10_000), **_FLAGS),
-}
+@functools.cache
+def sources() -> Mapping[str, Source]:
+    """The data sets by name."""
+    with open(Path(__file__).with_name("torchvision_sets.toml"), "rb") as file:
+        table = tomllib.load(file)
+    return {
+        name: Source(**{key: tuple(each) if isinstance(each, list) else each for key, each in entry.items()})
+        for name, entry in table.items()
+    }
 
 
 def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:
@@ -102,110 +79,50 @@ def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:
         OSError: if a download fails or the disk is full; archives that arrived whole serve the next call.
         ImportError: if torchvision is not installed.
     """
-    source = _checks.named_choice("task", name, SOURCES)
+    source = _checks.named_choice("task", name, sources())
     file, raw = _file(name, folder), folder / "torchvision" / "downloads" / name
     if not there(name, folder):
-        _make(name, source, file, raw)
-    sha256 = _arrays.checksum_file(file).read_text(encoding="utf-8").partition(" ")[0]
+        try:
+            datasets = _torchvision("datasets")
+            raw.mkdir(parents=True, exist_ok=True)
+            _keep_archives(raw, source)
+            arrays = _read(source, datasets, raw)
+            found = len(arrays["train_labels"]), len(arrays["test_labels"])
+            if found != source.sizes:
+                raise UserError(
+                    f"task {name!r} has {found[0]} train and {found[1]} test images in {raw}, not "
+                    f"{source.sizes[0]} and {source.sizes[1]}; delete that folder and call again to download "
+                    "it anew"
+                )
+            image_files.write_arrays(file, arrays)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            if full := full_disk(error):
+                raise FileError(
+                    full.errno,
+                    f"the disk is full while task {name!r} was being made in {raw} ({full.strerror}); free "
+                    "some space or give another folder, and call again",
+                ) from error
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise FileError(
+                f"task {name!r} could not be downloaded to {raw}: {why}; look at the network connection and "
+                "call again (archives that arrived whole are kept), or take suite='digits', which needs no "
+                "download"
+            ) from error
+        _keep_archives(raw, source)
+    sha256 = image_files.recorded_checksum(file)
     remedy = f"delete it and call again: it is made anew from {raw}"
-    return file, _arrays.read(file, sha256, remedy=remedy), sha256
+    return file, image_files.read_arrays(file, sha256, remedy=remedy), sha256
 
 
 def there(name: str, folder: Path) -> bool:
     """Whether the file of a data set is below `folder`, so that `load` downloads nothing."""
     file = _file(name, folder)
-    return file.exists() and _arrays.checksum_file(file).exists()
+    return file.exists() and image_files.checksum_file(file).exists()
 
 
 def _file(name: str, folder: Path) -> Path:
-    size = f"_{IMAGE_SIZE}" if SOURCES[name].resized else ""
+    size = f"_{IMAGE_SIZE}" if sources()[name].resized else ""
     return folder / "torchvision" / f"{name}{size}.npz"
-
-
-def _make(name: str, source: Source, file: Path, raw: Path) -> None:
-    """Download, unpack, read, count and write; what fails leaves whole archives and no file."""
-    datasets = _torchvision("datasets")
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        _keep_archives(raw, source)
-        arrays = _read(source, datasets, raw)
-        _count(name, source, arrays, raw)
-        _arrays.write(file, arrays)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise _explained(name, raw, error) from error
-    _keep_archives(raw, source)
-
-
-def _read(source: Source, datasets: Any, raw: Path) -> dict[str, Array]:
-    """The arrays of all pieces of a data set, in the names of the bundle's files."""
-    make = getattr(datasets, source.dataset)
-    transform = _test_transform() if source.resized else None
-    pieces = {
-        part: [make(str(raw), download=True, transform=transform, **options) for options in options_of]
-        for part, options_of in (("train", source.train), ("test", source.test))
-    }
-    first = pieces["train"][0]
-    arrays = {"class_names": np.array(source.class_names or first.classes)}
-    for part, listed in pieces.items():
-        if listed:
-            arrays[f"{part}_images"], arrays[f"{part}_labels"] = _stacked(listed, part)
-    if source.dataset == "GTSRB":
-        arrays["train_groups"] = np.array([_track(path) for path, _ in first._samples], dtype=np.int64)
-    return arrays if source.test else _with_test_part(arrays)
-
-
-def _stacked(pieces: list[Any], part: str) -> tuple[Array, Array]:
-    images, labels = [], []
-    bar = _torchvision("datasets.utils").tqdm  # tqdm's, or a simple one where that is not installed
-    with bar(total=sum(map(len, pieces)), desc=f"reading {part} images", unit=" images") as progress:
-        for image, label in _examples(pieces):
-            images.append(np.asarray(image, dtype=np.uint8))
-            labels.append(label)
-            if len(images) % _STEP == 0:
-                progress.update(_STEP)
-        progress.update(len(images) % _STEP)
-    return np.stack(images), np.array(labels, dtype=np.int64)
-
-
-def _examples(pieces: list[Any]) -> Iterator[tuple[Any, int]]:
-    for dataset in pieces:
-        yield from (dataset[i] for i in range(len(dataset)))
-
-
-def _test_transform() -> Any:
-    transforms = _torchvision("transforms")
-    bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose(
-        [transforms.Resize(IMAGE_SIZE, interpolation=bicubic), transforms.CenterCrop(IMAGE_SIZE)]
-    )
-
-
-def _track(path: str) -> int:
-    """The number of the physical sign: files are called <class>/<track>_<frame>.ppm."""
-    folder, file = Path(path).parts[-2:]
-    return int(folder) * 100_000 + int(file.partition("_")[0])
-
-
-def _with_test_part(arrays: dict[str, Array]) -> dict[str, Array]:
-    """A tenth for testing, drawn with a fixed seed, so that every run is judged on the same images."""
-    count = len(arrays["train_labels"])
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
-    parts = {"test": order[: count // 10], "train": order[count // 10 :]}
-    drawn = {
-        f"{part}_{what}": arrays[f"train_{what}"][rows]
-        for part, rows in parts.items()
-        for what in ("images", "labels")
-    }
-    return arrays | drawn
-
-
-def _count(name: str, source: Source, arrays: _arrays.Arrays, raw: Path) -> None:
-    found = len(arrays["train_labels"]), len(arrays["test_labels"])
-    if found != source.sizes:
-        raise UserError(
-            f"task {name!r} has {found[0]} train and {found[1]} test images in {raw}, not {source.sizes[0]} "
-            f"and {source.sizes[1]}; delete that folder and call again to download it anew"
-        )
 
 
 def _keep_archives(raw: Path, source: Source) -> None:
@@ -219,37 +136,47 @@ def _keep_archives(raw: Path, source: Source) -> None:
             path.rmdir()
 
 
-def _explained(name: str, raw: Path, error: BaseException) -> OSError:
-    """The error to raise: what failed, why, and what to do."""
-    if full := full_disk(error):
-        return OSError(
-            full.errno,
-            f"the disk is full while task {name!r} was being made in {raw} ({full.strerror}); free some "
-            "space or give another folder, and call again",
+def _read(source: Source, datasets: Any, raw: Path) -> dict[str, Array]:
+    """The arrays of all pieces of a data set, in the names of the bundle's files."""
+    make, transform = getattr(datasets, source.dataset), None
+    if source.resized:
+        transforms = _torchvision("transforms")
+        bicubic = transforms.InterpolationMode.BICUBIC
+        transform = transforms.Compose(
+            [transforms.Resize(IMAGE_SIZE, interpolation=bicubic), transforms.CenterCrop(IMAGE_SIZE)]
         )
-    why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return OSError(
-        f"task {name!r} could not be downloaded to {raw}: {why}; look at the network connection and call "
-        "again (archives that arrived whole are kept), or take suite='digits', which needs no download"
-    )
-
-
-def full_disk(error: BaseException) -> OSError | None:
-    """The error of a full disk that is behind an error, or None."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    arrays: dict[str, Array] = {}
+    for part, options_of in (("train", source.train), ("test", source.test)):
+        pieces = [make(str(raw), download=True, transform=transform, **options) for options in options_of]
+        if not pieces:
+            continue
+        if part == "train":
+            arrays["class_names"] = np.array(source.class_names or pieces[0].classes)
+            if source.dataset == "GTSRB":  # the number of the physical sign: <class>/<track>_<frame>.ppm
+                paths = [Path(path) for path, _ in pieces[0]._samples]
+                tracks = [
+                    int(path.parent.name) * 100_000 + int(path.name.partition("_")[0]) for path in paths
+                ]
+                arrays["train_groups"] = np.array(tracks, dtype=np.int64)
+        images, labels = [], []
+        with tqdm(total=sum(map(len, pieces)), desc=f"reading {part} images", unit=" images") as progress:
+            for piece in pieces:
+                for i in range(len(piece)):
+                    image, label = piece[i]
+                    images.append(np.asarray(image, dtype=np.uint8))
+                    labels.append(label)
+                    progress.update()
+        arrays[f"{part}_images"] = np.stack(images)
+        arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
+    if not source.test:  # a tenth, drawn with a fixed seed, so that every run is judged on the same images
+        count = len(arrays["train_labels"])
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
+        for key in ("images", "labels"):
+            whole = arrays[f"train_{key}"]
+            arrays[f"test_{key}"] = whole[order[: count // 10]]
+            arrays[f"train_{key}"] = whole[order[count // 10 :]]
+    return arrays
 
 
 def _torchvision(module: str) -> Any:
-    """A module of torchvision, imported on use: it takes seconds, and nothing else here needs it."""
-    try:
-        return importlib.import_module(f"torchvision.{module}")
-    except ImportError as error:
-        raise ImportError(
-            f"suite 'torchvision' needs torchvision ({error}); "
-            "install it with: python -m pip install torchvision"
-        ) from error
+    return _imports.load(f"torchvision.{module}", needed_for="suite 'torchvision'", install="torchvision")

@@ -26,13 +26,13 @@ from taskvec_mini.benchmarks.encoders import clip, mobilenet
 from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.base import Backbone, Channels, embed
 from taskvec_mini.benchmarks.encoders.pocket import EMBEDDING, Pocket
+from taskvec_mini.benchmarks.data import DATA_VARIABLE
 from taskvec_mini.benchmarks.encoders.text import TextBackbone
 from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 __all__ = ["Backbone", "embed", "load_backbone"]
 
 Source = str | os.PathLike[str] | None
-DATA_VARIABLE = "TASKVEC_MINI_DATA"  # the environment variable with the folder of data and weights
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 POCKET_WEIGHTS = Path(__file__).parent / "weights" / "pocket.safetensors"

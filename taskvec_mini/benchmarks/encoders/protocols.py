@@ -1,4 +1,4 @@
-"""What the pipeline asks of an encoder and of a task: images are one kind, texts another."""
+"""What the pipeline asks of an encoder: one of images is one kind, one of texts another."""
 
 from __future__ import annotations
 
@@ -32,22 +32,3 @@ class Encoder(Protocol):
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs as a task holds them, made what the model wants, on the model's device."""
-
-
-class Task(Protocol):
-    """A classification task in three parts, such as `image_tasks.ImageTask`; made once and never changed."""
-
-    @property
-    def name(self) -> str:
-        """A short name, unique in its suite."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The meaning of each label."""
-
-    @property
-    def sha256(self) -> str:
-        """The checksum of the data it came from."""
-
-    def part(self, part: str) -> tuple[Tensor, Tensor]:
-        """Inputs (N, ...) and int64 labels (N,) of "train", "val" or "test"; else a ValueError."""

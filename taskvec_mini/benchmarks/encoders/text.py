@@ -1,4 +1,4 @@
-"""Texts as token ids, and the text encoder `pocket-text` with the vocabulary that its pretraining used."""
+"""The text encoder `pocket-text`, with the vocabulary that its pretraining used."""
 
 from __future__ import annotations
 
@@ -13,98 +13,20 @@ from torch import Tensor, nn
 
 from taskvec_mini import records
 from taskvec_mini.benchmarks import _weights
-from taskvec_mini.benchmarks.encoders.pocket_text import (
+from taskvec_mini.benchmarks.data import (
     MAX_LENGTH,
     PADDING,
+    VOCABULARY,
     VOCABULARY_SIZE,
-    WIDTH,
-    PocketText,
-    draw_weights,
+    load_tokenizer,
 )
+from taskvec_mini.benchmarks.encoders.pocket_text import WIDTH, PocketText, draw_weights
 from taskvec_mini.errors import InputTypeError, UserError
 
 Source = str | os.PathLike[str] | None
-SPECIAL = ("[PAD]", "[UNK]", "[MASK]")  # the first three of the vocabulary, so that padding is 0
 WEIGHTS = Path(__file__).parent / "weights" / "pocket_text.safetensors"
-VOCABULARY = WEIGHTS.with_name("pocket_text_vocabulary.json")
 _REMEDY = "scripts/pretrain_pocket_text.py makes weights, vocabulary and record"
 _WHOLE = (torch.int16, torch.int32, torch.int64)
-
-
-# --- texts to token ids ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Tokenizer:
-    """Lower-cased texts as numbers of sub-words (WordPiece: Wu et al. 2016, arXiv:1609.08144).
-
-    Attributes:
-        words: the tokenizer of the library `tokenizers`.
-        sha256: the checksum of the vocabulary's file.
-        max_length: L, the most tokens that are kept of a text.
-
-    Example:
-        >>> tokens = load_tokenizer().encode(["How far is it?", "Far."])
-        >>> tokens.shape, tokens.dtype, (tokens > 0).sum(1).tolist()
-        (torch.Size([2, 48]), torch.int32, [5, 2])
-    """
-
-    words: Any
-    sha256: str
-    max_length: int = MAX_LENGTH
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (N, L) int32 of N texts, cut to L tokens and filled up with zeros.
-
-        Raises:
-            TypeError: if `texts` is one text rather than a sequence of them, or holds something else.
-            ValueError: if a text has no token at all, because it is empty or only white space.
-        """
-        _check_texts(texts)
-        tokens = torch.full((len(texts), self.max_length), PADDING, dtype=torch.int32)
-        for i, encoding in enumerate(self.words.encode_batch_fast(list(texts))):
-            ids = encoding.ids[: self.max_length]
-            if not ids:
-                raise UserError(f"text {i} has no token ({texts[i]!r}); leave empty texts out")
-            tokens[i, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        return tokens
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise InputTypeError("texts must be a sequence of strings, got one string; put it into a list")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTypeError(f"text {i} must be a string, got {type(text).__name__}")
-
-
-def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer:
-    """The tokenizer of `pocket-text`, or of another vocabulary file of the library `tokenizers`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such vocabulary.
-        ImportError: if the library is not installed.
-
-    Example:
-        >>> load_tokenizer().words.id_to_token(0)
-        '[PAD]'
-    """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            'the package tokenizers cuts texts into tokens: python -m pip install "taskvec-mini[text]"'
-        ) from error
-    _weights.check_exists(Path(vocabulary), _REMEDY)
-    try:
-        words = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
-    except Exception as error:  # of no narrower kind: the library raises Exception itself
-        raise UserError(f"{vocabulary} is no vocabulary of tokenizers ({error}); {_REMEDY}") from error
-    if tuple(words.id_to_token(i) for i in range(len(SPECIAL))) != SPECIAL:
-        raise UserError(f"the vocabulary {vocabulary} does not begin with {', '.join(SPECIAL)}; {_REMEDY}")
-    words.encode_special_tokens = True  # "[PAD]" in a text is text, not padding
-    return Tokenizer(words, records.checksum(vocabulary))
 
 
 # --- token ids to embeddings -----------------------------------------------------------------------------
@@ -204,7 +126,8 @@ def pocket_text(weights: Source = None) -> TextBackbone:
         128
     """
     path = Path(weights) if weights is not None else WEIGHTS
-    vocabulary, record = path.with_name(f"{path.stem}_vocabulary.json"), path.with_suffix(".json")
+    vocabulary = VOCABULARY if weights is None else path.with_name(f"{path.stem}_vocabulary.json")
+    record = path.with_suffix(".json")
     for each in (path, vocabulary, record):
         _weights.check_exists(each, _REMEDY)
     results = records.read(record)["results"]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data.suites import FOLDER_VARIABLE
-from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+from taskvec_mini.benchmarks.data import DATA_VARIABLE
+from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders.protocols import Encoder
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.training.finetune import Run, finetune, finetune_jointly
 from taskvec_mini.benchmarks.training.settings import Settings
@@ -150,7 +151,7 @@ def shared_folder(given: str | os.PathLike[str] | None) -> Path | None:
         >>> shared_folder("data").is_absolute()
         True
     """
-    found = given or os.environ.get(FOLDER_VARIABLE)
+    found = given or os.environ.get(DATA_VARIABLE)
     return Path(found).expanduser().absolute() if found else None
 
 

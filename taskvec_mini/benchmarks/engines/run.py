@@ -57,7 +57,7 @@ def finetune_all(
     Example:
         >>> from functools import partial
         >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
-        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> from taskvec_mini.benchmarks.heads.fitted import prototype_head
         >>> from taskvec_mini.benchmarks.training.settings import Settings
         >>> task = load_tasks(["digits"], suite="digits", limit=60)["digits"]

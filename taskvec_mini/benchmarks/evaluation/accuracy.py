@@ -18,7 +18,8 @@ from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
 
 if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+    from taskvec_mini.benchmarks.data import Task
+    from taskvec_mini.benchmarks.encoders.protocols import Encoder
 
 Split = Literal["train", "val", "test"]
 _BATCH = {"cpu": 128, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU

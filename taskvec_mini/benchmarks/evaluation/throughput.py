@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data.tasks import ImageTask
+from taskvec_mini.benchmarks.data import ImageTask
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.load import load_backbone

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskvec_mini import _checks, _files
-from taskvec_mini.benchmarks.encoders.protocols import Task
+from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.errors import MissingFileError, UserError
 
 _KIND = "taskvec_mini.Head/1"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.protocols import Task
+from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.errors import InputTypeError, UserError
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -156,7 +156,7 @@ def templates_for(task: Task, templates: Sequence[str] | None = None) -> tuple[s
         TypeError: if `templates` is one text rather than several.
 
     Example:
-        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> templates_for(load_tasks(["digits"], suite="digits", limit=9)["digits"])
         ('{}, written by hand, in coarse pixels',)
     """
@@ -200,7 +200,7 @@ def words_for(task: Task) -> list[str]:
     """The words for each class of a task: its name, written out where that is a code.
 
     Example:
-        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> words_for(load_tasks(["digits"], suite="digits", limit=9)["digits"])[:3]
         ['the digit 0', 'the digit 1', 'the digit 2']
     """

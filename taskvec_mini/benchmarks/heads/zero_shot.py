@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders.protocols import Task
+from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.heads.base import PrototypeHead
 from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
 from taskvec_mini.errors import InputTypeError, UserError
@@ -69,7 +69,7 @@ def zero_shot_head(
         ImportError: if open_clip is not installed.
 
     Example:
-        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> task = load_tasks(["digits"], suite="digits", limit=9)["digits"]
         >>> zero_shot_head("tiny-clip", task).prototypes.shape
         torch.Size([10, 32])

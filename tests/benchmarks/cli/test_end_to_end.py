@@ -26,7 +26,7 @@ SECONDS = 120  # for one command on a busy machine; all together take about 20
 
 def folder_of_the_bundle() -> Path | None:
     """The folder of real images that a variable names, or the one beside this repository."""
-    named = os.environ.get(datasets.FOLDER_VARIABLE)
+    named = os.environ.get(DATA_VARIABLE)
     folder = Path(named) if named else ROOT.parent / "shared" / "data"
     return folder.resolve() if (folder / "mnist.npz").is_file() else None
 
@@ -43,7 +43,7 @@ class Workplace:
         self.folder = folder
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if DATA:
-            self.environment[datasets.FOLDER_VARIABLE] = str(DATA)
+            self.environment[DATA_VARIABLE] = str(DATA)
 
     def type(self, words: str) -> subprocess.CompletedProcess[str]:
         """What one command printed; it must succeed, and without a warning."""

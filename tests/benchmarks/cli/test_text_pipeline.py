@@ -21,12 +21,12 @@ from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
-from taskvec_mini.benchmarks.training.progress import unit_of
+from taskvec_mini.benchmarks.data import unit_of
 from taskvec_mini.benchmarks.training.trainer import plan
 
 __all__ = ["files"]  # a fixture
 needs_vocabulary = pytest.mark.skipif(
-    not text_encoder.VOCABULARY.is_file(), reason="the vocabulary of pocket-text is not there"
+    not VOCABULARY.is_file(), reason="the vocabulary of pocket-text is not there"
 )
 
 
@@ -170,7 +170,7 @@ def some_files(files):
 def backbone(request, monkeypatch):
     """The name of an encoder; the tiny one stands in for it, with its own words."""
     if request.param == "tiny":
-        monkeypatch.setattr("taskvec_mini.benchmarks.encoders.text.load_tokenizer", Words)
+        monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
         monkeypatch.setattr(
             "taskvec_mini.benchmarks.encoders.load.load_backbone", lambda *_, **__: tiny_text_encoder()
         )
@@ -221,7 +221,7 @@ def test_texts_have_an_encoder_of_their_own_by_default(files, tmp_path, monkeypa
 
 
 def test_an_encoder_of_images_is_refused_before_a_folder_is_made(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("taskvec_mini.benchmarks.encoders.text.load_tokenizer", Words)
+    monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
     words = ["--suite", "text", "--backbone", "random-pocket", "--tasks", "sst2", "--device", "cpu"]
     assert call("finetune", *words, "--data", some_files(files), "--out", tmp_path / "runs") == 2
     assert "random-pocket does not take the texts of sst2 (images must be" in capsys.readouterr().err

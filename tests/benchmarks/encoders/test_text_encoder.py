@@ -12,11 +12,12 @@ from torch import nn
 from torch.func import functional_call
 
 from taskvec_mini import networks, records
-from taskvec_mini.benchmarks.data.texts import TextTask
+from taskvec_mini.benchmarks.data import TextTask
 from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
 from taskvec_mini.benchmarks.encoders.pocket_text import HEADS, PocketText, draw_weights, nearness
-from taskvec_mini.benchmarks.encoders.text import VOCABULARY, WEIGHTS, load_tokenizer
+from taskvec_mini.benchmarks.data import VOCABULARY, load_tokenizer
+from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from taskvec_mini.benchmarks.heads import prototype_head
 
 TEXTS = [

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from taskvec_mini import records
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks.data.suites import load_tasks
+from taskvec_mini.benchmarks.data import load_tasks
 from taskvec_mini.benchmarks.encoders.load import load_backbone
 from taskvec_mini.benchmarks.encoders.parameters import checksum, state_of
 from taskvec_mini.benchmarks.engines import EngineOptions, Job, JobError, finetune_all, opened

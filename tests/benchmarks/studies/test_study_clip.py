@@ -20,7 +20,7 @@ from taskvec_mini import merging, records
 from taskvec_mini.benchmarks import __main__ as command_line
 from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.cli import record as _cli_record
-from taskvec_mini.benchmarks.data.suites import load_tasks
+from taskvec_mini.benchmarks.data import load_tasks
 from taskvec_mini.benchmarks.engines import jobs
 from taskvec_mini.benchmarks.heads import load_head
 from taskvec_mini.benchmarks.studies import early_or_late as study_merging
