@@ -139,25 +139,23 @@ def each_once(what: str, names: Sequence[str]) -> None:
             raise UserError(f"the {what} {name!r} is given twice; name each {what} once")
 
 
-def check_keys(first: Mapping[str, object], second: Mapping[str, object], name: str, other: str) -> None:
-    """An error that names the first key which one of two mappings has and the other lacks."""
-    for here, there, has, lacks in ((first, second, name, other), (second, first, other, name)):
-        missing = [key for key in here if key not in there]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(
-                f"keys differ: {has} has {missing[0]!r}{more}, {lacks} has not; {_remedy(first, second)}"
-            )
+def check_keys(first: Mapping[str, object], second: Mapping[str, object], *, name: str, other: str) -> None:
+    """An error that names the first key which one of two mappings has and the other lacks.
 
-
-def _remedy(first: Mapping[str, object], second: Mapping[str, object]) -> str:
-    """What to do about keys that differ; a wrapper around a model puts its name in front of all of them."""
+    A wrapper around a model puts its name in front of all keys; the remedy tells of that.
+    """
+    missing = [key for key in first if key not in second]
+    extra = [key for key in second if key not in first]
+    if not (missing or extra):
+        return
+    has, lacks = (name, other) if missing else (other, name)
+    keys = missing or extra
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    remedy = "use two state dicts of one and the same architecture"
     for prefix in _WRAPPERS:
         if {key.removeprefix(prefix) for key in first} == {key.removeprefix(prefix) for key in second}:
-            return (
-                f"take {prefix!r} away in front of the keys, which a wrapper around the model has put there"
-            )
-    return "use two state dicts of one and the same architecture"
+            remedy = f"take {prefix!r} away in front of the keys, where a wrapper around the model has put it"
+    raise UserError(f"keys differ: {has} has {keys[0]!r}{more}, {lacks} has not; {remedy}")
 
 
 def warn_of_statistics(names: Iterable[str]) -> None:
@@ -185,7 +183,7 @@ def check_storage(state: Mapping[str, Tensor], name: str) -> None:
                 )
 
 
-def check_pair(name: str, first: Tensor, second: Tensor, reference: Tensor) -> None:
+def check_pair(name: str, first: Tensor, second: Tensor, *, reference: Tensor) -> None:
     """An error unless two tensors of one name agree in shape, dtype and device and are finite."""
     check_shapes(name, tuple(first.shape), tuple(second.shape))
     check_kinds(repr(name), first, second)

@@ -55,8 +55,14 @@ class TaskVector:
         _checks.flat_parameters("flat", flat)
         self.layout: Layout = tuple((name, tuple(shape)) for name, shape in layout)
         self.carried = tuple(carried)
-        _check_layout(self.layout)
-        size = sum(_size(shape) for _, shape in self.layout)
+        seen = set()
+        for name, shape in self.layout:
+            if name in seen:
+                raise UserError(f"the layout names {name!r} twice; give every part a name of its own")
+            seen.add(name)
+            if any(length < 0 for length in shape):
+                raise UserError(f"{name!r} has the shape {shape}, but no length can be below 0")
+        size = sum(self._sizes())
         if size != len(flat):
             raise UserError(f"the layout names {size} entries but flat holds {len(flat)}; they must agree")
         self._flat = flat.detach().clone()
@@ -88,21 +94,38 @@ class TaskVector:
         """
         _checks.named_tensors("pretrained", pretrained)
         _checks.named_tensors("finetuned", finetuned)
-        _checks.check_keys(pretrained, finetuned, "pretrained", "finetuned")
-        names, carried = _split_names(pretrained, finetuned, integer_buffers)
+        _checks.check_keys(pretrained, finetuned, name="pretrained", other="finetuned")
+        carry = _checks.named_choice("integer_buffers", integer_buffers, {"refuse": False, "carry": True})
+        names = []
+        carried = []
+        for name, tensor in pretrained.items():
+            if tensor.is_floating_point() or finetuned[name].is_floating_point():
+                names.append(name)
+            elif tensor.is_complex():
+                raise InputTypeError(
+                    f"{name!r} is {tensor.dtype}, of which no task vector is made here; "
+                    "leave it out, or give torch.view_as_real(...) of it"
+                )
+            elif not carry:
+                raise InputTypeError(
+                    f"{name!r} is {tensor.dtype}, which has no meaningful difference; "
+                    'pass integer_buffers="carry" to leave such buffers as they are in the pretrained model'
+                )
+            else:
+                _checks.check_shapes(name, tuple(tensor.shape), tuple(finetuned[name].shape))
+                carried.append(name)
         if not names:
             raise UserError("pretrained holds no floating-point tensors; give a state dict with parameters")
         for name in names:
-            _checks.check_pair(name, pretrained[name], finetuned[name], pretrained[names[0]])
-        for name in carried:
-            _checks.check_shapes(name, tuple(pretrained[name].shape), tuple(finetuned[name].shape))
+            _checks.check_pair(name, pretrained[name], finetuned[name], reference=pretrained[names[0]])
         _checks.check_storage({name: finetuned[name] for name in names}, "finetuned")
         _checks.warn_of_statistics(names)
-        layout = [(name, tuple(pretrained[name].shape)) for name in names]
-        flat = pretrained[names[0]].new_empty(sum(_size(shape) for _, shape in layout))
-        for part, (name, shape) in zip(torch.split(flat, [_size(s) for _, s in layout]), layout, strict=True):
-            torch.sub(finetuned[name].detach(), pretrained[name].detach(), out=part.view(shape))
-        return cls(flat, layout, carried)
+        sizes = [pretrained[name].numel() for name in names]
+        flat = pretrained[names[0]].new_empty(sum(sizes))
+        for name, part in zip(names, torch.split(flat, sizes), strict=True):
+            start = pretrained[name].detach()
+            torch.sub(finetuned[name].detach(), start, out=part.view(start.shape))
+        return cls(flat, [(name, tuple(pretrained[name].shape)) for name in names], carried)
 
     @property
     def flat(self) -> Tensor:
@@ -118,8 +141,7 @@ class TaskVector:
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of each part, in the order of the layout; the tensors are copies."""
-        sizes = [_size(shape) for _, shape in self.layout]
-        for (name, shape), part in zip(self.layout, torch.split(self._flat, sizes), strict=True):
+        for (name, shape), part in zip(self.layout, torch.split(self._flat, self._sizes()), strict=True):
             yield name, part.clone().reshape(shape)
 
     # the algebra: every result is a new vector with storage of its own
@@ -201,11 +223,10 @@ class TaskVector:
         scale = _checks.finite_number("scaling_coef", scaling_coef)
         _checks.named_tensors("pretrained", pretrained)
         own = dict(self.items())
-        _checks.check_keys(
-            {**own, **dict.fromkeys(self.carried)}, pretrained, "the task vector", "pretrained"
-        )
+        keys = {**own, **dict.fromkeys(self.carried)}
+        _checks.check_keys(keys, pretrained, name="the task vector", other="pretrained")
         for name, part in own.items():
-            _checks.check_pair(name, part, pretrained[name], part)
+            _checks.check_pair(name, part, pretrained[name], reference=part)
         edited = {
             name: tensor.detach() + scale * own[name] if name in own else tensor.detach().clone()
             for name, tensor in pretrained.items()
@@ -260,6 +281,10 @@ class TaskVector:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} does not hold what a task vector needs ({error}); {_REMEDY}") from error
 
+    def _sizes(self) -> list[int]:
+        """The entries of each part."""
+        return [math.prod(shape) for _, shape in self.layout]  # exact, where torch's numel overflows
+
     def _with(self, flat: Tensor) -> TaskVector:
         return TaskVector(flat, self.layout, self.carried)
 
@@ -278,24 +303,11 @@ class TaskVector:
         _checks.check_kinds("the task vectors", self._flat, other._flat)
 
 
-def _size(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _check_layout(layout: Layout) -> None:
-    names = [name for name, _ in layout]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"the layout names {twice!r} twice; give every part a name of its own")
-    for name, shape in layout:
-        if any(length < 0 for length in shape):
-            raise UserError(f"{name!r} has the shape {shape}, but no length can be below 0")
-
-
 def _check_parts(first: Layout, second: Layout) -> None:
     """An error unless two layouts have the same names and shapes, in whatever order."""
-    mine, theirs = dict(first), dict(second)
-    _checks.check_keys(mine, theirs, "the first task vector", "the second")
+    mine = dict(first)
+    theirs = dict(second)
+    _checks.check_keys(mine, theirs, name="the first task vector", other="the second")
     for name in mine:
         _checks.check_shapes(name, mine[name], theirs[name])
 
@@ -303,24 +315,3 @@ def _check_parts(first: Layout, second: Layout) -> None:
 def _is_scalar(value: object) -> bool:
     """Whether `value` is one number: of Python or numpy, or a tensor or an array without dimensions."""
     return hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
-
-
-def _split_names(
-    pretrained: Mapping[str, Tensor], finetuned: Mapping[str, Tensor], integer_buffers: str
-) -> tuple[list[str], list[str]]:
-    """The names of floating-point tensors, and those of integer buffers to be carried."""
-    _checks.named_choice("integer_buffers", integer_buffers, {"refuse": 0, "carry": 0})
-    names = [n for n in pretrained if pretrained[n].is_floating_point() or finetuned[n].is_floating_point()]
-    others = [n for n in pretrained if n not in names]
-    for name in others:
-        if pretrained[name].is_complex():
-            raise InputTypeError(
-                f"{name!r} is {pretrained[name].dtype}, of which no task vector is made here; "
-                "leave it out, or give torch.view_as_real(...) of it"
-            )
-    if others and integer_buffers == "refuse":
-        raise InputTypeError(
-            f"{others[0]!r} is {pretrained[others[0]].dtype}, which has no meaningful difference; "
-            'pass integer_buffers="carry" to leave such buffers as they are in the pretrained model'
-        )
-    return names, others

@@ -51,10 +51,34 @@ def test_what_is_not_finite_is_named(check, value):
 def test_zero_and_negative_numbers_are_finite_but_not_positive():
     for value in (0, -0.0, -1, -1e-300):
         assert _checks.finite_number("x", value) == value
-        message = says("the rate must be above 0, got", str(float(value)), "choose a positive value such as 0.1")
+        message = says(
+            "the rate must be above 0, got", str(float(value)), "choose a positive value such as 0.1"
+        )
         with pytest.raises(ValueError, match=message):
             _checks.positive_number("the rate", value)
     assert _checks.positive_number("x", 5e-324) == 5e-324
+
+
+def test_the_advice_about_a_number_fits_the_thing():
+    with pytest.raises(ValueError, match=r"learning_rate must be above 0, got 0.0; .* such as 0\.0001$"):
+        _checks.positive_number("learning_rate", 0, example=1e-4)
+
+
+@pytest.mark.parametrize("value", [0, 2**63 - 1])
+def test_the_seeds_that_pass_are_those_that_every_generator_takes(value):
+    assert _checks.seed("seed", value) == value
+    torch.Generator().manual_seed(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(-1, "at least 0, got -1"), (2**63, "below 2**63, got 9223372036854775808"), (10**20, "below 2**63")],
+)
+def test_other_seeds_are_refused(value, words):
+    with pytest.raises(ValueError, match=says("seed must be", words)):
+        _checks.seed("seed", value)
+    with pytest.raises(TypeError, match="seed must be a whole number"):
+        _checks.seed("seed", 0.5)
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), torch.tensor(3)], ids=lambda value: type(value).__name__)
@@ -170,30 +194,30 @@ def test_not_empty_lists_what_there_is():
 
 
 def test_keys_are_compared_both_ways():
-    _checks.check_keys({"a": 1, "b": 2}, {"b": 3, "a": 4}, "one", "other")
+    _checks.check_keys({"a": 1, "b": 2}, {"b": 3, "a": 4}, name="one", other="other")
     with pytest.raises(
         ValueError, match=says("keys differ: one has 'b' (and 1 more), other has not; use two")
     ):
-        _checks.check_keys({"a": 1, "b": 2, "c": 3}, {"a": 1}, "one", "other")
+        _checks.check_keys({"a": 1, "b": 2, "c": 3}, {"a": 1}, name="one", other="other")
     with pytest.raises(
         ValueError, match=says("keys differ: other has 'b', one has not; use two state dicts")
     ):
-        _checks.check_keys({"a": 1}, {"a": 1, "b": 2}, "one", "other")
+        _checks.check_keys({"a": 1}, {"a": 1, "b": 2}, name="one", other="other")
 
 
 def test_pairs_must_agree_in_everything():
     ones = torch.ones(2)
-    _checks.check_pair("w", ones, ones, ones)
+    _checks.check_pair("w", ones, ones, reference=ones)
     with pytest.raises(ValueError, match=says("shapes differ at 'w': (2,) against (3,); both sides")):
-        _checks.check_pair("w", ones, torch.ones(3), ones)
+        _checks.check_pair("w", ones, torch.ones(3), reference=ones)
     with pytest.raises(TypeError, match=says("dtypes differ at 'w': torch.float32 against torch.float64;")):
-        _checks.check_pair("w", ones, ones.double(), ones)
+        _checks.check_pair("w", ones, ones.double(), reference=ones)
     with pytest.raises(
         TypeError, match=says("dtypes differ at 'w' and the tensors before it: torch.float32")
     ):
-        _checks.check_pair("w", ones, ones, ones.double())
+        _checks.check_pair("w", ones, ones, reference=ones.double())
     with pytest.raises(TypeError, match=says("devices differ at 'w': cpu against meta; move one with .to(")):
-        _checks.check_pair("w", ones, ones.to("meta"), ones)
+        _checks.check_pair("w", ones, ones.to("meta"), reference=ones)
     for pair in ((ones, ones * math.nan), (ones * math.nan, ones)):
         with pytest.raises(ValueError, match=says("'w' holds 2 value(s) that are NaN or infinite")):
-            _checks.check_pair("w", *pair, ones)
+            _checks.check_pair("w", *pair, reference=ones)

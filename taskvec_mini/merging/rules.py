@@ -116,7 +116,7 @@ def ties(
         masks = []
         for vector in vectors:
             magnitudes = vector._flat.abs()
-            parts = torch.split(magnitudes, _sizes(vector)) if per_tensor else [magnitudes]
+            parts = torch.split(magnitudes, vector._sizes()) if per_tensor else [magnitudes]
             kept = [_largest(part, kept_entries(density, size=len(part))) for part in parts]
             masks.append(torch.cat(kept))
 
@@ -194,7 +194,7 @@ def breadcrumbs(
     masks = []
     for vector in vectors:
         middles = []
-        for part in torch.split(vector._flat.abs(), _sizes(vector)):
+        for part in torch.split(vector._flat.abs(), vector._sizes()):
             not_small = _largest(part, len(part) - math.floor(_entries(low, size=len(part))))
             middles.append(not_small & ~_largest(part, math.floor(_entries(high, size=len(part)))))
         masks.append(torch.cat(middles))
@@ -349,10 +349,6 @@ def kept_entries(density: float, *, size: int) -> int:
 def _entries(share: float, *, size: int) -> float:
     """`share * size` cleared of rounding, so that 0.1 of 30 is 3.0 and not 3.0000000000000004."""
     return round(float(share) * size, 6)
-
-
-def _sizes(vector: TaskVector) -> list[int]:
-    return [math.prod(shape) for _, shape in vector.layout]
 
 
 def _largest(magnitudes: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.encoders import _weights
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
 from taskvec_mini.errors import InputTypeError, MissingFileError
@@ -57,10 +57,11 @@ def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, T
         backbone: the pretrained encoder of the same kind, from `load_backbone`.
 
     Raises:
-        ValueError: if a tensor is missing, unknown, not finite or of another shape; it is named.
-        TypeError: if the backbone is no CLIP image encoder, or the mapping holds something else than tensors.
-        FileNotFoundError: if there is no such file.
-        OSError: if a download fails.
+        UserError: if a tensor is missing, unknown, not finite or of another shape; it is named.
+        InputTypeError: if the backbone is no CLIP image encoder, or the mapping holds something else than
+            tensors.
+        MissingFileError: if there is no such file.
+        FileError: if a download fails.
     """
     own = trained_parameters(backbone.model)
     if not {"class_embedding", "proj"} <= own.keys():
@@ -68,61 +69,55 @@ def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, T
             f"{backbone.name!r} is no CLIP image encoder of open_clip; load one, such as "
             "load_backbone('ViT-B-32-quickgelu')"
         )
-    theirs = _state(source)
-    if _PROJECTION not in theirs:
-        theirs[_PROJECTION] = own["proj"].detach().T
-    sources = {name: _sources(name) for name in own}
-    expected = dict.fromkeys(each for names in sources.values() for each in names)
-    _checks.check_keys(expected, theirs, f"{backbone.name} in transformers' layout", _words(source))
-    return {
-        name: _converted(name, part, {each: theirs[each] for each in sources[name]})
-        for name, part in own.items()
-    }
-
-
-def _sources(name: str) -> tuple[str, ...]:
-    """Their names of what makes up one of our parameters, in the order in which it is put together."""
-    inside = _LAYER.fullmatch(name)
-    if inside is None:
-        stem, _, kind = name.partition(".")
-        return (_joined(_OUTSIDE[stem], kind),)
-    layer, part = inside.groups()
-    start = f"encoder.layers.{layer}"
-    if part.startswith("attn.in_proj_"):
-        kind = part.removeprefix("attn.in_proj_")
-        return tuple(f"{start}.self_attn.{each}_proj.{kind}" for each in "qkv")
-    stem, _, kind = part.rpartition(".")
-    return (_joined(f"{start}.{_INSIDE[stem]}", kind),)
-
-
-def _joined(stem: str, kind: str) -> str:
-    return f"{stem}.{kind}" if kind else stem
-
-
-def _converted(name: str, own: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-    """Parts put one above the other; their projection is a layer, ours a matrix to multiply with."""
-    turned = own.T if name == "proj" else own
-    expected = (turned.shape[0] // len(parts), *turned.shape[1:])
-    for each, part in parts.items():
-        _checks.check_shapes(each, expected, tuple(part.shape))
-        _checks.check_finite(each, part)
-    whole = torch.cat([part.detach().to("cpu", torch.float32) for part in parts.values()])
-    return (whole.T if name == "proj" else whole).contiguous()
-
-
-def _state(source: Weights) -> dict[str, Tensor]:
-    """Their names without the prefix of older files, and without the buffer that some of these hold."""
     if isinstance(source, Mapping):
         _checks.named_tensors("source", source)
         state: Mapping[str, Tensor] = source
     else:
-        state = clip.read_state(_file(source))
-    names = {name.removeprefix(_PREFIX): part for name, part in state.items()}
-    names.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
-    return names
+        path = _file(source)
+        state = _weights.read_state(path, remedy="fetch it again, as safetensors if there is a choice")
+    theirs = {name.removeprefix(_PREFIX): part for name, part in state.items()}
+    theirs.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
+    if _PROJECTION not in theirs:
+        theirs[_PROJECTION] = own["proj"].detach().T
+    sources = {name: _their_names(name) for name in own}
+    expected = dict.fromkeys(each for names in sources.values() for each in names)
+    where = "the mapping" if isinstance(source, Mapping) else str(source)
+    _checks.check_keys(
+        expected, theirs, name=f"{backbone.name} in transformers' layout", other=where
+    )
+    found = {}
+    for name, part in own.items():
+        turned = (
+            part.T if name == "proj" else part
+        )  # their projection is a layer, ours a matrix to multiply with
+        shape = (turned.shape[0] // len(sources[name]), *turned.shape[1:])
+        for each in sources[name]:
+            _checks.check_shapes(each, shape, tuple(theirs[each].shape))
+            _checks.check_finite(each, theirs[each])
+        whole = torch.cat([theirs[each].detach().to("cpu", torch.float32) for each in sources[name]])
+        found[name] = (whole.T if name == "proj" else whole).contiguous()
+    return found
+
+
+def _their_names(name: str) -> tuple[str, ...]:
+    """Their names of what makes up one of our parameters, in the order in which it is put together."""
+    inside = _LAYER.fullmatch(name)
+    if inside is None:
+        stem, _, kind = name.partition(".")
+        start, stem = "", _OUTSIDE[stem]
+    else:
+        layer, part = inside.groups()
+        start = f"encoder.layers.{layer}."
+        if part.startswith("attn.in_proj_"):
+            kind = part.removeprefix("attn.in_proj_")
+            return tuple(f"{start}self_attn.{each}_proj.{kind}" for each in "qkv")
+        stem, _, kind = part.rpartition(".")
+        stem = _INSIDE[stem]
+    return (f"{start}{stem}.{kind}" if kind else f"{start}{stem}",)
 
 
 def _file(source: str | os.PathLike[str]) -> Path:
+    """A file, the weights in a folder, or those of a repository of the Hub."""
     path = Path(source)
     if path.is_dir():
         files = [path / file for file in _FILES if (path / file).is_file()]
@@ -130,9 +125,5 @@ def _file(source: str | os.PathLike[str]) -> Path:
             raise MissingFileError(f"the folder {path} holds none of {', '.join(_FILES)}; give another one")
         return files[0]
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
-        return clip.hub_file(str(source), _FILES[0], f"{source}, which is no file or folder here,")
+        return _weights.hub_file(str(source), _FILES[0], what=f"{source}, which is no file or folder here,")
     return path
-
-
-def _words(source: Weights) -> str:
-    return "the mapping" if isinstance(source, Mapping) else str(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -13,7 +12,6 @@ from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
 
 Parameters = Mapping[str, Tensor] | Tensor
-_PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -22,7 +20,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Buffers and frozen parameters are left out: no task vector should carry entries that never move.
 
     Raises:
-        ValueError: if the model has none.
+        UserError: if the model has none.
 
     Example:
         >>> list(trained_parameters(nn.Linear(2, 1)))
@@ -56,8 +54,8 @@ def write_parameters(model: nn.Module, parameters: Parameters) -> None:
             order.
 
     Raises:
-        ValueError: if names or sizes differ.
-        TypeError: if `parameters` is neither of the two.
+        UserError: if names or sizes differ.
+        InputTypeError: if `parameters` is neither of the two.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -66,10 +64,23 @@ def write_parameters(model: nn.Module, parameters: Parameters) -> None:
         ([[1.0, 2.0]], [3.0])
     """
     own = trained_parameters(model)
-    parts = _cut(own, parameters) if isinstance(parameters, Tensor) else _named(own, parameters)
+    if isinstance(parameters, Tensor):
+        sizes = [part.numel() for part in own.values()]
+        if parameters.ndim != 1 or len(parameters) != sum(sizes):
+            raise UserError(
+                f"the flat vector has shape {tuple(parameters.shape)} but the model trains {sum(sizes)} "
+                "parameters; use a vector made from this architecture"
+            )
+        pieces = zip(own.items(), torch.split(parameters, sizes), strict=True)
+        parameters = {name: piece.view(part.shape) for (name, part), piece in pieces}
+    else:
+        _checks.named_tensors("the state", parameters)
+        _checks.check_keys(own, parameters, name="the model", other="the state")
+        for name, part in own.items():
+            _checks.check_shapes(name, tuple(part.shape), tuple(parameters[name].shape))
     with torch.no_grad():
         for name, part in own.items():
-            part.copy_(parts[name])
+            part.copy_(parameters[name])
 
 
 @contextlib.contextmanager
@@ -97,49 +108,3 @@ def holding(model: nn.Module, parameters: Parameters | None) -> Iterator[None]:
                 part.copy_(value)
         for module, mode in modes:
             module.training = mode
-
-
-def checksum(tensors: Mapping[str, Tensor], words: str = "") -> str:
-    """A CRC-32 of names, dtypes, shapes and entries, as eight hexadecimal digits; `words` go in as well.
-
-    Example:
-        >>> checksum({"a": torch.ones(1)}) == checksum({"a": torch.ones(1)}) != checksum({"b": torch.ones(1)})
-        True
-    """
-    total = zlib.crc32(words.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        for piece in _bytes_of(tensor):
-            total = zlib.crc32(piece, total)
-    return f"{total:08x}"
-
-
-def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
-    """Its entries in the order of their indices: its own memory where that has them so, else small copies."""
-    if (tensor.is_cpu and tensor.is_contiguous()) or tensor.nbytes <= _PIECE:
-        flat = tensor.cpu().contiguous().as_strided((tensor.numel(),), (1,))  # a single entry has any stride
-        yield flat.view(torch.uint8).numpy().data
-        return
-    rows = _PIECE // tensor[0].nbytes
-    for part in torch.split(tensor, rows) if rows else tensor.unbind():
-        yield from _bytes_of(part)
-
-
-def _cut(own: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
-    sizes = [part.numel() for part in own.values()]
-    if flat.ndim != 1 or len(flat) != sum(sizes):
-        raise UserError(
-            f"the flat vector has shape {tuple(flat.shape)} but the model trains {sum(sizes)} parameters; "
-            "use a vector made from this architecture"
-        )
-    parts = torch.split(flat, sizes)
-    return {name: part.view(old.shape) for (name, old), part in zip(own.items(), parts, strict=True)}
-
-
-def _named(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    _checks.named_tensors("the state", state)
-    _checks.check_keys(own, state, "the model", "the state")
-    for name, part in own.items():
-        _checks.check_shapes(name, tuple(part.shape), tuple(state[name].shape))
-    return state

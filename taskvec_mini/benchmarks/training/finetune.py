@@ -6,31 +6,26 @@ on dropout or on the statistics of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
-from taskvec_mini.benchmarks.encoders.parameters import checksum, state_of
+from taskvec_mini.benchmarks.data import Task, unit_of
+from taskvec_mini.benchmarks.encoders import Encoder, state_of
 from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.training import checkpoints
-from taskvec_mini.benchmarks.training.progress import ProgressLine
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import PLAIN, Speed
-from taskvec_mini.benchmarks.training.tally import DivergedError
+from taskvec_mini.benchmarks.training.experiment import FORMAT, RunFolder, head_checksum
+from taskvec_mini.benchmarks.training.progress import epoch_line, progress_bar
+from taskvec_mini.benchmarks.training.settings import Settings, Speed
 from taskvec_mini.benchmarks.training.trainer import ExtraLoss, Trainer
 from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.vectors import TaskVector
-
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-
-__all__ = ["DivergedError", "Run", "Settings", "Speed", "finetune", "finetune_jointly"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +40,7 @@ class Run:
             met during the epoch, the mean norm of the gradients before clipping, steps, seconds, and
             "images_per_second", which for texts is texts/s.
         folder: where the checkpoints are, or None where they are in memory.
+        states: the parameters after each kept epoch, where there is no folder.
     """
 
     settings: Settings
@@ -52,7 +48,25 @@ class Run:
     epochs: tuple[int, ...]
     records: tuple[dict[str, Any], ...]
     folder: Path | None = None
-    _states: Any = field(default=None, repr=False)
+    states: Mapping[int, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        settings: Settings,
+        pretrained: dict[str, Tensor],
+        keep: Collection[int] | None = None,
+    ) -> Run:
+        """The finished run that `finetune` left in a folder, with the arguments that it was given.
+
+        Raises:
+            UserError: if an epoch is not finished, or a file is damaged.
+        """
+        run = RunFolder(Path(folder))
+        records = tuple(run.read_record(epoch) for epoch in range(1, settings.epochs + 1))
+        return cls(settings, pretrained, _kept_epochs(settings, keep), records, run.path)
 
     @property
     def losses(self) -> list[float]:
@@ -74,7 +88,7 @@ class Run:
         """The trained parameters after an epoch, the last one by default; 0 is the start.
 
         Raises:
-            ValueError: if the epoch was not kept, or its file is truncated or corrupted.
+            UserError: if the epoch was not kept, or its file is truncated, corrupted or of another run.
         """
         epoch = self.settings.epochs if epoch is None else epoch
         if epoch == 0:
@@ -83,14 +97,14 @@ class Run:
             raise UserError(
                 f"epoch {epoch} was not kept; choose one of 0, {', '.join(map(str, self.epochs))}"
             )
-        found = self._states[epoch] if self.folder is None else self._states.state(epoch)
+        found = self.states[epoch] if self.folder is None else RunFolder(self.folder).state(epoch)
         return {name: found[name] for name in self.pretrained}  # a file lists its tensors in another order
 
     def task_vector(self, epoch: int | None = None) -> TaskVector:
         """The task vector after an epoch, the last one by default.
 
         Raises:
-            ValueError: if the epoch was not kept, or its file is truncated or corrupted.
+            UserError: if the epoch was not kept, or its file is truncated, corrupted or of another run.
         """
         return TaskVector.between(self.pretrained, self.state(epoch))
 
@@ -106,7 +120,7 @@ def finetune(
     progress: bool = True,
     extra_loss: ExtraLoss | None = None,
     device: str | torch.device | None = None,
-    speed: Speed = PLAIN,
+    speed: Speed | None = None,
 ) -> Run:
     """Finetune a copy of the encoder on one task's training images. The backbone itself is not changed.
 
@@ -122,7 +136,7 @@ def finetune(
         settings: optimiser, rate, epochs and so on.
         folder: where checkpoints go; None keeps them in memory.
         keep: the epochs whose parameters are kept; all by default.
-        progress: show images/s (or texts/s) and the remaining time on stderr.
+        progress: show how far the run is, on stderr; see `progress.progress_bar`.
         extra_loss: a function of the model and a generator of the step's own that returns a scalar to add to
             the loss of every step; its `__name__` is part of what the run is.
         device: where to train; the backbone's device by default.
@@ -133,15 +147,36 @@ def finetune(
         DivergedError: as soon as a loss, a gradient or a parameter is not finite, with epoch and step.
         TooLittleMemoryError: if it does not fit the GPU, before the first step where that can be told; the
             message names a number of images at a time that would.
-        ValueError: if the folder holds another run (the field and both values are named), a file in it is
-            truncated, an epoch to keep does not exist, the head has not the task's classes, or it has no
-            centre under centre="batch".
-        OSError: if a checkpoint cannot be written; the earlier ones stay as they are.
+        UserError: if the folder holds another run (the field and both values are named), a file in it is
+            damaged (the message says which to delete), an epoch to keep does not exist, the head has not the
+            task's classes, or it has no centre under centre="batch".
+        FileError: if a checkpoint cannot be written (the earlier ones stay as they are), or another process
+            is finetuning in the folder.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> from taskvec_mini.benchmarks.heads import prototype_head
+        >>> backbone = load_backbone("random-pocket")
+        >>> task = load_tasks(["digits"], suite="digits", limit=60)["digits"]
+        >>> run = finetune(
+        ...     backbone, prototype_head(backbone, task), task, settings=Settings(epochs=2), progress=False
+        ... )
+        >>> run.epochs, len(run.losses)
+        ((1, 2), 2)
     """
-    return _run(
-        backbone, {task.name: head}, {task.name: task}, settings, folder, keep, progress, extra_loss, device,
-        speed,
-    )  # fmt: skip
+    return finetune_jointly(
+        backbone,
+        {task.name: head},
+        {task.name: task},
+        settings=settings,
+        folder=folder,
+        keep=keep,
+        progress=progress,
+        extra_loss=extra_loss,
+        device=device,
+        speed=speed,
+    )
 
 
 def finetune_jointly(
@@ -155,7 +190,7 @@ def finetune_jointly(
     progress: bool = True,
     extra_loss: ExtraLoss | None = None,
     device: str | torch.device | None = None,
-    speed: Speed = PLAIN,
+    speed: Speed | None = None,
 ) -> Run:
     """Joint multitask training: one encoder, every task with its own frozen head.
 
@@ -167,131 +202,59 @@ def finetune_jointly(
     Arguments, result and errors are those of `finetune`, with heads and tasks by name.
 
     Raises:
-        ValueError: if there are no tasks, or names of heads and tasks differ; also as in `finetune`.
+        UserError: if there are no tasks, or names of heads and tasks differ; also as in `finetune`.
     """
-    return _run(backbone, heads, tasks, settings, folder, keep, progress, extra_loss, device, speed)
-
-
-def _run(
-    backbone: Encoder,
-    heads: Mapping[str, Head],
-    tasks: Mapping[str, Task],
-    settings: Settings,
-    folder: str | os.PathLike[str] | None,
-    keep: Collection[int] | None,
-    progress: bool,
-    extra_loss: ExtraLoss | None,
-    device: str | torch.device | None,
-    speed: Speed,
-) -> Run:
-    _check_tasks(heads, tasks)
+    _checks.not_empty("tasks", tasks)
+    _checks.check_keys(tasks, heads, name="the tasks", other="the heads")
     kept = _kept_epochs(settings, keep)
-    where = backbone.device if device is None else torch.device(device)
-    trainer = Trainer(backbone, heads, tasks, settings, extra_loss=extra_loss, device=where, speed=speed)
+    trainer = Trainer(
+        backbone,
+        heads,
+        tasks,
+        settings=settings,
+        device=None if device is None else torch.device(device),
+        speed=speed,
+        extra_loss=extra_loss,
+    )
     pretrained = state_of(trainer.backbone.model)
-    if folder is None:
-        records, states = _in_memory(trainer, kept, progress)
-        return Run(settings, pretrained, kept, records, None, states)
-    identity = _identity(backbone, heads, tasks, settings, extra_loss, where, speed)
-    ignore = frozenset({"settings.epochs"} if settings.schedule == "constant" else set())
-    with checkpoints.locked(folder):
-        store = checkpoints.RunFolder(folder, identity, ignore=ignore)
-        _in_folder(trainer, store, kept, progress)
-    records = tuple(checkpoints.read_json(store.record(e)) for e in range(1, settings.epochs + 1))
-    return Run(settings, pretrained, kept, records, store.path, store)
-
-
-def _in_memory(
-    trainer: Trainer, kept: tuple[int, ...], progress: bool
-) -> tuple[tuple[dict[str, Any], ...], dict[int, dict[str, Tensor]]]:
-    records, states = [], {}
-    line = _line(trainer, 0, progress)
-    for epoch in range(1, trainer.settings.epochs + 1):
-        records.append(trainer.epoch(epoch, line))
-        if epoch in kept:
-            states[epoch] = state_of(trainer.backbone.model)
-        line.end_epoch(_words(records[-1]))
-    return tuple(records), states
-
-
-def _in_folder(trainer: Trainer, store: checkpoints.RunFolder, kept: tuple[int, ...], progress: bool) -> None:
-    epochs = trainer.settings.epochs
-    done = epochs if store.record(epochs).exists() else _load_latest(trainer, store)
-    for epoch in (each for each in kept if each <= done):
-        store.check_kept(epoch)
-    line = _line(trainer, done, progress)
-    for epoch in range(done + 1, epochs + 1):
-        record = trainer.epoch(epoch, line)
-        state, optimizer = state_of(trainer.backbone.model), trainer.optimizer_state()
-        store.save(epoch, state=state, optimizer=optimizer, record=record, keep=epoch in kept)
-        line.end_epoch(_words(record))
-
-
-def _load_latest(trainer: Trainer, store: checkpoints.RunFolder) -> int:
-    """Bring the trainer to the last whole epoch; which one that is."""
-    found = store.resume()
-    if found is None:
-        return 0
-    state, optimizer, epoch = found
-    trainer.load(state, optimizer)
-    return epoch
-
-
-def _line(trainer: Trainer, done: int, progress: bool) -> ProgressLine:
-    left = trainer.settings.epochs - done
-    line = ProgressLine(trainer.title, sum(trainer.sizes) * left, show=progress, unit=trainer.unit)
-    if left and not done:  # a run that goes on has said it
-        line.note(str(trainer.memory))
-    return line
-
-
-def _words(record: Mapping[str, Any]) -> str:
-    return f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}"
-
-
-# --- what a run is ---------------------------------------------------------------------------------------
-
-
-def _identity(
-    backbone: Encoder,
-    heads: Mapping[str, Head],
-    tasks: Mapping[str, Task],
-    settings: Settings,
-    extra_loss: ExtraLoss | None,
-    device: torch.device,
-    speed: Speed,
-) -> dict[str, Any]:
-    """All that decides the outcome, as JSON: names where a name says it, checksums of the rest."""
-    return {
-        "format": checkpoints.FILE_FORMAT,
-        "backbone": {
-            "name": backbone.name,
-            "preparation": backbone.preparation,
-            "parameters": checksum(state_of(backbone.model)),
-        },
-        "task_order": list(tasks),
-        "tasks": {
-            name: {
-                "sha256": task.sha256,
-                "train_images": len(task.part("train")[1]),
-                "train_data": checksum(dict(zip(("images", "labels"), task.part("train"), strict=True))),
-                "head": _files.checksum(heads[name].state_dict(), type(heads[name]).__name__),
-            }
-            for name, task in tasks.items()
-        },
-        "settings": asdict(settings),
-        "extra_loss": None if extra_loss is None else _name(extra_loss),
-        "device": device.type,
-        **({"speed": changes} if (changes := speed.changes(settings)) else {}),  # absent in older runs
-    }
-
-
-def _name(function: ExtraLoss) -> str:
-    if not hasattr(function, "__name__"):
-        raise InputTypeError(
-            f"extra_loss needs a __name__, which says what it is in the records; got {function!r}"
-        )
-    return str(function.__name__)
+    run = None if folder is None else RunFolder(Path(folder))
+    records: list[dict[str, Any]] = []
+    states: dict[int, dict[str, Tensor]] = {}
+    with contextlib.ExitStack() as stack:
+        if run is not None:
+            identity = _identity(backbone, heads, tasks, trainer=trainer)
+            stack.enter_context(run.lock())
+            run.begin(identity)
+            if run.finished >= settings.epochs:
+                records = [run.read_record(epoch) for epoch in range(1, settings.epochs + 1)]
+            else:
+                state, optimizer, records = run.resume()
+                if records:
+                    trainer.load(state, optimizer)
+            for epoch in kept:
+                if epoch <= len(records):
+                    run.check_kept(epoch)
+        left = range(len(records) + 1, settings.epochs + 1)
+        unit = unit_of(tasks.values())
+        images = sum(trainer.sizes) * len(left)
+        bar = stack.enter_context(progress_bar(trainer.title, total=images, unit=unit, show=progress))
+        if left and not records:  # a run that goes on has said it
+            bar.say(f"{trainer.title}  {trainer.memory}")
+        for epoch in left:
+            record = trainer.epoch(epoch, progress=bar.update)
+            records.append(record)
+            if run is not None:
+                run.save(
+                    records,
+                    state=state_of(trainer.backbone.model),
+                    optimizer=trainer.optimizer_state(),
+                    keep=epoch in kept,
+                )
+            elif epoch in kept:
+                states[epoch] = state_of(trainer.backbone.model)
+            bar.say(f"{trainer.title}  {epoch_line(record, epochs=settings.epochs, unit=unit)}")
+    where = None if run is None else run.path
+    return Run(settings, pretrained, kept, tuple(records[: settings.epochs]), where, states)
 
 
 def _kept_epochs(settings: Settings, keep: Collection[int] | None) -> tuple[int, ...]:
@@ -305,6 +268,36 @@ def _kept_epochs(settings: Settings, keep: Collection[int] | None) -> tuple[int,
     return kept
 
 
-def _check_tasks(heads: Mapping[str, Head], tasks: Mapping[str, Task]) -> None:
-    _checks.not_empty("tasks", tasks)
-    _checks.check_keys(tasks, heads, "the tasks", "the heads")
+def _identity(
+    backbone: Encoder, heads: Mapping[str, Head], tasks: Mapping[str, Task], *, trainer: Trainer
+) -> dict[str, Any]:
+    """All that decides the outcome, as JSON: names where a name says it, checksums of the rest."""
+    extra_loss = trainer.extra_loss
+    if extra_loss is not None and not hasattr(extra_loss, "__name__"):
+        raise InputTypeError(
+            f"extra_loss needs a __name__, which says what it is in the records; got {extra_loss!r}"
+        )
+    return {
+        "format": FORMAT,
+        "backbone": {
+            "name": backbone.name,
+            "preparation": backbone.preparation,
+            "parameters": _files.checksum(state_of(backbone.model)),
+        },
+        "task_order": list(tasks),
+        "tasks": {
+            name: {
+                "sha256": task.sha256,
+                "train_images": len(task.part("train")[1]),
+                "train_data": _files.checksum(
+                    dict(zip(("images", "labels"), task.part("train"), strict=True))
+                ),
+                "head": head_checksum(heads[name]),
+            }
+            for name, task in tasks.items()
+        },
+        "settings": asdict(trainer.settings),
+        "extra_loss": None if extra_loss is None else extra_loss.__name__,
+        "device": trainer.device.type,
+        "speed": trainer.speed.changes(trainer.settings),
+    }
