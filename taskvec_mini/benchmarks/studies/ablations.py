@@ -1,23 +1,30 @@
-"""The search that found a setting in which a merge works: one thing changed at a time, one seed.
+"""How the setting of chapter 6 was found, and how good its encoder is: one thing changed at a time, one seed.
 
 Beside another encoder or optimiser stands a learning rate of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, replace
 from typing import Any
 
-from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
-from taskvec_mini.benchmarks.heads import prototype_head
-from taskvec_mini.benchmarks.studies import base as study_data
-from taskvec_mini.benchmarks.studies.early_or_late import RECENTRE, SHOTS, TEST, TWO_RULES, Suite
+from taskvec_mini.benchmarks.encoders import load_backbone
+from taskvec_mini.benchmarks.heads import linear_probe
+from taskvec_mini.benchmarks.studies.base import (
+    IMAGES,
+    TWO_RULES,
+    Study,
+    StudyRequest,
+    SuiteSettings,
+    data_files,
+    make_suite,
+    say,
+    study_tasks,
+)
 from taskvec_mini.benchmarks.training.finetune import finetune
 from taskvec_mini.benchmarks.training.settings import Settings
 
-SHARE = 0.15
+TASKS = SuiteSettings(share=0.15)
 CHOSEN = Settings(learning_rate=3e-4, epochs=4, batch_size=64, centre="batch")
 VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the chosen setting
     "chosen": {},
@@ -30,43 +37,72 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the chosen setting
     "encoder not pretrained": {"backbone": "random-pocket"},
     "encoder mobilenet at 64 pixels": {"backbone": "mobilenet", "learning_rate": 1e-4},
 }
+ENCODERS = ("random-pocket", "pocket")  # that are probed
 
 
-class Search(study_data.Study):
+class Search(Study):
     """The table behind the choice of chapter 6's setting."""
 
     description = "merged accuracy where one thing differs from a small chapter 6: half its images, 4 epochs"
     seeds = (0,)
 
-    def __init__(self) -> None:
-        self.settings: dict[str, Any] = {
-            "share_of_training_images": SHARE, "shots": SHOTS, "recentre": RECENTRE, "test_images": TEST,
-            "chosen": asdict(CHOSEN), "variants": VARIANTS,
-        }  # fmt: skip
-
-    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+    def run(self, request: StudyRequest) -> dict[str, Any]:
         """All variants, one after the other."""
         rows = []
-        for name, changes in VARIANTS.items():
-            rows.append({"variant": name, **self._variant(options, dict(changes))})
-            study_data.say(f"{name}: done")
+        for variant, changes in VARIANTS.items():
+            backbone = load_backbone(changes.get("backbone", "pocket"))
+            of_suite = {name: changes[name] for name in ("shots", "recentre") if name in changes}
+            of_training = {
+                name: value for name, value in changes.items() if name not in ("backbone", *of_suite)
+            }
+            suite = make_suite(backbone, replace(TASKS, **of_suite), folder=request.data, seed=0)
+            recipe = replace(CHOSEN, **of_training)
+            individual = {}
+            vectors = {}
+            for name, task in suite.tasks.items():
+                run = finetune(
+                    backbone, suite.heads[name], task, settings=recipe, keep=[recipe.epochs], progress=False
+                )
+                individual |= suite.scores(run.state(), [name])
+                vectors[name] = run.task_vector()
+            rows.append(
+                {
+                    "variant": variant,
+                    "zero_shot": suite.scores(None, suite.tasks),
+                    "individual": individual,
+                    "merged": {rule: suite.merge(rule, vectors) for rule in TWO_RULES},
+                }
+            )
+            say(f"{variant}: done")
+        self.data = suite.data
+        self.settings = {
+            "share_of_training_images": TASKS.share,
+            "shots": TASKS.shots,
+            "recentre": TASKS.recentre,
+            "test_images": TASKS.test,
+            "chosen": asdict(CHOSEN),
+            "variants": VARIANTS,
+        }
         return {"rows": rows}
 
-    def _variant(self, options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
-        backbone = load_backbone(changes.pop("backbone", "pocket"))
-        recentre, shots = changes.pop("recentre", RECENTRE), changes.pop("shots", SHOTS)
-        settings = replace(CHOSEN, **changes)
-        forget_prepared_images()
-        tasks = study_data.suite(options.data, 0, SHARE)
-        self.data = study_data.checksums(tasks)
-        heads = {name: prototype_head(backbone, task, shots=shots) for name, task in tasks.items()}
-        suite = Suite(backbone, tasks, heads, 0, {}, self.data)
-        runs = {
-            name: finetune(backbone, heads[name], task, settings=settings, keep=[4], progress=False)
-            for name, task in tasks.items()
-        }
-        single = {n: suite.scores(run.state(), [n], recentre=recentre)[n] for n, run in runs.items()}
-        vectors = {name: run.task_vector() for name, run in runs.items()}
-        merged = {rule: suite.merge(rule, vectors, recentre=recentre) for rule in TWO_RULES}
-        zero = suite.scores(None, tasks, recentre=recentre)
-        return {"zero_shot": zero, "individual": single, "merged": merged}
+
+class Probes(Study):
+    """Test accuracy of logistic regression on what each encoder gives, before any finetuning."""
+
+    description = "linear probes on the frozen embeddings of each encoder, on the eight tasks"
+    seeds = (0,)
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """Every encoder on every task."""
+        tasks = study_tasks(IMAGES, folder=request.data, seed=0)
+        self.settings = {"share_of_training_images": IMAGES.share, "encoders": list(ENCODERS)}
+        self.data = data_files(tasks)
+        results: dict[str, Any] = {}
+        for name in ENCODERS:
+            backbone = load_backbone(name)
+            results[name] = {}
+            for task in tasks.values():
+                accuracy = linear_probe(backbone, task).accuracy
+                results[name][task.name] = round(accuracy, 5)
+                say(f"{name}, {task.name}: {accuracy:.3f}")
+        return results

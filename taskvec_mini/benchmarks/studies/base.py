@@ -1,23 +1,52 @@
-"""What the recorded studies share: the tasks, cut to what two cores can train, and how they are told."""
+"""What the studies share: tasks with frozen heads, their finetuned encoders, merges tuned on validation.
+
+A study is a long experiment behind a chapter. Each has a file of its own; `registry.STUDIES` lists them.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from taskvec_mini.benchmarks.data.suites import CORE, load_tasks
-from taskvec_mini.benchmarks.data.tasks import ImageTask
-from taskvec_mini.benchmarks.encoders.load import Backbone
+from taskvec_mini import merging
+from taskvec_mini.benchmarks.data import SUITES, Task, TextTask, file_checksums, load_tasks, unit_of
+from taskvec_mini.benchmarks.encoders import Encoder, state_of
+from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, forget_prepared_images, sweep
+from taskvec_mini.benchmarks.heads import Head, prototype_head
+from taskvec_mini.benchmarks.training.experiment import Experiment
+from taskvec_mini.benchmarks.training.finetune import Run, finetune, finetune_jointly
 from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.vectors import TaskVector
 
 SEEDS = (0, 1, 2)
-VALIDATION = 200  # images a task to tune on
+EPOCHS = (1, 2, 4, 8, 16)  # after 16 the specialists have nearly all of their training images right
+RUNS = Path("local/studies")  # the finetuned encoders, which the studies share: a finished run is read again
+
+SCALING_COEFS: dict[str, tuple[float, ...]] = {  # what is tried on validation examples, by rule
+    "mean": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0),  # 1: weight averaging; T: the plain sum
+    "ties": (0.12, 0.25, 0.5, 1.0, 1.5, 2.0),
+    "dare": (0.06, 0.12, 0.2, 0.3, 0.45),
+    "breadcrumbs": (0.12, 0.25, 0.5, 0.75, 1.0),
+    "tsv": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    "regmean_from_vectors": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
+}
+OPTIONS: dict[str, dict[str, Any]] = {"dare": {"drop_rate": 0.9}, "tsv": {"kernels": "matrix"}}
+TWO_RULES = ("mean", "regmean_from_vectors")  # the plainest, and the best of chapter 6
+GRID_COEFS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the mean, for the slider
+
+RECIPE = Settings(learning_rate=3e-4, epochs=EPOCHS[-1], batch_size=64, centre="batch")
+TEXT_EPOCHS = (1, 2, 4, 8)
+TEXT_RECIPE = Settings(learning_rate=1e-3, epochs=TEXT_EPOCHS[-1], batch_size=32, centre="batch")
+
+
+# --- what a study is -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +81,7 @@ class Study:
         device: where it ran.
     """
 
-    description: str = ""
+    description: str
     request: type[StudyRequest] = StudyRequest
     seeds: tuple[int, ...] = SEEDS
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -68,44 +97,283 @@ class Study:
         raise NotImplementedError
 
 
-def suite(folder: Path | None, seed: int, share: float) -> dict[str, ImageTask]:
-    """The eight tasks of the bundle, each with a share of its training images; `seed` decides the splits.
+# --- tasks, heads and how models are judged --------------------------------------------------------------
 
-    Sets keep their proportions, and so do the steps of an epoch.
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSettings:
+    """Which tasks a study has, how much of them, and how their models are judged.
+
+    Attributes:
+        suite: as in `load_tasks`.
+        tasks: their names.
+        share: of the training examples of every task; sets keep their proportions, so do steps of an epoch.
+        limit: at most that many training examples a task.
+        validation: examples a task to tune scaling coefficients on.
+        test: examples a task to judge by, at most.
+        shots: training examples a class from which the heads are made; None for all.
+        recentre: training inputs by which the heads' centres are moved when a model is judged; 0 for none.
     """
-    return {name: _cut(task, share) for name, task in load_tasks(CORE, folder=folder, seed=seed).items()}
+
+    suite: str = "bundle"
+    tasks: tuple[str, ...] = SUITES["bundle"].default_tasks
+    share: float = 1.0
+    limit: int | None = None
+    validation: int = 200
+    test: int = 800
+    shots: int | None = 5
+    recentre: int = 100
 
 
-def _cut(task: ImageTask, share: float) -> ImageTask:
-    count = round(share * len(task.train_labels))
-    return replace(
-        task,
-        train_images=task.train_images[:count],
-        train_labels=task.train_labels[:count],
-        val_images=task.val_images[:VALIDATION],
-        val_labels=task.val_labels[:VALIDATION],
+IMAGES = SuiteSettings(share=0.3)
+TEXTS = SuiteSettings(
+    suite="text",
+    tasks=("trec6", "agnews", "dbpedia14", "banking77", "clinc10", "sst2"),  # "subj" has sentences of "sst2"
+    limit=1200,
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Suite:
+    """The tasks of one seed, their heads, the encoder all start from, and how models of them are judged.
+
+    Attributes:
+        backbone: the pretrained encoder.
+        tasks, heads: by name.
+        seed: of splits and training.
+        experiment: where the finetuned encoders are.
+        about: what the record's settings say of all this.
+        data: the SHA-256 of each file.
+        test: test examples of a task by which models are judged, at most.
+        recentre: training inputs by which the heads' centres are moved before; 0 for none.
+        keep_prepared: whether prepared inputs stay in memory from one task to the next.
+    """
+
+    backbone: Encoder
+    tasks: Mapping[str, Task]
+    heads: Mapping[str, Head]
+    seed: int
+    experiment: Experiment
+    about: dict[str, Any]
+    data: dict[str, str]
+    test: int
+    recentre: int
+    keep_prepared: bool = True
+
+    def scores(self, parameters: Any, names: Iterable[str]) -> dict[str, float]:
+        """Test accuracy of each named task under some parameters; None for the pretrained ones."""
+        found: dict[str, float] = {}
+        for name in names:
+            found |= accuracies(
+                self.backbone,
+                self.heads,
+                {name: self.tasks[name]},
+                parameters=parameters,
+                limit=self.test,
+                recentre=self.recentre,
+            )
+            if not self.keep_prepared:
+                forget_prepared_images()
+        return {name: round(score, 5) for name, score in found.items()}
+
+    def merge(self, rule: str, vectors: Mapping[str, TaskVector]) -> dict[str, Any]:
+        """Merge under a rule, tune λ on validation examples, and measure on test examples."""
+        merged = merge_vectors(rule, vectors.values())
+        return self.tuned(state_of(self.backbone.model), merged, rule=rule, names=vectors)
+
+    def tuned(
+        self, start: Mapping[str, Tensor], merged: TaskVector, *, rule: str, names: Iterable[str]
+    ) -> dict[str, Any]:
+        """start + λ merged, for the λ of the rule's grid with the best mean accuracy in validation."""
+        chosen = {name: self.tasks[name] for name in names}
+        means = sweep(
+            self.backbone,
+            self.heads,
+            chosen,
+            pretrained=start,
+            merged=merged,
+            scaling_coefs=SCALING_COEFS[rule],
+            recentre=self.recentre,
+        ).mean(1)
+        best = int(means.argmax())
+        coef = SCALING_COEFS[rule][best]
+        return {
+            "scaling_coef": coef,
+            "val_mean": round(float(means[best]), 5),
+            "test": self.scores(merged.apply_to(start, coef), chosen),
+        }
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """How many examples each task trains on, under the word for them: "images" or "texts"."""
+        counts = {name: len(task.part("train")[1]) for name, task in self.tasks.items()}
+        return {unit_of(self.tasks.values()): counts}
+
+
+def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None, seed: int) -> Suite:
+    """The tasks with heads made from the encoder as it is.
+
+    Args:
+        backbone: the pretrained encoder.
+        chosen: which tasks, and how they are judged.
+        folder: of the data; None for the one that the environment names.
+        seed: decides the splits, and later the order in training.
+    """
+    forget_prepared_images()
+    tasks = study_tasks(chosen, folder=folder, seed=seed)
+    unit = unit_of(tasks.values())
+    amount = (
+        {f"training_{unit}": chosen.limit} if chosen.limit else {f"share_of_training_{unit}": chosen.share}
+    )
+    return Suite(
+        backbone=backbone,
+        tasks=tasks,
+        heads={name: prototype_head(backbone, task, shots=chosen.shots) for name, task in tasks.items()},
+        seed=seed,
+        experiment=Experiment(RUNS / backbone.name).with_seed(seed),
+        about={
+            **amount,
+            f"validation_{unit}": chosen.validation,
+            "shots": chosen.shots,
+            "recentre": chosen.recentre,
+            f"test_{unit}": chosen.test,
+        },
+        data=data_files(tasks),
+        test=chosen.test,
+        recentre=chosen.recentre,
     )
 
 
-def describe(
-    recipes: Mapping[str, Settings], backbone: Backbone, tasks: Mapping[str, ImageTask], *, share: float
+def study_tasks(chosen: SuiteSettings, *, folder: Path | None, seed: int) -> dict[str, Any]:
+    """The tasks, cut to a share of their training examples and to few validation examples."""
+    loaded = load_tasks(chosen.tasks, suite=chosen.suite, folder=folder, limit=chosen.limit, seed=seed)
+    return {
+        name: first_examples(
+            task, train=round(chosen.share * len(task.part("train")[1])), val=chosen.validation
+        )
+        for name, task in loaded.items()
+    }
+
+
+def first_examples(task: Any, *, train: int | None = None, val: int | None = None) -> Any:
+    """The task with its first training and validation examples alone; None for all of them."""
+    parts = {}
+    for part, count in (("train", train), ("val", val)):
+        for what in (inputs_of(task), "labels"):
+            parts[f"{part}_{what}"] = getattr(task, f"{part}_{what}")[:count]
+    return replace(task, **parts)
+
+
+def inputs_of(task: Task) -> str:
+    """What the fields of a task's inputs are called."""
+    return "tokens" if isinstance(task, TextTask) else "images"
+
+
+def data_files(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """The SHA-256 of each file that the tasks of the bundle came from."""
+    files = {}
+    for name, task in tasks.items():
+        if isinstance(task, TextTask):
+            files |= file_checksums(name)
+        else:
+            files[f"{name}.npz"] = task.sha256
+    return files
+
+
+# --- finetuned encoders and their merges -----------------------------------------------------------------
+
+
+def individual_runs(suite: Suite, *, recipe: Settings, epochs: Sequence[int]) -> dict[str, Run]:
+    """The finetuned encoder of each task at some epochs, from its folder where it is finished."""
+    runs = {}
+    for name, task in suite.tasks.items():
+        runs[name] = finetune(
+            suite.backbone,
+            suite.heads[name],
+            task,
+            settings=replace(recipe, epochs=epochs[-1], seed=suite.seed),
+            keep=_kept(epochs),
+            folder=suite.experiment.run(name).path,
+            progress=False,
+        )
+        say(f"{suite.backbone.name}, seed {suite.seed}: {name} finetuned")
+    return runs
+
+
+def joint_run(suite: Suite, *, recipe: Settings, epochs: Sequence[int]) -> Run:
+    """The encoder that learnt all tasks jointly, from its folder where it is finished."""
+    return finetune_jointly(
+        suite.backbone,
+        suite.heads,
+        suite.tasks,
+        settings=replace(recipe, epochs=epochs[-1], seed=suite.seed),
+        keep=_kept(epochs),
+        folder=suite.experiment.joint().path,
+        progress=False,
+    )
+
+
+def _kept(epochs: Sequence[int]) -> list[int]:
+    """These epochs, and the earlier ones that another study of the same encoders asks for."""
+    return sorted({*epochs, *(epoch for epoch in EPOCHS if epoch <= epochs[-1])})
+
+
+def merge_vectors(rule: str, vectors: Iterable[TaskVector]) -> TaskVector:
+    """Merged under a rule with the options of the studies; what it draws at random is always the same."""
+    options = dict(OPTIONS.get(rule, {}))
+    if merging.RULES[rule].draws:
+        options["generator"] = torch.Generator().manual_seed(0)
+    return merging.RULES[rule].function(list(vectors), **options)
+
+
+def grid(suite: Suite, epoch: int, *, merged: TaskVector, base: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Test accuracies over scaling coefficients of a merge, for a slider; `base` are those of the start."""
+    start = state_of(suite.backbone.model)
+    rows = []
+    for coef in GRID_COEFS:
+        test = suite.scores(merged.apply_to(start, coef), base) if coef else dict(base)
+        rows.append({"seed": suite.seed, "epoch": epoch, "scaling_coef": coef, "test": test})
+    return rows
+
+
+def cross(
+    suite: Suite, vectors: Iterable[tuple[str, TaskVector]], *, base: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Interference: what half of each task's vector, by itself, does to every task's test accuracy."""
+    start = state_of(suite.backbone.model)
+    rows = {}
+    for name, vector in vectors:
+        found = suite.scores(vector.apply_to(start, 0.5), base)
+        rows[name] = {other: round(found[other] - base[other], 5) for other in found}
+    return rows
+
+
+# --- what a record says ----------------------------------------------------------------------------------
+
+
+def suite_record(
+    suite: Suite, *, recipe: Settings, epochs: int, rules: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and data of a study, as its record holds them."""
-    told = {name: asdict(recipe) for name, recipe in recipes.items()}
-    shared = {"backbone": backbone.name, "share_of_training_images": share, "validation_images": VALIDATION}
-    return {**shared, "recipes": told}, checksums(tasks)
+    """Settings and data of a study of merging, as its record holds them."""
+    settings = {
+        "backbone": suite.backbone.name,
+        **suite.about,
+        "recipes": {"adamw": asdict(replace(recipe, epochs=epochs))},
+        "scaling_coefs": {rule: list(SCALING_COEFS[rule]) for rule in rules},
+    }
+    return settings, suite.data
 
 
-def checksums(tasks: Mapping[str, ImageTask]) -> dict[str, str]:
-    """The SHA-256 of each file of the bundle."""
-    return {f"{task.name}.npz": task.sha256 for task in tasks.values()}
+def rounded(values: Tensor, *, digits: int = 6) -> Any:
+    """Numbers as lists, rounded to what a record needs.
 
-
-def rounded(values: Tensor, digits: int = 6) -> Any:
-    """Numbers as lists, rounded to what a record needs."""
+    Example:
+        >>> rounded(torch.tensor([[1 / 3, 2.0]]), digits=2)
+        [[0.33, 2.0]]
+    """
     return values.double().mul(10**digits).round().div(10**digits).tolist()
 
 
-def say(words: str) -> None:
+def say(line: str) -> None:
     """A line of progress on stderr."""
-    print(words, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

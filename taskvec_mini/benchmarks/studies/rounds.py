@@ -2,174 +2,301 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import alternating
-from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import state_of, write_parameters
-from taskvec_mini.benchmarks.encoders.protocols import Task
-from taskvec_mini.benchmarks.studies import base as study_data
-from taskvec_mini.benchmarks.studies.early_or_late import (
-    RECIPE,
-    RULES,
-    MergingStudy,
-    Suite,
-    experts,
-    folder_of,
-    make_suite,
-    together,
+from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders import (
+    Encoder,
+    holding,
+    load_backbone,
+    state_of,
+    trained_parameters,
+    write_parameters,
 )
-from taskvec_mini.benchmarks.studies.task_rounds import TaskRounds
-from taskvec_mini.benchmarks.training.finetune import Run, Settings, finetune_jointly
+from taskvec_mini.benchmarks.heads import Head, centre_of
+from taskvec_mini.benchmarks.studies.base import (
+    IMAGES,
+    RECIPE,
+    Study,
+    StudyRequest,
+    Suite,
+    SuiteSettings,
+    individual_runs,
+    inputs_of,
+    joint_run,
+    make_suite,
+    merge_vectors,
+    say,
+    suite_record,
+)
+from taskvec_mini.benchmarks.training.finetune import finetune, finetune_jointly
+from taskvec_mini.benchmarks.training.settings import Settings
 from taskvec_mini.rounds import Round
 from taskvec_mini.vectors import TaskVector
 
 BUDGET = 8  # epochs on every task, however they are split into rounds
 SPLITS = (1, 2, 4, 8)  # rounds
+_SEEDS_APART = 1000  # between the rounds of a run
 
 
 @dataclass(eq=False)
-class Rounds(MergingStudy):
+class Rounds(Study):
     """The study behind chapter 7: every split of the budget under one rule, and joint training.
 
     Between rounds the rule's vector is taken as it is (λ = 1), for which no images are needed. The last
     merge is measured so, and with λ tuned on validation images as every one-shot merge is.
+
+    Attributes:
+        description: what it measures.
+        backbone: the name of the encoder.
+        tasks: which tasks, and how models are judged.
+        recipe: of finetuning, but for epochs and seed.
+        budget: epochs on every task.
+        splits: into how many rounds it is split.
+        rule: that merges.
+        post_hoc: whether a finished merge is also trained on, on validation examples alone.
     """
 
     description: str
     backbone: str = "pocket"
+    tasks: SuiteSettings = IMAGES
     recipe: Settings = RECIPE
     budget: int = BUDGET
     splits: Sequence[int] = SPLITS
     rule: str = "mean"
     post_hoc: bool = False
-    make: Callable[..., Suite] = make_suite
 
-    def run(self, options: argparse.Namespace) -> dict[str, Any]:
+    def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
         backbone = load_backbone(self.backbone)
-        results: dict[str, Any] = {"budget": self.budget, "splits": list(self.splits), "rule": self.rule}
-        results |= {"seeds": list(self.seeds), "zero_shot": {}, "individual": {}, "joint": {}, "rounds": []}
+        zero_shot: dict[str, Any] = {}
+        individual: dict[str, Any] = {}
+        joint: dict[str, Any] = {}
+        splits: list[dict[str, Any]] = []
+        post_hoc: list[dict[str, Any]] = []
         for seed in self.seeds:
-            suite = self.make(backbone, options.data, seed)
-            self.note(suite, self.budget, recipe=self.recipe, rules=(self.rule,))
-            results["zero_shot"][str(seed)] = suite.scores(None, suite.tasks)
-            results["individual"][str(seed)], results["joint"][str(seed)] = self._references(suite)
+            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
+            self.settings, self.data = suite_record(
+                suite, recipe=self.recipe, epochs=self.budget, rules=[self.rule]
+            )
+            # at the end of the budget and of every share of it: the first rounds of every split
+            epochs = sorted({self.budget, *(self.budget // rounds for rounds in self.splits)})
+            runs = individual_runs(suite, recipe=self.recipe, epochs=epochs)
+            together = joint_run(suite, recipe=self.recipe, epochs=[self.budget])
+            zero_shot[str(seed)] = suite.scores(None, suite.tasks)
+            individual[str(seed)] = {
+                name: suite.scores(run.state(), [name])[name] for name, run in runs.items()
+            }
+            joint[str(seed)] = suite.scores(together.state(), suite.tasks)
             for rounds in self.splits:
-                results["rounds"].append({"seed": seed, "rounds": rounds, **self._split(suite, rounds)})
-                study_data.say(f"{self.rule}, seed {seed}: {rounds} rounds")
+                splits.append({"seed": seed, "rounds": rounds, **self._split(suite, rounds)})
+                say(f"{self.rule}, seed {seed}: {rounds} rounds")
             if self.post_hoc:
-                results.setdefault("post_hoc", []).append({"seed": seed, **self._post_hoc(suite)})
-        results["tasks"] = list(suite.tasks)
-        results |= suite.sizes()
-        results["parameters"] = sum(part.numel() for part in state_of(backbone.model).values())
-        return results
-
-    def _references(self, suite: Suite) -> tuple[dict[str, float], dict[str, float]]:
-        runs = self._experts(suite)
-        single = {name: suite.scores(run.state(), [name])[name] for name, run in runs.items()}
-        joint = together(suite, recipe=self.recipe, epochs=(self.budget,))
-        return single, suite.scores(joint.state(), suite.tasks)
-
-    def _experts(self, suite: Suite) -> dict[str, Run]:
-        """What the first rounds will read: the encoders at the end of the budget and of every share of it."""
-        epochs = sorted({self.budget, *(self.budget // rounds for rounds in self.splits)})
-        return experts(suite, recipe=self.recipe, epochs=epochs)
+                vectors = [run.task_vector() for run in runs.values()]
+                post_hoc.append({"seed": seed, **self._post_hoc(suite, vectors)})
+        return {
+            "budget": self.budget,
+            "splits": list(self.splits),
+            "rule": self.rule,
+            "seeds": list(self.seeds),
+            "zero_shot": zero_shot,
+            "individual": individual,
+            "joint": joint,
+            "rounds": splits,
+            **({"post_hoc": post_hoc} if self.post_hoc else {}),
+            "tasks": list(suite.tasks),
+            **suite.sizes(),
+            "parameters": sum(part.numel() for part in state_of(backbone.model).values()),
+        }
 
     def _split(self, suite: Suite, rounds: int) -> dict[str, Any]:
         """One split of the budget: every merge as it is, and the last one tuned."""
-        settings = replace(self.recipe, epochs=self.budget // rounds, seed=suite.seed)
-        place = folder_of(suite)
-        each = TaskRounds(
-            suite.backbone, suite.heads, suite.tasks, settings,
-            folder=place / "rounds" / f"{self.rule}_{rounds}", first_round=place,
-        )  # fmt: skip
-        history, last = self._rounds(suite, each, rounds)
-        before = dict(TaskVector(history[-2].theta, each.layout).items())
-        tuned = suite.tuned(before, last, RULES[self.rule][1], names=suite.tasks)
-        return {"epochs": settings.epochs, "history": [_told(here) for here in history], "tuned": tuned}
+        epochs = self.budget // rounds
 
-    def _post_hoc(self, suite: Suite) -> dict[str, Any]:
+        def folder_of(number: int, name: str) -> Path:
+            if number == 1:  # its encoders are there: they are those of plain finetuning
+                return suite.experiment.run(name).path
+            return suite.experiment.round(number, rule=self.rule, rounds=rounds).run(name).path
+
+        history, last = alternate_tasks(
+            suite.backbone,
+            suite.heads,
+            suite.tasks,
+            settings=replace(self.recipe, epochs=epochs, seed=suite.seed),
+            rounds=rounds,
+            merge=partial(merge_vectors, self.rule),
+            measure=lambda theta: suite.scores(theta, suite.tasks),
+            folder_of=folder_of,
+        )
+        before = dict(TaskVector(history[-2].theta, last.layout).items())
+        return {
+            "epochs": epochs,
+            "history": [round_record(each) for each in history],
+            "tuned": suite.tuned(before, last, rule=self.rule, names=suite.tasks),
+        }
+
+    def _post_hoc(self, suite: Suite, vectors: Sequence[TaskVector]) -> dict[str, Any]:
         """One merge of finished encoders, tuned; then rounds of one epoch on its validation images alone.
 
         Beside them stands joint training on the same images from the same parameters.
         """
-        vectors = [run.task_vector() for run in self._experts(suite).values()]
-        merged, start = RULES[self.rule][0](vectors), state_of(suite.backbone.model)
-        tuned = suite.tuned(start, merged, RULES[self.rule][1], names=suite.tasks)
+        merged = merge_vectors(self.rule, vectors)
+        start = state_of(suite.backbone.model)
+        tuned = suite.tuned(start, merged, rule=self.rule, names=suite.tasks)
         model = copy.deepcopy(suite.backbone.model)
         write_parameters(model, merged.apply_to(start, tuned["scaling_coef"]))
         backbone = replace(suite.backbone, name=f"{suite.backbone.name}-merged", model=model)
-        few = {name: OnValidation(task) for name, task in suite.tasks.items()}
-        recipe = replace(self.recipe, epochs=1, seed=suite.seed)
-        history, _ = self._rounds(suite, TaskRounds(backbone, suite.heads, few, recipe), self.budget)
-        settings = replace(recipe, epochs=self.budget)
-        joint = finetune_jointly(
-            backbone, suite.heads, few, settings=settings, keep=[self.budget], progress=False
-        )
-        scores = suite.scores(joint.state(), suite.tasks)
-        return {"tuned": tuned, "history": [_told(here) for here in history], "joint": scores}
-
-    def _rounds(self, suite: Suite, each: TaskRounds, rounds: int) -> tuple[list[Round], TaskVector]:
-        """All rounds, with test accuracies at every merge, and the vector that the last round merged to."""
-        rule, merges = alternating.matrix_rule(RULES[self.rule][0], layout=each.layout), list[Tensor]()
-
-        def merge(vectors: Tensor) -> Tensor:
-            merges[:] = [rule(vectors)]
-            return merges[0]
-
-        history = alternating.alternate(
-            each.losses, each.start, rounds=rounds, epochs=each.settings.epochs,
-            finetune=each.finetune, merge=merge,
+        held_out = {name: on_validation(task) for name, task in suite.tasks.items()}
+        settings = replace(self.recipe, epochs=1, seed=suite.seed)
+        history, _ = alternate_tasks(
+            backbone,
+            suite.heads,
+            held_out,
+            settings=settings,
+            rounds=self.budget,
+            merge=partial(merge_vectors, self.rule),
             measure=lambda theta: suite.scores(theta, suite.tasks),
-        )  # fmt: skip
-        return list(history), TaskVector(merges[0], each.layout)
+        )
+        joint = finetune_jointly(
+            backbone,
+            suite.heads,
+            held_out,
+            settings=replace(settings, epochs=self.budget),
+            keep=[self.budget],
+            progress=False,
+        )
+        return {
+            "tuned": tuned,
+            "history": [round_record(each) for each in history],
+            "joint": suite.scores(joint.state(), suite.tasks),
+        }
 
 
-def _told(here: Round) -> dict[str, Any]:
-    """A round as its record holds it."""
+def on_validation(task: Any) -> Any:
+    """The task training on its validation part: all that is left where the specialists' data are gone."""
+    inputs, labels = task.part("val")
+    return replace(task, **{f"train_{inputs_of(task)}": inputs, "train_labels": labels})
+
+
+def alternate_tasks(
+    backbone: Encoder,
+    heads: Mapping[str, Head],
+    tasks: Mapping[str, Task],
+    *,
+    settings: Settings,
+    rounds: int,
+    merge: Callable[[Sequence[TaskVector]], TaskVector],
+    measure: Callable[[Tensor], Mapping[str, float]] | None = None,
+    folder_of: Callable[[int, str], Path] | None = None,
+) -> tuple[list[Round], TaskVector]:
+    """`alternating.alternate` on benchmark tasks: all rounds, and what the last of them merged to.
+
+    Args:
+        backbone: the encoder with the parameters before the first round; it has them again afterwards.
+        heads: the frozen head of each task, by name.
+        tasks: by name. The loss of a round is that of validation examples.
+        settings: of the finetuning in every round; `settings.epochs` is the number of epochs a round, and the
+            optimiser starts afresh in each. Round n takes the seed `settings.seed + 1000 (n - 1)`.
+        rounds: how many.
+        merge: from the task vectors of a round to the one that is added.
+        measure: from parameters, flat (D,), to numbers by name, which are kept with the round.
+        folder_of: from the number of a round and the name of a task to the folder of its finetuned encoder. A
+            run that was stopped is called again and reads what is there. None keeps nothing.
+
+    Raises:
+        DivergedError, UserError, OSError: as `finetune` does.
+
+    Example:
+        >>> from taskvec_mini import merging
+        >>> from taskvec_mini.benchmarks.data import load_tasks
+        >>> from taskvec_mini.benchmarks.heads.fitted import prototype_head
+        >>> encoder, recipe = load_backbone("random-pocket"), Settings(learning_rate=1e-3, epochs=1)
+        >>> tasks = load_tasks(["digits"], suite="digits", limit=32)
+        >>> heads = {name: prototype_head(encoder, task) for name, task in tasks.items()}
+        >>> history, _ = alternate_tasks(
+        ...     encoder, heads, tasks, settings=recipe, rounds=2, merge=merging.mean
+        ... )
+        >>> [(each.number, each.gradient_evaluations) for each in history]
+        [(0, 0), (1, 1), (2, 2)]
+    """
+    own = flat(state_of(backbone.model))
+    layout = tuple((name, tuple(part.shape)) for name, part in trained_parameters(backbone.model).items())
+    merges: list[Tensor] = []
+
+    @torch.no_grad()
+    def validation_loss(name: str, theta: Tensor) -> Tensor:
+        inputs, labels = tasks[name].part("val")
+        head = copy.deepcopy(heads[name]).to(backbone.device)
+        with holding(backbone.model, theta):
+            batches = [backbone.prepare(each) for each in torch.split(inputs, settings.batch_size)]
+            embedded = torch.cat([backbone.model(batch) for batch in batches])
+        if settings.centre == "batch":
+            embedded = embedded - embedded.mean(0) + centre_of(head)
+        return F.cross_entropy(head(embedded), labels.to(embedded.device)).cpu()
+
+    def finetune_each(_losses: Sequence[Any], theta: Tensor, number: int) -> Tensor:
+        write_parameters(backbone.model, theta)
+        ends = []
+        try:
+            for name, task in tasks.items():
+                run = finetune(
+                    backbone,
+                    heads[name],
+                    task,
+                    settings=replace(settings, seed=settings.seed + _SEEDS_APART * (number - 1)),
+                    keep=[settings.epochs],
+                    folder=folder_of(number, name) if folder_of else None,
+                    progress=False,
+                )
+                ends.append(flat(run.state()))
+        finally:
+            write_parameters(backbone.model, own)
+        return torch.stack(ends)
+
+    def remembered_merge(vectors: Tensor) -> Tensor:
+        merges[:] = [alternating.matrix_rule(merge, layout=layout)(vectors)]
+        return merges[0]
+
+    history = alternating.alternate(
+        [partial(validation_loss, name) for name in tasks],
+        own,
+        rounds=rounds,
+        epochs=settings.epochs,
+        finetune=finetune_each,
+        merge=remembered_merge,
+        measure=measure,
+    )
+    return list(history), TaskVector(merges[0], layout)
+
+
+def flat(state: Mapping[str, Tensor]) -> Tensor:
+    """All parameters in one vector (D,)."""
+    return torch.cat([part.reshape(-1) for part in state.values()])
+
+
+def round_record(each: Round) -> dict[str, Any]:
+    """A round as its record holds it; cosines that do not exist are left out."""
     angles = {
-        "mean_cosine": here.mean_cosine, "mean_cosine_from_pretrained": here.mean_cosine_from_pretrained
-    }  # fmt: skip
-    return {
-        "round": here.number,
-        "test": dict(here.measured),
-        "mean_loss": round(here.mean_loss, 6),
-        "norms": [round(norm, 5) for norm in here.norms],
-        **{name: round(value, 5) for name, value in angles.items() if math.isfinite(value)},
-        "gradient_evaluations": here.gradient_evaluations,
-        "floats_communicated": here.floats_communicated,
+        "mean_cosine": each.mean_cosine,
+        "mean_cosine_from_pretrained": each.mean_cosine_from_pretrained,
     }
-
-
-@dataclass(frozen=True, eq=False)
-class OnValidation:
-    """A task that trains on its validation part: all that is left where the data of the experts are gone."""
-
-    task: Task
-
-    @property
-    def name(self) -> str:
-        """That of the task."""
-        return self.task.name
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Those of the task."""
-        return self.task.class_names
-
-    @property
-    def sha256(self) -> str:
-        """That of the task."""
-        return self.task.sha256
-
-    def part(self, part: str) -> tuple[Tensor, Tensor]:
-        """Inputs and labels; "train" gives those of "val"."""
-        return self.task.part("val" if part == "train" else part)
+    return {
+        "round": each.number,
+        "test": dict(each.measured),
+        "mean_loss": round(each.mean_loss, 6),
+        "norms": [round(norm, 5) for norm in each.norms],
+        **{name: round(value, 5) for name, value in angles.items() if math.isfinite(value)},
+        "gradient_evaluations": each.gradient_evaluations,
+        "floats_communicated": each.floats_communicated,
+    }

@@ -33,7 +33,7 @@ from taskvec_mini.benchmarks.studies.clip.budget import Pace
 from taskvec_mini.benchmarks.studies.registry import STUDIES
 from taskvec_mini.benchmarks.training import memory
 from taskvec_mini.benchmarks.training.checkpoints import read_tensors
-from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.benchmarks.training.settings import Speed
 from taskvec_mini.vectors import TaskVector
 
 pytest.importorskip("open_clip")

@@ -1,0 +1,84 @@
+"""What was recorded: every record is of a study, on the data it names, and consistent in itself."""
+
+import re
+from functools import partial
+
+import pytest
+
+import study_checks
+from conftest import ROOT
+from small_studies import CORE
+from taskvec_mini import records
+from taskvec_mini.benchmarks.data import file_checksums
+from taskvec_mini.benchmarks.data.suites import bundle_files
+from taskvec_mini.benchmarks.studies import STUDIES, base
+from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, some_subsets
+
+FOLDER = ROOT / "book" / "recorded"
+RECORDED = sorted([*FOLDER.glob("0[567]_*.json"), *FOLDER.glob("encoder_probes.json")])
+each_record = pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
+
+
+@each_record
+def test_a_record_says_which_study_on_which_data_it_is(path):
+    record = records.read(path)
+    assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
+    assert record["seeds"] == list(STUDIES[path.stem].seeds)
+    if path.stem.startswith("07_text"):
+        files = {}
+        for name in base.TEXTS.tasks:
+            files |= file_checksums(name)
+    else:
+        files = {f"{name}.npz": bundle_files()[name].sha256 for name in CORE}
+    assert record["data"] == files
+    assert record["seconds"] > 1
+
+
+@each_record
+def test_a_record_is_consistent_in_itself(path):
+    record = records.read(path)
+    results, settings, seeds = record["results"], record["settings"], tuple(record["seeds"])
+    if path.stem == "06_search":
+        study_checks.check_search(results, {**settings, "grids": base.SCALING_COEFS}, CORE)
+        return
+    if path.stem == "encoder_probes":
+        study_checks.check_probes(results, settings, CORE)
+        return
+    assert seeds == (0, 1, 2)
+    assert results["tasks"] == list(base.TEXTS.tasks if path.stem.startswith("07_text") else CORE)
+    check = {
+        "05_first_epoch": study_checks.check_first_epoch,
+        "05_full_batch": study_checks.check_first_epoch,
+        "06_early_or_late": study_checks.check_early_or_late,
+        "06_another_encoder": study_checks.check_early_or_late,
+        "07_rounds": study_checks.check_rounds,
+        "07_text": study_checks.check_early_or_late,
+        "07_text_rounds": study_checks.check_rounds,
+        "07_rounds_regmean": study_checks.check_rounds,
+        "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=some_subsets(CORE)),
+        "06_most_to_gain": partial(
+            study_checks.check_some_tasks,
+            subsets=[MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)],
+            frozen=False,
+        ),
+    }[path.stem]
+    check(results, settings, seeds)
+
+
+@pytest.mark.parametrize("name", ["06_what_a_merge_needs", "06_most_to_gain"])
+def test_the_records_of_chapter_6_judge_the_same_encoders(name):
+    study_checks.check_same_encoders(results_of("06_early_or_late"), results_of(name))
+
+
+def test_the_tasks_with_most_to_gain_are_those_of_the_record():
+    """Ordered by what eight epochs brought to the specialists, over zero shots, in the mean of all seeds."""
+    early = results_of("06_early_or_late")
+    gains = {
+        name: sum(early["individual"][s]["8"][name] - early["zero_shot"][s][name] for s in ("0", "1", "2"))
+        for name in early["tasks"]
+    }
+    assert tuple(sorted(gains, key=gains.get, reverse=True)[:7]) == MOST_TO_GAIN
+
+
+def results_of(name):
+    return records.read(FOLDER / f"{name}.json")["results"]
