@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from small_images import quarters
-from taskvec_mini.benchmarks.encoders.load import Backbone
+from taskvec_mini.benchmarks.encoders import Backbone
 from taskvec_mini.benchmarks.heads import PrototypeHead
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
-from taskvec_mini.benchmarks.training.speed import PLAIN
 
 
 def tiny_backbone(seed=0):
@@ -36,7 +35,7 @@ def tiny_head(classes=4, seed=0):
 
 
 def tiny_run(
-    *, backbone=None, head=None, task=None, folder=None, keep=None, extra_loss=None, speed=PLAIN, **changes
+    *, backbone=None, head=None, task=None, folder=None, keep=None, extra_loss=None, speed=None, **changes
 ):
     """A quiet run of the tiny encoder; `changes` are settings."""
     settings = Settings(**{"learning_rate": 0.01, "epochs": 3, "batch_size": 16, **changes})

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 
 from taskvec_mini import _imports
-from taskvec_mini.benchmarks.encoders.parameters import checksum, state_of
-from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini._files import checksum
+from taskvec_mini.benchmarks.encoders import Encoder, state_of
 from taskvec_mini.benchmarks.engines.jobs import EngineOptions, Job, JobError, JointJob
-from taskvec_mini.benchmarks.training import checkpoints
-from taskvec_mini.benchmarks.training.finetune import Run
+from taskvec_mini.benchmarks.training import Run, RunFolder
 from taskvec_mini.errors import NoConnectionError, UserError
 
 _EVERY = 0.5  # seconds between two looks at the folders
@@ -279,17 +278,16 @@ class _Report:
     def __init__(self, jobs: Mapping[str, Job | JointJob], *, show: bool):
         self.jobs = jobs
         self.show = show
-        self.done = dict.fromkeys(jobs, 0)
-        self.done = {name: len(self._new(name)) for name in jobs}  # by an earlier call
+        self.done = {name: self._finished(name) for name in jobs}  # by an earlier call
 
     def look(self) -> None:
         """Say what has come since the last look."""
         width = max(map(len, self.jobs))
         total = sum(job.settings.epochs for job in self.jobs.values())
         for name, job in self.jobs.items():
-            for path in self._new(name):
-                self.done[name] += 1
-                record = checkpoints.read_json(path)
+            for epoch in range(self.done[name] + 1, self._finished(name) + 1):
+                self.done[name] = epoch
+                record = RunFolder(_folder(job)).read_record(epoch)
                 self.say(
                     f"{name:{width}}  epoch {record['epoch']}/{job.settings.epochs}  "
                     f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}  "
@@ -303,16 +301,10 @@ class _Report:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
-    def _new(self, name: str) -> list[Path]:
-        """The records of the epochs after those that are counted, up to the first that is not there."""
-        job, found = self.jobs[name], []
-        there = set(os.listdir(_folder(job)))  # asks the server of a network folder anew
-        for epoch in range(self.done[name] + 1, job.settings.epochs + 1):
-            path = _folder(job) / f"epoch_{epoch:03}.json"
-            if path.name not in there:
-                break
-            found.append(path)
-        return found
+    def _finished(self, name: str) -> int:
+        """How many of the epochs that are wanted are finished."""
+        job = self.jobs[name]
+        return min(RunFolder(_folder(job)).finished, job.settings.epochs)
 
 
 def _folder(job: Job | JointJob) -> Path:
@@ -321,9 +313,4 @@ def _folder(job: Job | JointJob) -> Path:
 
 def _read(job: Job | JointJob, *, pretrained: dict[str, torch.Tensor]) -> Run:
     """The run that a worker left in its folder."""
-    folder = _folder(job)
-    store = checkpoints.RunFolder(folder, checkpoints.read_json(folder / "settings.json"), ignore=frozenset())
-    every = range(1, job.settings.epochs + 1)
-    kept = tuple(sorted(set(every if job.keep is None else job.keep)))
-    records = tuple(checkpoints.read_json(store.record(epoch)) for epoch in every)
-    return Run(job.settings, pretrained, kept, records, store.path, store)
+    return Run.read(_folder(job), settings=job.settings, pretrained=pretrained, keep=job.keep)

@@ -1,1 +1,11 @@
-"""Accuracy and throughput."""
+"""Evaluation: accuracies of models and of merges at many scaling coefficients, and throughput."""
+
+from taskvec_mini.benchmarks.evaluation.accuracy import (
+    Split,
+    accuracies,
+    forget_prepared_images,
+    sweep,
+    tune,
+)
+
+__all__ = ["Split", "accuracies", "forget_prepared_images", "sweep", "tune"]

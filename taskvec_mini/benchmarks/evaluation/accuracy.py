@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.parameters import Parameters, holding, write_parameters
+from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders import Encoder, Parameters, holding, write_parameters
 from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
-
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.data import Task
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder
 
 Split = Literal["train", "val", "test"]
 _BATCH = {"cpu": 128, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
@@ -51,10 +48,23 @@ def accuracies(
             embeddings of a task together, and this takes such a shift away.
 
     Raises:
-        ValueError: if a task has no head, there is no such split, names or sizes of parameters differ, or a
-            head that is to be recentred has no centre.
+        UserError: if a task has no head, there is no such split, names or sizes of parameters differ, a head
+            that is to be recentred has no centre, or the model answers NaN.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.data import load_tasks
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> from taskvec_mini.benchmarks.heads import prototype_head
+        >>> backbone, tasks = load_backbone("random-pocket"), load_tasks(["digits"], suite="digits", limit=60)
+        >>> heads = {"digits": prototype_head(backbone, tasks["digits"])}
+        >>> accuracies(backbone, heads, tasks, limit=100)["digits"] > 0.3
+        True
     """
-    _check_heads(heads, tasks)
+    for name in tasks:
+        if name not in heads:
+            raise UserError(f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}")
+    if limit is not None:
+        _checks.whole_number("limit", limit)
     with holding(backbone.model, parameters):
         return {
             name: _accuracy(backbone, heads[name], task, split=split, limit=limit, recentre=recentre)
@@ -84,20 +94,19 @@ def sweep(
         merged: the merged task vector.
         scaling_coefs: the scaling coefficients to try.
         split: "val" by default: what is chosen by these numbers must not have seen the test images.
-        limit: only the first so many images of each task; all by default.
-        recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
-            that are evaluated, of the first so many training images; no label is used. Merging moves all
-            embeddings of a task together, and this takes such a shift away.
+        limit: as in `accuracies`, and so is `recentre`.
+        recentre: how many training images each head is moved to, for every coefficient anew.
 
     Raises:
-        ValueError: if there is nothing to evaluate, names, shapes or sizes differ, or a head that is to be
-            recentred has no centre.
+        UserError: if there is nothing to evaluate, or names, shapes or sizes differ; also as in `accuracies`.
     """
     coefs = [_checks.finite_number("a scaling coefficient", each) for each in scaling_coefs]
     _checks.not_empty("scaling_coefs", coefs)
     _checks.not_empty("tasks", tasks)
     start = merged.apply_to(pretrained, 0.0)  # checks names and shapes, once
-    buffers, vectors, rows = {n: torch.empty_like(v) for n, v in start.items()}, dict(merged.items()), []
+    vectors = dict(merged.items())
+    buffers = {name: torch.empty_like(part) for name, part in start.items()}
+    rows = []
     with holding(backbone.model, None):
         for coef in coefs:
             for name, vector in vectors.items():
@@ -141,33 +150,25 @@ def tune(
 def _accuracy(
     backbone: Encoder, head: Head, task: Task, *, split: Split, limit: int | None, recentre: int
 ) -> float:
-    labels = _labels(task, split, limit)
+    """Of one task, under the parameters that the model has."""
     head = copy.deepcopy(head).to(backbone.device)
-    shift = _shift(backbone, head, task, recentre) if recentre else 0.0
-    batches = _prepare_once(backbone, task, split, limit)
+    shift: Tensor | float = 0.0
+    if recentre:
+        count = _checks.whole_number("recentre", recentre)
+        first = _prepare_once(backbone, task, split="train", limit=count)
+        shift = centre_of(head) - torch.cat([backbone.model(batch) for batch in first]).mean(0)
+    batches = _prepare_once(backbone, task, split=split, limit=limit)
     logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
     if logits.isnan().any():
         raise UserError(
             f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or far too "
             "large; try a smaller scaling coefficient, and look for runs that diverged"
         )
-    guesses = logits.argmax(1)
-    return float((guesses.cpu() == labels.cpu()).double().mean())
+    labels = task.part(split)[1][:limit]
+    return float((logits.argmax(1).cpu() == labels.cpu()).double().mean())
 
 
-def _shift(backbone: Encoder, head: Head, task: Task, count: int) -> Tensor:
-    """What brings the mean embedding of the first training images to the head's centre."""
-    batches = _prepare_once(backbone, task, "train", _checks.whole_number("recentre", count))
-    return centre_of(head) - torch.cat([backbone.model(batch) for batch in batches]).mean(0)
-
-
-def _labels(task: Task, split: Split, limit: int | None) -> Tensor:
-    if limit is not None:
-        _checks.whole_number("limit", limit)
-    return task.part(split)[1][:limit]
-
-
-def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None) -> Iterable[Tensor]:
+def _prepare_once(backbone: Encoder, task: Task, *, split: Split, limit: int | None) -> Iterable[Tensor]:
     """The prepared inputs in batches; they are kept as long as the task is, on the device of the model."""
     kept = _prepared.setdefault(task, {})
     key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
@@ -175,7 +176,8 @@ def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None
         return kept[key]
     size = _BATCH.get(backbone.device.type, _BATCH["cuda"])
     first, *others = torch.split(task.part(split)[0][:limit], size)
-    prepared, later = backbone.prepare(first), map(backbone.prepare, others)
+    prepared = backbone.prepare(first)
+    later = map(backbone.prepare, others)
     if prepared.nbytes * (1 + len(others)) > _LARGEST:
         return itertools.chain([prepared], later)
     kept[key] = [prepared, *later]
@@ -185,9 +187,3 @@ def _prepare_once(backbone: Encoder, task: Task, split: Split, limit: int | None
 def forget_prepared_images() -> None:
     """Free the memory of all prepared images; they are prepared again when they are needed."""
     _prepared.clear()
-
-
-def _check_heads(heads: Mapping[str, Head], tasks: Mapping[str, Task]) -> None:
-    for name in tasks:
-        if name not in heads:
-            raise UserError(f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}")

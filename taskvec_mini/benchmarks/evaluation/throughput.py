@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,15 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _imports
 from taskvec_mini.benchmarks.data import ImageTask
-from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders.base import Backbone
-from taskvec_mini.benchmarks.encoders.load import load_backbone
+from taskvec_mini.benchmarks.encoders import Backbone, clip, load_backbone
 from taskvec_mini.benchmarks.heads import Head, PrototypeHead
-from taskvec_mini.benchmarks.training.progress import ProgressLine
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.benchmarks.training.settings import Settings, Speed
 from taskvec_mini.benchmarks.training.trainer import Trainer
 
 ENCODERS = ("pocket", *clip.PARAMETERS)
@@ -53,8 +49,8 @@ def untrained(name: str) -> Backbone:
     """An encoder of which only the speed counts: its weights are random, and nothing is downloaded.
 
     Raises:
-        ValueError: if there is no such encoder without weights; near names are suggested.
-        ImportError: if open_clip is needed and not installed.
+        UserError: if there is no such encoder without weights; near names are suggested.
+        MissingPackageError: if open_clip is needed and not installed.
 
     Example:
         >>> untrained("pocket").features
@@ -63,7 +59,7 @@ def untrained(name: str) -> Backbone:
     clip.refuse_gelu(name)
     _checks.named_choice("backbone", name, dict.fromkeys(ENCODERS))
     if name == "pocket":
-        return load_backbone("random-pocket")
+        return cast(Backbone, load_backbone("random-pocket"))
     model: Any = clip.without_weights(name)
     model.visual.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -109,13 +105,15 @@ class ImageByImage(Dataset[tuple[Tensor, int]]):
     """The usual data set: one image at a time, through Pillow and the transforms of torchvision."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], backbone: Backbone):
-        from torchvision import transforms  # takes seconds
-
-        self.images, self.labels = images, labels
-        side, filter_ = backbone.image_size, transforms.InterpolationMode(backbone.interpolation)
+        transforms = _imports.load(  # takes seconds
+            "torchvision.transforms", needed_for="the plain loop", install="torchvision"
+        )
+        self.images = images
+        self.labels = labels
+        side = backbone.image_size
         self.transform = transforms.Compose(
             [
-                transforms.Resize((side, side), filter_),
+                transforms.Resize((side, side), transforms.InterpolationMode(backbone.interpolation)),
                 transforms.ToTensor(),
                 transforms.Normalize(backbone.mean, backbone.std),
             ]
@@ -126,7 +124,8 @@ class ImageByImage(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = Image.fromarray(self.images[index]).convert("RGB")
-        return self.transform(image), int(self.labels[index])
+        prepared: Tensor = self.transform(image)
+        return prepared, int(self.labels[index])
 
 
 class PlainLoop:
@@ -157,7 +156,9 @@ class PlainLoop:
 
     def epoch(self) -> tuple[float, float]:
         """One pass over the images: images a second, and the mean loss of the steps."""
-        begin, seen, losses = time.perf_counter(), 0, []
+        begin = time.perf_counter()
+        seen = 0
+        losses = []
         for images, labels in self.loader:
             self.optimizer.zero_grad()
             logits = self.head(self.model(images.to(self.device)))
@@ -179,7 +180,8 @@ def flops_per_image(backbone: Backbone) -> int:
 
     Example:
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
-        >>> flops_per_image(Backbone("linear", encoder, 2, (0, 0, 0), (1, 1, 1), 5))  # 2 x 60, twice
+        >>> shape = {"image_size": 2, "mean": (0, 0, 0), "std": (1, 1, 1), "features": 5}
+        >>> flops_per_image(Backbone("linear", encoder, **shape))  # 2 x 60, twice
         240
     """
     side = backbone.image_size
@@ -266,21 +268,24 @@ def measure(
         the utilisation; the memory in words; the number of workers.
 
     Raises:
-        ValueError: if there are fewer than two epochs, or settings and speed do not go together.
+        UserError: if there are fewer than two epochs, or settings and speed do not go together.
         TooLittleMemoryError: if so many images at a time do not fit.
     """
     _checks.whole_number("epochs (a warm-up and at least one more)", settings.epochs, minimum=2)
-    head, line = random_head(backbone, len(task.class_names)), ProgressLine("", 0, show=False)
+    head = random_head(backbone, len(task.class_names))
     trainer = Trainer(
-        backbone, {task.name: head}, {task.name: task}, settings, extra_loss=None, device=device, speed=speed
+        backbone, {task.name: head}, {task.name: task}, settings=settings, device=device, speed=speed
     )
     loop = PlainLoop(backbone, head, task, settings=settings, device=device, workers=workers)
-    ours, plain = [], []
+    ours = []
+    plain = []
     for epoch in range(1, settings.epochs + 1):
-        ours.append(trainer.epoch(epoch, line)["images_per_second"])
+        ours.append(trainer.epoch(epoch)["images_per_second"])
         plain.append(loop.epoch()[0])
-    fast, slow = (statistics.median(each[1:]) for each in (ours, plain))
-    flops, (peak, source) = flops_per_image(backbone), peak_flops(device, speed.precision)
+    fast = statistics.median(ours[1:])
+    slow = statistics.median(plain[1:])
+    flops = flops_per_image(backbone)
+    peak, source = peak_flops(device, speed.precision)
     return {
         "images_per_second": fast,
         "plain_images_per_second": slow,

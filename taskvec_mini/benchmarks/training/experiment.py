@@ -39,8 +39,8 @@ import filelock
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
-from taskvec_mini.benchmarks.data.suites import load_tasks
-from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
+from taskvec_mini.benchmarks.data import Task, load_tasks
+from taskvec_mini.benchmarks.encoders import Encoder
 from taskvec_mini.benchmarks.heads import (
     Head,
     kept_head,
@@ -49,10 +49,7 @@ from taskvec_mini.benchmarks.heads import (
     templates_in,
     zero_shot_head,
 )
-from taskvec_mini.benchmarks.training._shelf import Shelf, device_of, encoder
 from taskvec_mini.errors import FileError, MissingFileError, UserError
-
-__all__ = ["FORMAT", "JOINT", "Experiment", "RunFolder", "Shelf", "device_of", "encoder"]
 
 FORMAT = "taskvec_mini.run/2"  # of settings.json, checkpoints and latest.safetensors
 JOINT = "joint"  # the name of joint training among the runs

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.parameters import Parameters, holding, trained_parameters
+from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders import Encoder, Parameters, holding, trained_parameters
 from taskvec_mini.benchmarks.heads import Head
-
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
 
 
 def full_batch_gradient(
@@ -41,24 +38,22 @@ def full_batch_gradient(
         The entries in the order of `TaskVector`: that of the trained parameters.
 
     Raises:
-        ValueError: if names or sizes of the parameters differ.
+        UserError: if names or sizes of the parameters differ, or `batch_size` is below 1.
     """
-    size, (images, labels_of_all) = _checks.whole_number("batch_size", batch_size), task.part("train")
-    own, device = trained_parameters(backbone.model), backbone.device
-    dtype = next(iter(own.values())).dtype
+    size = _checks.whole_number("batch_size", batch_size)
+    images, labels = task.part("train")
+    parameters = list(trained_parameters(backbone.model).values())
+    device, dtype = backbone.device, parameters[0].dtype
     head = copy.deepcopy(head).to(device, dtype)
     sum_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    total = torch.zeros(sum(part.numel() for part in own.values()), dtype=torch.float64, device=sum_on)
+    total = torch.zeros(sum(part.numel() for part in parameters), dtype=torch.float64, device=sum_on)
     with holding(backbone.model, state):
-        for rows, labels in zip(torch.split(images, size), torch.split(labels_of_all, size), strict=True):
-            logits = head(backbone.model(_as_floats(backbone.prepare(rows), dtype)))
-            loss = F.cross_entropy(logits, labels.to(logits.device))
-            slopes = torch.autograd.grad(loss, list(own.values()))
+        for rows, classes in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+            inputs = backbone.prepare(rows)
+            if inputs.is_floating_point():  # the numbers of tokens stay whole
+                inputs = inputs.to(dtype)
+            loss = F.cross_entropy(head(backbone.model(inputs)), classes.to(device))
+            slopes = torch.autograd.grad(loss, parameters)
             flat = torch.cat([slope.reshape(-1) for slope in slopes]).to(sum_on).double()
             total += flat * (len(rows) / len(images))
     return total.cpu()
-
-
-def _as_floats(inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Prepared images in the model's dtype; the numbers of tokens stay whole."""
-    return inputs.to(dtype) if inputs.is_floating_point() else inputs

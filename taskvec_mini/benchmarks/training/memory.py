@@ -6,28 +6,30 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.errors import UserError
 
 MARGIN = 0.05  # of the free memory: what the allocator cannot use, because its blocks do not fit
 
 
-class TooLittleMemoryError(RuntimeError):
+class TooLittleMemoryError(UserError, RuntimeError):
     """A run does not fit the device. `fits` is the number of images at a time that would, 0 if none does."""
 
     def __init__(self, message: str, fits: int):
         super().__init__(message, fits)  # both, so that the error survives a way to another process
-        self.message, self.fits = message, fits
+        self.message = message
+        self.fits = fits
 
     def __str__(self) -> str:
         return self.message
 
 
-class Gauge(Protocol):
+class DeviceMemory(Protocol):
     """What can be asked of a device about its memory, in bytes."""
 
     def free(self) -> int:
@@ -37,7 +39,7 @@ class Gauge(Protocol):
         """The most that a call takes beyond what was taken before it; None where it does not fit."""
 
 
-class CudaGauge:
+class CudaMemory:
     """The memory of one CUDA device, as its driver and torch's allocator see it."""
 
     def __init__(self, device: torch.device):
@@ -65,14 +67,14 @@ class CudaGauge:
         return None
 
 
-def gauge_of(device: torch.device) -> Gauge | None:
-    """The gauge of a device; None where there is no way to ask, as on a CPU.
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """The memory of a device; None where there is no way to ask, as on a CPU.
 
     Example:
-        >>> gauge_of(torch.device("cpu")) is None
+        >>> device_memory(torch.device("cpu")) is None
         True
     """
-    return CudaGauge(device) if device.type == "cuda" else None
+    return CudaMemory(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +111,17 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + data + (self.activations or 0)
 
     def __str__(self) -> str:
+        place = "there" if self.data_on_device else "in main memory, moved batch by batch"
+        activations = "not counted" if self.activations is None else amount(self.activations)
         parts = [
             f"parameters {amount(self.parameters)}",
             f"gradients {amount(self.gradients)}",
             f"optimiser {amount(self.optimizer)}",
-            f"data {amount(self.data)} {self._place()}",
-            f"activations of {self.images} at a time {self._activations()}",
+            f"data {amount(self.data)} {place}",
+            f"activations of {self.images} at a time {activations}",
         ]
         room = "" if self.free is None else f" of {amount(self.free + self.parameters)}"
         return f"memory on {self.device}: {amount(self.total)}{room} ({', '.join(parts)})"
-
-    def _place(self) -> str:
-        return "there" if self.data_on_device else "in main memory, moved batch by batch"
-
-    def _activations(self) -> str:
-        return "not counted" if self.activations is None else amount(self.activations)
 
 
 def amount(size: int) -> str:
@@ -148,7 +146,7 @@ def estimate(
     images: int,
     probe: Callable[[int], object],
     device: torch.device,
-    gauge: Gauge | None,
+    measured: DeviceMemory | None = None,
 ) -> Memory:
     """The memory of a run whose model is on the device already; also decides where the data go.
 
@@ -159,57 +157,47 @@ def estimate(
         images: how many go through the encoder at a time.
         probe: takes so many images through a forward and a backward pass and lets all go again.
         device: where the run is.
-        gauge: of the device; None where only counting is possible.
+        measured: the memory of the device; None where only counting is possible.
 
     Raises:
         TooLittleMemoryError: if so many images do not fit; the message names a number that does.
     """
-    counted = _count(model, data, settings, str(device), images)
-    if gauge is None:
-        return counted
-    free = gauge.free()
-    room = int(free * (1 - MARGIN)) - counted.optimizer
-    peak = gauge.peak(partial(probe, images))
-    if peak is None or peak > room:
-        _refuse(images, probe, room, gauge, f"{device} has {amount(free)} free", settings)
-    activations, fit = max(0, peak - counted.gradients), peak + counted.data <= room
-    return replace(counted, activations=activations, free=free, data_on_device=fit)
-
-
-def _count(model: nn.Module, data: list[Tensor], settings: Settings, device: str, images: int) -> Memory:
     trained = sum(part.nbytes for part in model.parameters() if part.requires_grad)
     copies = 2 if settings.optimizer == "adamw" else 1 if settings.momentum else 0
-    return Memory(
-        device=device,
+    counted = Memory(
+        device=str(device),
         parameters=sum(part.nbytes for part in (*model.parameters(), *model.buffers())),
         gradients=trained,
         optimizer=copies * trained,
         data=sum(part.nbytes for part in data),
         images=images,
     )
-
-
-def _refuse(
-    images: int, probe: Callable[[int], object], room: int, gauge: Gauge, free: str, settings: Settings
-) -> NoReturn:
-    """Halve until it fits, and say so."""
-    fits = images // 2
-    while fits:
-        peak = gauge.peak(partial(probe, fits))
-        if peak is not None and peak <= room:
-            break
+    if measured is None:
+        return counted
+    free = measured.free()
+    room = int(free * (1 - MARGIN)) - counted.optimizer
+    fits = images
+    peak = measured.peak(partial(probe, fits))
+    while fits and (peak is None or peak > room):
         fits //= 2
-    raise too_little(free, images, fits, settings=settings)
+        peak = measured.peak(partial(probe, fits)) if fits else None
+    if peak is None or fits < images:
+        raise too_little(f"{device} has {amount(free)} free", images, smaller=fits, settings=settings)
+    return replace(
+        counted,
+        activations=max(0, peak - counted.gradients),
+        free=free,
+        data_on_device=peak + counted.data <= room,
+    )
 
 
 def too_little(
-    why: str, images: int, smaller: int, *, settings: Settings, fits: str = "fits"
+    why: str, images: int, *, smaller: int, settings: Settings, fits: str = "fits"
 ) -> TooLittleMemoryError:
     """The error that names a smaller number: of a micro-batch, where the step can stay what it is.
 
     Example:
-        >>> settings = Settings(learning_rate=0.1, epochs=1)
-        >>> error = too_little("cuda:0 has 900 MB free", 64, 16, settings=settings)
+        >>> error = too_little("cuda:0 has 900 MB free", 64, smaller=16, settings=Settings())
         >>> str(error).partition(" (")[0]
         'cuda:0 has 900 MB free, too little for 64 at a time; micro_batch_size=16 fits'
     """

@@ -1,100 +1,75 @@
-"""One line on the terminal that says how far a run is, how fast it goes and how long it still takes."""
+"""How far a run is: a bar on a terminal, a line an epoch in a log file."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from collections.abc import Iterable
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any
 
-_EVERY = 0.2  # seconds between two looks of the line
+from tqdm import tqdm
 
 
-class ProgressLine:
-    """A line on stderr: images (or texts) done, how many a second, remaining time.
+class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar of tqdm that can also leave a line behind, and that is silent where it should be.
 
-    On a terminal the line is written over itself; elsewhere (a log file) one line an epoch is enough.
+    Attributes:
+        leaves_lines: whether `say` writes anything.
+    """
+
+    leaves_lines = False
+
+    def say(self, text: str) -> None:
+        """Leave a line on stderr, above the bar."""
+        if self.leaves_lines:
+            self.write(text, file=sys.stderr)
+
+
+def progress_bar(title: str, *, total: int, unit: str = "images", show: bool = True) -> Bar:
+    """A bar on stderr, to be used in a `with` block.
+
+    On a terminal it is drawn over itself and gone at the end; the lines of `say` stay. In a log file there
+    are these lines alone. In a notebook there is the bar alone and nothing stays, so that the outputs of a
+    cell are the same at every run; where the environment variable TASKVEC_MINI_EXPLORE is "static", as it is
+    while the book is built, there is nothing at all.
 
     Args:
         title: what runs.
-        total: how many images there are in all.
-        show: False for silence.
-        stream: where to write; stderr by default.
+        total: how many images there are.
         unit: what is counted.
+        show: False for silence.
 
     Example:
-        >>> import io
-        >>> stream = io.StringIO()
-        >>> line = ProgressLine("cars", 200, stream=stream)
-        >>> line.add(100, "epoch 1/2")
-        >>> line.end_epoch("loss 1.25")
-        >>> stream.getvalue().startswith("cars  epoch 1/2  100/200 images"), stream.getvalue().count("\\n")
-        (True, 1)
+        >>> with progress_bar("cars", total=200, show=False) as bar:
+        ...     _ = bar.update(100)
+        ...     bar.say("epoch 1/2  loss 1.25")
     """
-
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        *,
-        show: bool = True,
-        stream: TextIO | None = None,
-        unit: str = "images",
-    ):
-        self.title, self.total, self.show, self.unit = title, total, show, unit
-        self.stream = sys.stderr if stream is None else stream
-        self.done, self.place, self.begin, self.last, self.width = 0, "", time.monotonic(), 0.0, 0
-
-    def note(self, words: str) -> None:
-        """Leave a line about the whole run."""
-        if self.show:
-            self._write(f"{self.title}  {words}", "\n")
-
-    def add(self, count: int, place: str) -> None:
-        """Count so many more; `place` says where the run is."""
-        self.done, self.place = self.done + count, place
-        now = time.monotonic()
-        if self.show and self.stream.isatty() and now - self.last > _EVERY:
-            self.last = now
-            self._write(self._text(), "\r")
-
-    def end_epoch(self, words: str) -> None:
-        """Leave a line that stays."""
-        if self.show:
-            self._write(f"{self._text()}  {words}", "\n")
-
-    def _text(self) -> str:
-        speed = self.done / max(time.monotonic() - self.begin, 1e-9)
-        left = (self.total - self.done) / max(speed, 1e-9)
-        return (
-            f"{self.title}  {self.place}  {self.done:,}/{self.total:,} {self.unit}  "
-            f"{speed:,.0f} {self.unit}/s  {clock(left)} left"
-        )
-
-    def _write(self, text: str, end: str) -> None:
-        self.stream.write(text.ljust(self.width) + end)
-        self.stream.flush()
-        self.width = len(text) if end == "\r" else 0
+    notebook = type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+    drawn = os.environ.get("TASKVEC_MINI_EXPLORE") != "static" if notebook else sys.stderr.isatty()
+    bar = Bar(
+        desc=title,
+        total=total,
+        unit=f" {unit}",
+        disable=not (show and drawn),
+        leave=False,
+        file=sys.stderr,
+        dynamic_ncols=not notebook,
+        mininterval=0.2,
+    )
+    bar.leaves_lines = show and not notebook
+    return bar
 
 
-def unit_of(tasks: Iterable[object]) -> str:
-    """What the examples of some tasks are called: "images", unless the tasks' `unit` says another word.
+def epoch_line(record: Mapping[str, Any], *, epochs: int, unit: str = "images") -> str:
+    """What is said of a finished epoch.
 
     Example:
-        >>> unit_of([])
-        'examples'
+        >>> record = {"epoch": 2, "loss": 0.5, "accuracy": 0.75, "images_per_second": 1234.5, "seconds": 60.0}
+        >>> epoch_line(record, epochs=4)
+        'epoch 2/4  loss 0.5000  accuracy 0.750  1,234 images/s  02:00 left'
     """
-    units = {getattr(task, "unit", "images") for task in tasks}
-    return units.pop() if len(units) == 1 else "examples"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
-
-    Example:
-        >>> clock(59.6), clock(3725)
-        ('1:00', '1:02:05')
-    """
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    left = tqdm.format_interval(record["seconds"] * (epochs - record["epoch"]))
+    return (
+        f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}  "
+        f"{record['images_per_second']:,.0f} {unit}/s  {left} left"
+    )

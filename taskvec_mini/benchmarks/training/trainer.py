@@ -6,27 +6,38 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskvec_mini.benchmarks.encoders.parameters import trained_parameters, write_parameters
+from taskvec_mini import descent
+from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders import Encoder, trained_parameters, write_parameters
 from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.benchmarks.training import memory
-from taskvec_mini.benchmarks.training.progress import ProgressLine, unit_of
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import PLAIN, Speed
-from taskvec_mini.benchmarks.training.tally import DivergedError, Part, Tally
+from taskvec_mini.benchmarks.training.settings import Settings, Speed
 from taskvec_mini.errors import UserError
 
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-
 ExtraLoss = Callable[[nn.Module, torch.Generator], Tensor]
+
+
+class DivergedError(descent.DivergedError, UserError):
+    """Finetuning left the finite numbers. `epoch`, `step` (both counted from 1) and `loss` say where."""
+
+    def __init__(self, title: str, *, epoch: int, step: int, loss: float, learning_rate: float):
+        super().__init__(epoch, loss=loss, learning_rate=learning_rate)
+        self.step = step
+        self.learning_rate = learning_rate
+        self.args = (
+            f"finetuning on {title} diverged in epoch {epoch}, step {step} of it (loss {loss}) at "
+            f"learning_rate {learning_rate:g}; lower the learning rate, or clip the gradients (the "
+            "checkpoints of the epochs before are untouched)",
+        )
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -35,44 +46,36 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def plan(sizes: list[int], settings: Settings, epoch: int) -> list[tuple[int, Tensor]]:
-    """The steps of an epoch: which task, and which of its images.
+def plan(sizes: list[int], settings: Settings, *, epoch: int) -> list[tuple[int, Tensor]]:
+    """The batches of an epoch: which task, and which of its images.
 
     Every image of every task is seen once. With several tasks the batches of all of them are mixed at random.
 
     Example:
-        >>> steps = plan([3, 2], Settings(learning_rate=0.1, epochs=1, batch_size=2), 1)
-        >>> sorted((task, len(index)) for task, index in steps)
+        >>> batches = plan([3, 2], Settings(batch_size=2), epoch=1)
+        >>> sorted((task, len(rows)) for task, rows in batches)
         [(0, 1), (0, 2), (1, 2)]
     """
     generator = seeded(settings.seed, epoch)
     orders = [torch.randperm(size, generator=generator) for size in sizes]
-    steps = [
-        (task, index)
-        for task, order in enumerate(orders)
-        for index in torch.split(order, settings.batch_size)
+    batches = [
+        (task, rows) for task, order in enumerate(orders) for rows in torch.split(order, settings.batch_size)
     ]
     if len(sizes) == 1:
-        return steps
-    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+        return batches
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-@torch.no_grad()
-def check_head(backbone: Encoder, head: Head, task: Task) -> None:
-    """A ValueError unless the head has one logit for each class of the task."""
-    logits = head(backbone.model(backbone.prepare(task.part("train")[0][:1])))
-    if logits.shape[1] != len(task.class_names):
-        raise UserError(
-            f"the head gives {logits.shape[1]} logits but {task.name} has {len(task.class_names)} classes; "
-            "make the head from this task"
-        )
+@dataclass(frozen=True)
+class _Step:
+    """A step whose numbers are still on the device: of each micro-batch its number of images, their mean loss
+    and how many were right; and the norm of the gradient."""
 
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a device; to a GPU from locked pages, because else the copy waits for all the GPU has yet to do."""
-    if tensor.device == device or device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    images: list[int]
+    losses: list[Tensor]
+    hits: list[Tensor]
+    norm: Tensor
+    learning_rate: float
 
 
 class Trainer:
@@ -80,6 +83,21 @@ class Trainer:
 
     Data that do not fit the device beside the rest stay where they are, and every batch is moved; `memory`
     says so, and what the run takes.
+
+    Args:
+        backbone: the encoder; it is not changed.
+        heads: the frozen head of each task, by name.
+        tasks: by name; their training parts are used.
+        settings: optimiser, rate, epochs and so on.
+        device: where to train; the backbone's device by default.
+        speed: number format, images in memory at a time and so on.
+        extra_loss: a function of the model and a generator of the step's own, added to every step's loss.
+        measured: the memory of the device; by default what can be asked of it.
+
+    Raises:
+        UserError: if settings and speed do not go together, a head has not the classes of its task, or it has
+            no centre under centre="batch".
+        TooLittleMemoryError: if it does not fit the device.
     """
 
     def __init__(
@@ -87,149 +105,184 @@ class Trainer:
         backbone: Encoder,
         heads: Mapping[str, Head],
         tasks: Mapping[str, Task],
-        settings: Settings,
         *,
-        extra_loss: ExtraLoss | None,
-        device: torch.device,
-        speed: Speed = PLAIN,
-        gauge: memory.Gauge | None = None,
+        settings: Settings,
+        device: torch.device | None = None,
+        speed: Speed | None = None,
+        extra_loss: ExtraLoss | None = None,
+        measured: memory.DeviceMemory | None = None,
     ):
-        speed.check(settings, device)
-        model = speed.lay_out(copy.deepcopy(backbone.model).to(device).eval())
-        self.backbone, self.speed = replace(backbone, model=model), speed
-        self.compiled = torch.compile(model, dynamic=False) if speed.compile else model
-        self.settings, self.extra_loss, self.title = settings, extra_loss, " + ".join(tasks)
-        self.unit = unit_of(tasks.values())
-        self.heads = [copy.deepcopy(heads[name]).to(device) for name in tasks]
-        self.data = [t.part("train") for t in tasks.values()]
-        self.sizes = [len(labels) for _, labels in self.data]
+        device = backbone.device if device is None else device
+        self.device = device
+        self.settings = settings
+        self.speed = Speed() if speed is None else speed
+        self.extra_loss = extra_loss
+        self.speed.check(settings, device)
+        model = self.speed.lay_out(copy.deepcopy(backbone.model).to(device).eval())
+        self.backbone = replace(backbone, model=model)
+        self.compiled = torch.compile(model, dynamic=False) if self.speed.compile else model
         self.parameters = trained_parameters(model)
-        for head, task in zip(self.heads, tasks.values(), strict=True):
-            check_head(self.backbone, head, task)
+        self.optimizer = settings.make_optimizer(self.parameters.values())
+        self.title = " + ".join(tasks)
+        self.heads = [copy.deepcopy(heads[name]).to(device) for name in tasks]
+        self.data = [task.part("train") for task in tasks.values()]
+        self.sizes = [len(labels) for _, labels in self.data]
+        self.images_at_a_time = self.speed.images_at_a_time(settings)
+        self.unread = 1 if device.type == "cuda" else 0  # steps queued before anyone looks at their numbers
+        for head, (inputs, _), task in zip(self.heads, self.data, tasks.values(), strict=True):
+            with torch.no_grad():
+                logits = head(model(self.backbone.prepare(inputs[:1])))
+            if logits.shape[1] != len(task.class_names):
+                raise UserError(
+                    f"the head gives {logits.shape[1]} logits but {task.name} has {len(task.class_names)} "
+                    "classes; make the head from this task"
+                )
             if settings.centre == "batch":
                 centre_of(head)  # an error here leaves no folder behind
-        self.optimizer = settings.make_optimizer(self.parameters.values())
-        batches = sum(math.ceil(size / settings.batch_size) for size in self.sizes)
-        self.steps_per_epoch = 1 if settings.optimizer == "gd" else batches
-        self.at_a_time = speed.images_at_a_time(settings)
-        self.unseen = 1 if device.type == "cuda" else 0  # steps queued before anyone looks at their numbers
-        self.memory = self._place_data(device, memory.gauge_of(device) if gauge is None else gauge)
-
-    def _place_data(self, device: torch.device, gauge: memory.Gauge | None) -> memory.Memory:
-        """Estimate the memory, then move the data to the device if they fit."""
-        everything = [part for pair in self.data for part in pair]
         largest = self.sizes.index(max(self.sizes))
-        found = memory.estimate(
-            self.backbone.model,
-            everything,
-            settings=self.settings,
-            images=min(self.at_a_time, self.sizes[largest]),
-            probe=lambda images: self._probe(largest, images),
+
+        def probe(images: int) -> None:
+            """The first images forth and back, for the memory that it takes; no trace of it is left."""
+            try:
+                self.backward(largest, torch.arange(images), weight=1.0)
+            finally:
+                self.optimizer.zero_grad()
+
+        self.memory = memory.estimate(
+            model,
+            [part for pair in self.data for part in pair],
+            settings=settings,
+            images=min(self.images_at_a_time, self.sizes[largest]),
+            probe=probe,
             device=device,
-            gauge=gauge,
+            measured=memory.device_memory(device) if measured is None else measured,
         )
-        if found.data_on_device:
+        if self.memory.data_on_device:
             self.data = [(inputs.to(device), labels.to(device)) for inputs, labels in self.data]
-        return found
 
-    def _probe(self, task: int, images: int) -> None:
-        """The first images forth and back, for the memory that it takes; no trace of it is left."""
-        try:
-            self._backward(task, torch.arange(images), 1.0)
-        finally:
-            self.optimizer.zero_grad()
+    def epoch(self, epoch: int, *, progress: Callable[[int], object] | None = None) -> dict[str, Any]:
+        """Train for one epoch, counted from 1.
 
-    def epoch(self, epoch: int, line: ProgressLine) -> dict[str, Any]:
-        """Train for one epoch; what was measured meanwhile.
+        A step is one batch or, with "gd", all of them: the gradient of the mean over tasks of the mean over
+        images, summed batch by batch.
+
+        Args:
+            epoch: which one; it decides the order of the images and the learning rates.
+            progress: is told after every batch how many images it had.
+
+        Returns:
+            What was measured meanwhile: "loss" and "accuracy" over images as they were met, the mean
+            "gradient_norm" before clipping, "steps", "seconds", "images_per_second".
 
         Raises:
             DivergedError: where a number is not finite.
             TooLittleMemoryError: where a GPU has no more memory.
         """
-        begin, images = time.perf_counter(), sum(self.sizes)
-        tally = Tally(self.title, epoch, self.unseen)
-        steps = self._full_batch if self.settings.optimizer == "gd" else self._mini_batches
+        begin = time.perf_counter()
+        settings = self.settings
+        full_batch = settings.optimizer == "gd"
+        batches = plan(self.sizes, settings, epoch=epoch)
+        steps = 1 if full_batch else len(batches)
+        clip_norm = math.inf if settings.clip_norm is None else settings.clip_norm
+        loss, hits, norms, read = 0.0, 0, 0.0, 0
+        waiting: deque[_Step] = deque()  # to look at a GPU's number is to wait until it has been computed
+        images: list[int] = []
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
         try:
             with self.speed.products():
-                for seen in steps(epoch, tally):
-                    line.add(seen, f"epoch {epoch}/{self.settings.epochs}")
+                for number, (task, batch) in enumerate(batches, 1):
+                    if not images:
+                        self.optimizer.zero_grad()
+                    share = len(batch) / (self.sizes[task] * len(self.sizes)) if full_batch else 1.0
+                    for rows in torch.split(batch, self.images_at_a_time):
+                        found = self.backward(task, rows, weight=share * (len(rows) / len(batch)))
+                        images.append(len(rows))
+                        losses.append(found[0])
+                        right.append(found[1])
+                    if progress is not None:
+                        progress(len(batch))
+                    last = number == len(batches)
+                    if full_batch and not last:
+                        continue
+                    step = 1 if full_batch else number
+                    if self.extra_loss is not None:
+                        extra = self.extra_loss(self.backbone.model, seeded(settings.seed, epoch, step))
+                        extra.backward()  # type: ignore[no-untyped-call]
+                    norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), clip_norm)
+                    rate = settings.rate((epoch - 1) * steps + step, steps * settings.epochs)
+                    waiting.append(_Step(images, losses, right, norm, rate))
+                    images, losses, right = [], [], []
+                    while len(waiting) > (0 if last else self.unread):
+                        read += 1
+                        step_loss, step_hits, step_norm = self._read(waiting.popleft(), epoch, step=read)
+                        loss += step_loss
+                        hits += step_hits
+                        norms += step_norm
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate
+                    self.optimizer.step()
         except torch.OutOfMemoryError as error:
-            why, size = f"finetuning on {self.title} ran out of memory in epoch {epoch}", self.at_a_time
-            raise memory.too_little(why, size, size // 2, settings=self.settings, fits="may fit") from error
-        tally.look()
+            why = f"finetuning on {self.title} ran out of memory in epoch {epoch}"
+            size = self.images_at_a_time
+            raise memory.too_little(
+                why, size, smaller=size // 2, settings=settings, fits="may fit"
+            ) from error
         if not all(bool(torch.isfinite(part).all()) for part in self.parameters.values()):
-            raise DivergedError(self.title, epoch, tally.steps, math.nan, self.settings.learning_rate)
+            raise DivergedError(
+                self.title, epoch=epoch, step=steps, loss=math.nan, learning_rate=settings.learning_rate
+            )
         seconds = time.perf_counter() - begin
+        total = sum(self.sizes)
         return {
             "epoch": epoch,
-            "loss": tally.loss / images,
-            "accuracy": tally.hits / images,
-            "gradient_norm": tally.norms / tally.steps,
-            "steps": tally.steps,
+            "loss": loss / total,
+            "accuracy": hits / total,
+            "gradient_norm": norms / steps,
+            "steps": steps,
             "seconds": seconds,
-            "images_per_second": images / seconds,
+            "images_per_second": total / seconds,
         }
 
-    def _mini_batches(self, epoch: int, tally: Tally) -> Iterator[int]:
-        for task, index in plan(self.sizes, self.settings, epoch):
-            self.optimizer.zero_grad()
-            parts = self._accumulate(task, index, 1.0)
-            self._step(epoch, parts, tally)
-            yield len(index)
+    def backward(self, task: int, rows: Tensor, *, weight: float) -> tuple[Tensor, Tensor]:
+        """Add `weight` times the gradient of the mean loss over these rows of a task's images.
 
-    def _full_batch(self, epoch: int, tally: Tally) -> Iterator[int]:
-        """One step along the mean over tasks of the mean over images, its gradient summed batch by batch."""
-        self.optimizer.zero_grad()
-        parts: list[Part] = []
-        for task, index in plan(self.sizes, self.settings, epoch):
-            weight = len(index) / (self.sizes[task] * len(self.sizes))
-            parts += self._accumulate(task, index, weight)
-            yield len(index)
-        self._step(epoch, parts, tally)
-
-    def _accumulate(self, task: int, index: Tensor, weight: float) -> list[Part]:
-        """Add `weight` times the gradient of the mean loss over these images, by micro-batches."""
-        return [
-            self._backward(task, rows, weight * (len(rows) / len(index)))
-            for rows in torch.split(index, self.at_a_time)
-        ]
-
-    def _backward(self, task: int, rows: Tensor, weight: float) -> Part:
-        images, labels = self._batch(task, rows)
-        embedded = self._embed(images)
+        Returns:
+            The mean loss and the number of images that are right, both still on the device.
+        """
+        images, labels = self.data[task]
+        rows = _moved(rows, images.device)
+        images = _moved(images[rows], self.device)
+        labels = _moved(labels[rows], self.device)
+        encode = self.compiled if len(images) == self.images_at_a_time else self.backbone.model
+        inputs = self.speed.lay_out(self.backbone.prepare(images))
+        with self.speed.autocast(self.device):
+            embedded: Tensor = encode(inputs)
+        if embedded.dtype == torch.bfloat16:
+            embedded = embedded.float()
+        head = self.heads[task]
         if self.settings.centre == "batch":
-            embedded = embedded - embedded.mean(0) + centre_of(self.heads[task])
-        logits = self.heads[task](embedded)
+            embedded = embedded - embedded.mean(0) + centre_of(head)
+        logits = head(embedded)
         loss = F.cross_entropy(logits, labels)
         (weight * loss).backward()  # type: ignore[no-untyped-call]
-        return Part(len(rows), loss.detach(), (logits.detach().argmax(1) == labels).sum())
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
-    def _batch(self, task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """These images and labels on the device, from wherever the data are."""
-        images, labels = self.data[task]
-        here, device = _moved(rows, images.device), self.backbone.device
-        return _moved(images[here], device), _moved(labels[here], device)
-
-    def _embed(self, images: Tensor) -> Tensor:
-        encode = self.compiled if len(images) == self.at_a_time else self.backbone.model
-        inputs = self.speed.lay_out(self.backbone.prepare(images))
-        with self.speed.forward(self.backbone.device):
-            embedded: Tensor = encode(inputs)
-        return embedded.float() if embedded.dtype == torch.bfloat16 else embedded
-
-    def _step(self, epoch: int, parts: list[Part], tally: Tally) -> None:
-        number = tally.begun + 1
-        step = (epoch - 1) * self.steps_per_epoch + number
-        if self.extra_loss is not None:
-            extra = self.extra_loss(self.backbone.model, seeded(self.settings.seed, epoch, number))
-            extra.backward()  # type: ignore[no-untyped-call]
-        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
-        rate = self.settings.rate(step, self.steps_per_epoch * self.settings.epochs)
-        tally.add(parts, norm, rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+    def _read(self, taken: _Step, epoch: int, *, step: int) -> tuple[float, int, float]:
+        """The loss summed over images, how many were right, and the norm: one look, not one for each."""
+        hits = [each.to(taken.norm.dtype) for each in taken.hits]
+        numbers = torch.stack([*taken.losses, *hits, taken.norm]).tolist()
+        count = len(taken.images)
+        loss = sum(mean * images for mean, images in zip(numbers[:count], taken.images, strict=True))
+        if not all(map(math.isfinite, numbers)):
+            raise DivergedError(
+                self.title,
+                epoch=epoch,
+                step=step,
+                loss=loss / sum(taken.images),
+                learning_rate=taken.learning_rate,
+            )
+        return loss, round(sum(numbers[count:-1])), numbers[-1]
 
     # what `latest.safetensors` holds of the optimiser
 
@@ -254,3 +307,10 @@ class Trainer:
         self.optimizer.load_state_dict({"state": stored, "param_groups": groups})
         for values in self.optimizer.state.values():  # fused steps want them in memory as the parameters are
             values |= {name: self.speed.lay_out(value) for name, value in values.items()}
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a device; to a GPU from locked pages, because else the copy waits for all the GPU has yet to do."""
+    if tensor.device == device or device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
