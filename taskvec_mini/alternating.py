@@ -20,7 +20,6 @@ steps a round, `descent_bound` says by how much L̄ has to fall. Compare with jo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,14 +67,12 @@ def alternate(
         measure: from theta to numbers by name, such as accuracies, kept with the round.
         progress: called with each round.
 
-    Raises (at once):
-        ValueError: if a number is out of range, there are no losses, or `learning_rate` and `finetune` are
-            both given or both left out.
-        TypeError: if `start` is neither flat parameters nor a Round.
-
-    Raises (in a round):
-        DivergedError: as `descent.gradient_descent` does.
-        ValueError: if `finetune` or `merge` returns another shape, or values that are not finite.
+    Raises:
+        ValueError: at once if a number is out of range, there are no losses, or `learning_rate` and
+            `finetune` are both given or both left out; in a round if `finetune` or `merge` returns another
+            shape, or values that are not finite.
+        TypeError: at once if `start` is neither flat parameters nor a Round.
+        DivergedError: in a round, as `descent.gradient_descent` does.
 
     Example:
         >>> bowls = [lambda theta: theta.square().sum() / 2, lambda theta: (theta - 2).square().sum() / 2]
@@ -86,13 +83,25 @@ def alternate(
         >>> [later.number for later in alternate(bowls, last, rounds=3, **run)]
         [2, 3]
     """
-    if finetune is None and learning_rate is not None:
-        tune = _full_batch(learning_rate, epochs)
-    elif finetune is not None and learning_rate is None:
-        tune = finetune
-    else:
+    if (finetune is None) == (learning_rate is None):
         raise UserError("give either learning_rate, for full-batch steps, or a finetune of your own")
-    return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, scaling_coef, measure, progress))
+    if learning_rate is not None:
+        rate = _checks.positive_number("learning_rate", learning_rate)
+
+    def full_batch(tasks: Sequence[Any], theta: Tensor, _: int) -> Tensor:
+        return gradient_descent(tasks, theta, learning_rate=rate, epochs=epochs)[:, -1]
+
+    return _rounds(
+        losses,
+        start,
+        rounds=rounds,
+        epochs=epochs,
+        tune=finetune or full_batch,
+        merge=merge,
+        scaling_coef=scaling_coef,
+        measure=measure,
+        progress=progress,
+    )
 
 
 def local_sgd(
@@ -140,8 +149,17 @@ def local_sgd(
         generator = torch.Generator().manual_seed(int(words[0]))
         return finetune(list(tasks), theta, generator=generator, **recipe)[:, -1]
 
-    merge = None if weights is None else weighted_mean(weights)
-    return _rounds(losses, start, rounds, _Plan(tune, epochs, merge, 1.0, measure, progress))
+    return _rounds(
+        losses,
+        start,
+        rounds=rounds,
+        epochs=epochs,
+        tune=tune,
+        merge=None if weights is None else weighted_mean(weights),
+        scaling_coef=1.0,
+        measure=measure,
+        progress=progress,
+    )
 
 
 # merging rules on the matrix of task vectors
@@ -179,8 +197,8 @@ def matrix_rule(rule: Rule, *, layout: Layout | None = None, **settings: Any) ->
             row as one tensor. `[(name, p.shape) for name, p in model.named_parameters()]` makes one.
         settings: further arguments of the rule.
 
-    Raises (when called):
-        ValueError, TypeError: as `rule` does, or if the layout does not add up to D.
+    Raises:
+        ValueError, TypeError: when called, as `rule` does, or if the layout does not add up to D.
 
     Example:
         >>> from taskvec_mini import merging
@@ -219,6 +237,7 @@ class MeanLoss:
         self.losses: list[Any] = _checks.not_empty("the list of losses", list(losses))
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """L̄ at theta (D,), over all examples or over those that the index tensor means."""
         if index is None:
             return torch.stack([loss(theta) for loss in self.losses]).mean()
         size, tasks = len(self), len(self.losses)
@@ -285,10 +304,8 @@ def descent_bound(
         >>> descent_bound(2.0, 1.0, learning_rate=0.25, epochs=2, curvature=2.0, slope=3.0)
         1.890625
     """
-    rate, steps = (
-        _checks.positive_number("learning_rate", learning_rate),
-        _checks.whole_number("epochs", epochs),
-    )
+    rate = _checks.positive_number("learning_rate", learning_rate)
+    steps = _checks.whole_number("epochs", epochs)
     beta = _checks.positive_number("curvature", curvature)
     time = rate * steps
     if time * beta > 1 + 1e-12:
@@ -303,86 +320,82 @@ def descent_bound(
 # the loop
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What happens in every round."""
-
-    tune: Finetuning
-    epochs: int
-    merge: Merging | None
-    scaling_coef: float
-    measure: Measure | None
-    progress: Callable[[Round], None] | None
-
-    def __post_init__(self) -> None:
-        _checks.whole_number("epochs", self.epochs)
-        _checks.finite_number("scaling_coef", self.scaling_coef)
-
-    def merged(self, vectors: Tensor) -> Tensor:
-        merged = self.merge(vectors) if self.merge else vectors.mean(0)
-        return self.scaling_coef * _expected("merge", merged, tuple(vectors.shape[1:]))
-
-
-def _full_batch(learning_rate: float, epochs: int) -> Finetuning:
-    rate = _checks.positive_number("learning_rate", learning_rate)
-    return lambda losses, theta, _: gradient_descent(losses, theta, learning_rate=rate, epochs=epochs)[:, -1]
-
-
-def _rounds(losses: Sequence[Any], start: Tensor | Round, rounds: int, plan: _Plan) -> Iterator[Round]:
+def _rounds(
+    losses: Sequence[Any],
+    start: Tensor | Round,
+    *,
+    rounds: int,
+    epochs: int,
+    tune: Finetuning,
+    merge: Merging | None,
+    scaling_coef: float,
+    measure: Measure | None,
+    progress: Callable[[Round], None] | None,
+) -> Iterator[Round]:
+    epochs = _checks.whole_number("epochs", epochs)
+    alpha = _checks.finite_number("scaling_coef", scaling_coef)
     tasks = _checks.not_empty("the list of losses", losses)
     rounds = _checks.whole_number("rounds", rounds)
-    here = start if isinstance(start, Round) else _first(tasks, start, plan)
-    if len(here.losses) != len(tasks):
-        raise UserError(f"start knows {len(here.losses)} tasks, got {len(tasks)}; go on with the same losses")
-    return _run(tasks, here, rounds, plan, fresh=here is not start)
+
+    def look(theta: Tensor) -> dict[str, Any]:
+        measured = dict(measure(theta)) if measure else {}
+        return {"losses": tuple(losses_at(tasks, theta[None])[0].tolist()), "measured": measured}
+
+    if isinstance(start, Round):
+        first = start
+        if len(start.losses) != len(tasks):
+            raise UserError(
+                f"start knows {len(start.losses)} tasks, got {len(tasks)}; go on with the same losses"
+            )
+    else:
+        theta = _checks.flat_parameters("start", start).detach().clone()
+        norms, cosines = angles(torch.zeros(len(tasks), 1))
+        first = Round(
+            number=0,
+            theta=theta,
+            pretrained=theta,
+            norms=norms,
+            cosines=cosines,
+            norms_from_pretrained=norms,
+            cosines_from_pretrained=cosines,
+            **look(theta),
+        )
+
+    def run() -> Iterator[Round]:  # apart, because a generator would check when its first round is asked for
+        last = first
+        if first is not start:
+            yield first
+        while last.number < rounds:
+            tuned = tune(tasks, last.theta, last.number + 1)
+            vectors = _expected("finetune", tuned, shape=(len(tasks), len(last.theta))) - last.theta
+            merged = merge(vectors) if merge else vectors.mean(0)
+            theta = last.theta + alpha * _expected("merge", merged, shape=tuple(vectors.shape[1:]))
+            norms, cosines = angles(vectors)
+            from_pretrained = angles(vectors, last.theta - last.pretrained)
+            last = Round(
+                number=last.number + 1,
+                theta=theta,
+                pretrained=last.pretrained,
+                norms=norms,
+                cosines=cosines,
+                norms_from_pretrained=from_pretrained[0],
+                cosines_from_pretrained=from_pretrained[1],
+                gradient_evaluations=last.gradient_evaluations + len(tasks) * epochs,
+                floats_communicated=last.floats_communicated + 2 * vectors.numel(),
+                **look(theta),
+            )
+            yield last
+
+    return _announced(run(), progress) if progress else run()
 
 
-def _run(tasks: list[Any], here: Round, rounds: int, plan: _Plan, *, fresh: bool) -> Iterator[Round]:
-    """Checks were made before: a generator would make them only when its first round is asked for."""
-    if fresh:
-        yield _announced(here, plan)
-    while here.number < rounds:
-        shape = (len(tasks), len(here.theta))
-        tuned = _expected("finetune", plan.tune(tasks, here.theta, here.number + 1), shape)
-        here = _after(here, tasks, tuned - here.theta, plan)
-        yield _announced(here, plan)
+def _announced(rounds: Iterator[Round], progress: Callable[[Round], None]) -> Iterator[Round]:
+    for each in rounds:
+        progress(each)
+        yield each
 
 
-def _first(tasks: list[Any], start: Tensor, plan: _Plan) -> Round:
-    theta = _checks.flat_parameters("start", start).detach().clone()
-    norms, cosines = angles(torch.zeros(len(tasks), 1))
-    values, measured = _looked_at(tasks, theta, plan)
-    return Round(0, theta, theta, values, norms, cosines, norms, cosines, measured=measured)
-
-
-def _after(before: Round, tasks: list[Any], vectors: Tensor, plan: _Plan) -> Round:
-    theta = before.theta + plan.merged(vectors)
-    values, measured = _looked_at(tasks, theta, plan)
-    return Round(
-        before.number + 1,
-        theta,
-        before.pretrained,
-        values,
-        *angles(vectors),
-        *angles(vectors, before.theta - before.pretrained),
-        gradient_evaluations=before.gradient_evaluations + len(tasks) * plan.epochs,
-        floats_communicated=before.floats_communicated + 2 * vectors.numel(),
-        measured=measured,
-    )
-
-
-def _looked_at(tasks: list[Any], theta: Tensor, plan: _Plan) -> tuple[tuple[float, ...], dict[str, float]]:
-    measured = dict(plan.measure(theta)) if plan.measure else {}
-    return tuple(losses_at(tasks, theta[None])[0].tolist()), measured
-
-
-def _announced(here: Round, plan: _Plan) -> Round:
-    if plan.progress:
-        plan.progress(here)
-    return here
-
-
-def _expected(who: str, result: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _expected(who: str, result: Tensor, *, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(result, Tensor) or tuple(result.shape) != shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise UserError(f"{who} must return a tensor of shape {shape}, got {got}; look at what it stacks")

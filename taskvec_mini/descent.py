@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(UserError, ArithmeticError):
     """Training left the finite numbers. `epoch` (counted from 1) and `loss` say where and with what."""
 
     def __init__(self, epoch: int, loss: float, learning_rate: float):
@@ -91,7 +91,7 @@ def gradient_descent(
     for epoch in range(1, epochs + 1):
         values, slopes = evaluate(thetas)
         thetas = thetas - rate * slopes
-        _check_progress(epoch, values, thetas, rate)
+        _check_progress(values, thetas, epoch=epoch, learning_rate=rate)
         path.append(thetas)
     trajectories = torch.stack(path, dim=1)
     return trajectories[0] if single else trajectories
@@ -146,92 +146,77 @@ def finetune(
         >>> path.tolist()
         [[0.0], [0.25]]
     """
-    recipe = _Recipe(
-        _checks.positive_number("learning_rate", learning_rate),
-        _checks.whole_number("epochs", epochs),
-        _checks.whole_number("batch_size", batch_size),
-        _checks.whole_number("warmup_steps", warmup_steps, minimum=0),
-        math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
-        _checks.named_choice("record", record, {"epochs": False, "steps": True}),
-        _optimizer_maker(optimizer, learning_rate, options),
-    )
+    kind = _checks.named_choice("optimizer", optimizer, OPTIMIZERS)
+    known = dict.fromkeys(name for name in inspect.signature(kind).parameters if name not in ("params", "lr"))
+    for option in options:
+        _checks.named_choice(f"option of the optimizer {optimizer!r}", option, known)
     _checks.flat_parameters("start", start)
     _checks.random_source(generator)
+    train = partial(
+        _finetune_one,
+        start=start,
+        learning_rate=_checks.positive_number("learning_rate", learning_rate),
+        epochs=_checks.whole_number("epochs", epochs),
+        batch_size=_checks.whole_number("batch_size", batch_size),
+        generator=generator,
+        examples=examples,
+        make_optimizer=partial(kind, **options),
+        clip_norm=math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
+        warmup_steps=_checks.whole_number("warmup_steps", warmup_steps, minimum=0),
+        every_step=_checks.named_choice("record", record, {"epochs": False, "steps": True}),
+    )
     if callable(loss):
-        return _finetune_one(loss, start, generator, examples, recipe)
-    losses = _checks.not_empty("the list of losses", loss)
-    return torch.stack([_finetune_one(each, start, generator, examples, recipe) for each in losses])
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """The checked settings of a mini-batch run."""
-
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    warmup_steps: int
-    clip_norm: float
-    every_step: bool
-    make_optimizer: Callable[[Tensor], torch.optim.Optimizer]
+        return train(loss)
+    return torch.stack([train(each) for each in _checks.not_empty("the list of losses", loss)])
 
 
 def _finetune_one(
-    loss: BatchLoss, start: Tensor, generator: torch.Generator, examples: int | None, recipe: _Recipe
+    loss: BatchLoss,
+    start: Tensor,
+    *,
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    examples: int | None,
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+    clip_norm: float,
+    warmup_steps: int,
+    every_step: bool,
 ) -> Tensor:
-    count = _count_examples(loss, examples)
-    if recipe.batch_size > count:
+    if examples is not None:
+        count = _checks.whole_number("examples", examples)
+    elif hasattr(loss, "__len__"):
+        count = len(loss)
+    else:
+        raise InputTypeError("this loss does not say how many examples it has; pass examples=...")
+    if batch_size > count:
         raise UserError(
-            f"batch_size is {recipe.batch_size} but there are {count} examples; choose a size of 1 to {count}"
+            f"batch_size is {batch_size} but there are {count} examples; choose a size of 1 to {count}"
         )
     theta = start.detach().clone().requires_grad_()
-    optimizer = recipe.make_optimizer(theta)
-    path, step = [start.detach().clone()], 0
-    for epoch in range(1, recipe.epochs + 1):
-        for batch in _batches(count, recipe.batch_size, generator):
+    optimizer = make_optimizer([theta], lr=learning_rate)
+    path = [start.detach().clone()]
+    step = 0
+    for epoch in range(1, epochs + 1):
+        for batch in torch.split(torch.randperm(count, generator=generator), batch_size):
             step += 1
-            _warm_up(optimizer, step, recipe)
+            warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * warm
             value = loss(theta, batch)
             (theta.grad,) = torch.autograd.grad(value, theta)
-            torch.nn.utils.clip_grad_norm_([theta], recipe.clip_norm)
+            torch.nn.utils.clip_grad_norm_([theta], clip_norm)
             optimizer.step()
-            _check_progress(epoch, value.detach(), theta.detach(), recipe.learning_rate)
-            if recipe.every_step:
+            _check_progress(value.detach(), theta.detach(), epoch=epoch, learning_rate=learning_rate)
+            if every_step:
                 path.append(theta.detach().clone())
-        if not recipe.every_step:
+        if not every_step:
             path.append(theta.detach().clone())
     return torch.stack(path)
 
 
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.split(torch.randperm(count, generator=generator), size)
-
-
-def _warm_up(optimizer: torch.optim.Optimizer, step: int, recipe: _Recipe) -> None:
-    share = min(1.0, step / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * share
-
-
-def _count_examples(loss: BatchLoss, examples: int | None) -> int:
-    if examples is not None:
-        return _checks.whole_number("examples", examples)
-    if not hasattr(loss, "__len__"):
-        raise InputTypeError("this loss does not say how many examples it has; pass examples=...")
-    return len(loss)
-
-
-def _optimizer_maker(
-    name: str, learning_rate: float, options: dict[str, Any]
-) -> Callable[[Tensor], torch.optim.Optimizer]:
-    kind = _checks.named_choice("optimizer", name, OPTIMIZERS)
-    known = dict.fromkeys(name for name in inspect.signature(kind).parameters if name not in ("params", "lr"))
-    for option in options:
-        _checks.named_choice(f"option of the optimizer {name!r}", option, known)
-    return lambda theta: kind([theta], lr=learning_rate, **options)  # type: ignore[call-arg]
-
-
-def _check_progress(epoch: int, values: Tensor, thetas: Tensor, learning_rate: float) -> None:
+def _check_progress(values: Tensor, thetas: Tensor, *, epoch: int, learning_rate: float) -> None:
     if not (bool(torch.isfinite(values).all()) and bool(torch.isfinite(thetas).all())):
         bad = values[~torch.isfinite(values)] if values.ndim else values
         worst = bad.reshape(-1)[0] if bad.numel() else values.max()

@@ -143,21 +143,22 @@ class FlatLoss:
     outputs: slice
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """The mean loss at theta (D,), over all examples or over those of the index tensor."""
         inputs = self.inputs if index is None else self.inputs[index]
         targets = self.targets if index is None else self.targets[index]
-        return _mean_loss(self, theta, inputs, targets)
+        return self.mean_over(theta, inputs=inputs, targets=targets)
+
+    def mean_over(self, theta: Tensor, *, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean over other examples of the same kind: inputs (n, ...) and their targets."""
+        logits = outputs_at(self.model, theta, inputs)[:, self.outputs]
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(logits, targets)
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, logits.shape[1])
+        return (logits - targets.to(logits.dtype)).square().sum(1).mean() / 2
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-def _mean_loss(loss: FlatLoss, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-    logits = outputs_at(loss.model, theta, inputs)[:, loss.outputs]
-    if loss.loss == "cross_entropy":
-        return F.cross_entropy(logits, targets)
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, logits.shape[1])
-    return (logits - targets.to(logits.dtype)).square().sum(1).mean() / 2
 
 
 def flat_loss(
@@ -223,19 +224,21 @@ def stacked(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], 
         >>> stacked([lambda theta: theta.sum()]) is None
         True
     """
-    first = losses[0]
     flat = [loss for loss in losses if isinstance(loss, FlatLoss)]
-    if len(flat) < len(losses) or not isinstance(first, FlatLoss):
-        return None
-    if len({_kind(loss) for loss in flat}) > 1:
+    kinds = {
+        (
+            id(each.model),
+            each.loss,
+            str(each.outputs),
+            each.inputs.shape,
+            each.targets.shape,
+            each.targets.dtype,
+        )
+        for each in flat
+    }
+    if len(flat) < len(losses) or len(kinds) != 1:
         return None
     inputs = torch.stack([loss.inputs for loss in flat])
     targets = torch.stack([loss.targets for loss in flat])
-    batched = vmap(lambda theta, x, y: _mean_loss(first, theta, x, y))
+    batched = vmap(lambda theta, x, y: flat[0].mean_over(theta, inputs=x, targets=y))
     return lambda thetas: batched(thetas, inputs, targets)
-
-
-def _kind(loss: FlatLoss) -> tuple[object, ...]:
-    """What must agree for losses to stack."""
-    data = (loss.inputs.shape, loss.targets.shape, loss.targets.dtype)
-    return (id(loss.model), loss.loss, str(loss.outputs), *data)

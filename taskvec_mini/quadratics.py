@@ -45,6 +45,7 @@ class Quadratic:
             raise UserError("hessian is not symmetric; give (A + A.T) / 2, which has the same loss")
 
     def __call__(self, theta: Tensor) -> Tensor:
+        """The loss at theta (D,), a scalar."""
         offset = theta - self.centre
         return offset @ self.hessian @ offset / 2
 
@@ -69,7 +70,7 @@ def quadratic_task_vectors(
     """
     _checks.flat_parameters("start", start)
     moves = [
-        _moved(loss.hessian, loss.gradient(start), learning_rate, epochs)
+        _moved(loss.hessian, loss.gradient(start), learning_rate=learning_rate, epochs=epochs)
         for loss in _checks.not_empty("the list of losses", losses)
     ]
     return torch.stack(moves)
@@ -94,10 +95,10 @@ def quadratic_gap(
     vectors = quadratic_task_vectors(losses, start, learning_rate=learning_rate, epochs=epochs)
     hessian = alpha * torch.stack([loss.hessian for loss in losses]).sum(0)
     slope = alpha * torch.stack([loss.gradient(start) for loss in losses]).sum(0)
-    return alpha * vectors.sum(0) - _moved(hessian, slope, learning_rate, epochs)
+    return alpha * vectors.sum(0) - _moved(hessian, slope, learning_rate=learning_rate, epochs=epochs)
 
 
-def _moved(hessian: Tensor, slope: Tensor, learning_rate: float, epochs: int) -> Tensor:
+def _moved(hessian: Tensor, slope: Tensor, *, learning_rate: float, epochs: int) -> Tensor:
     """−η Σ_{j<k} (I − ηA)^j g, summed as a geometric series in the eigenbasis of A."""
     rate = _checks.positive_number("learning_rate", learning_rate)
     epochs = _checks.whole_number("epochs", epochs)

@@ -108,21 +108,44 @@ def digit_tasks(
     shuffle = torch.randperm(64, generator=generator)
     train, test = order[round(test_share * len(order)) :], order[: round(test_share * len(order))]
 
-    def task(name: str, question: str, view: Callable[[Tensor], Tensor]) -> Task:
+    def task(
+        name: str,
+        question: str,
+        *,
+        view: Callable[[Tensor], Tensor] = lambda x: x,
+        labels: Tensor = digits,
+        classes: tuple[str, ...] = DIGITS,
+        outputs: slice = slice(0, 10),
+    ) -> Task:
         pixels = view(images).reshape(-1, 64)
-        labels, classes, outputs = _answers(name, digits)
         return Task(
             name, question, pixels[train], labels[train], pixels[test], labels[test], classes, outputs
         )
 
     suite = [
-        task("digits", "Which digit is it?", lambda x: x),
-        task("rotated", "Which digit, turned by 90 degrees?", lambda x: x.rot90(1, (1, 2))),
-        task("mirrored", "Which digit, seen in a mirror?", lambda x: x.flip(2)),
-        task("inverted", "Which digit, with dark for bright?", lambda x: 1 - x),
-        task("shuffled", "Which digit, with its pixels shuffled?", lambda x: x.flatten(1)[:, shuffle]),
-        task("odd or even", "Is the digit odd or even?", lambda x: x),
-        task("below five", "Is the digit below five?", lambda x: x),
+        task("digits", "Which digit is it?"),
+        task("rotated", "Which digit, turned by 90 degrees?", view=lambda x: x.rot90(1, (1, 2))),
+        task("mirrored", "Which digit, seen in a mirror?", view=lambda x: x.flip(2)),
+        task("inverted", "Which digit, with dark for bright?", view=lambda x: 1 - x),
+        task(
+            "shuffled",
+            "Which digit, with its pixels shuffled?",
+            view=lambda x: x.flatten(1)[:, shuffle],
+        ),
+        task(
+            "odd or even",
+            "Is the digit odd or even?",
+            labels=digits % 2,
+            classes=("even", "odd"),
+            outputs=slice(10, 12),
+        ),
+        task(
+            "below five",
+            "Is the digit below five?",
+            labels=(digits < 5).long(),
+            classes=("five or more", "below five"),
+            outputs=slice(12, 14),
+        ),
     ]
     return {each.name: each for each in suite}
 
@@ -135,12 +158,3 @@ def choose(tasks: dict[str, Task], *names: str) -> list[Task]:
         ['mirrored', 'digits']
     """
     return [_checks.named_choice("task", name, tasks) for name in names]
-
-
-def _answers(name: str, digits: Tensor) -> tuple[Tensor, tuple[str, ...], slice]:
-    """Labels, class names and outputs of a task of the digits suite."""
-    if name == "odd or even":
-        return digits % 2, ("even", "odd"), slice(10, 12)
-    if name == "below five":
-        return (digits < 5).long(), ("five or more", "below five"), slice(12, 14)
-    return digits, DIGITS, slice(0, 10)

@@ -94,7 +94,7 @@ def cosines_with(vectors: Iterable[Tensor], reference: Tensor) -> Tensor:
     """
     rows = _vectors("vectors", vectors)
     _checks.flat_parameters("reference", reference)
-    _check_alike("vectors[0]", rows[0], "reference", reference)
+    _check_alike(rows[0], reference, names=("vectors[0]", "reference"))
     rows.append(reference)
     lengths = _lengths(rows)
     if not lengths.all():
@@ -213,15 +213,15 @@ def _vectors(name: str, vectors: Iterable[Tensor]) -> list[Tensor]:
     rows = _checks.not_empty(name, vectors)
     for place, row in enumerate(rows):
         _checks.flat_parameters(f"{name}[{place}]", row)
-        _check_alike(f"{name}[0]", rows[0], f"{name}[{place}]", row)
+        _check_alike(rows[0], row, names=(f"{name}[0]", f"{name}[{place}]"))
     return rows
 
 
-def _check_alike(name: str, first: Tensor, other: str, second: Tensor) -> None:
-    _checks.check_kinds(f"{name} and {other}", first, second)
+def _check_alike(first: Tensor, second: Tensor, *, names: tuple[str, str]) -> None:
+    _checks.check_kinds(f"{names[0]} and {names[1]}", first, second)
     if len(first) != len(second):
         raise UserError(
-            f"{name} has {len(first)} entries and {other} has {len(second)}; "
+            f"{names[0]} has {len(first)} entries and {names[1]} has {len(second)}; "
             "give vectors of one and the same model"
         )
 

@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("train", TRAINERS.values(), ids=TRAINERS)
 @both
 @pytest.mark.parametrize("rate", [0, 0.0, -0.1])
 def test_a_learning_rate_must_be_above_zero(train, rate):
-    with pytest.raises(ValueError, match=r"learning_rate must be above 0, got .*; choose a small positive"):
+    with pytest.raises(ValueError, match=r"learning_rate must be above 0, got .*; choose a positive"):
         train(learning_rate=rate)
 
 
