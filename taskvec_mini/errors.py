@@ -22,7 +22,14 @@ class InputTypeError(UserError, TypeError):
 
 
 class FileError(UserError, OSError):
-    """A file or folder that cannot be read or written."""
+    """A file or folder that cannot be read or written.
+
+    Example:
+        >>> FileError(28, "the disk is full").errno
+        28
+    """
+
+    __init__ = OSError.__init__  # ValueError's, which comes first, would leave the number of the error out
 
 
 class MissingFileError(FileError, FileNotFoundError):
