@@ -1,248 +1,197 @@
-"""The command line: commands and options, with what `--help` says about each."""
+"""From the command line to a request, and back: options are made from the fields of dataclasses."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import shlex
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from taskvec_mini.benchmarks.cli import words as _cli_words
-from taskvec_mini.benchmarks.cli.throughput import add_engine, add_micro_batch, add_speed, add_throughput
-
-SETTINGS = (  # of numbers; the defaults are those of `finetuning.Settings`, but for the learning rate
-    ("learning-rate", float, "step size (default: 1e-4)"),
-    ("batch-size", int, "images, or texts, in a step (default: 128)"),
-    ("weight-decay", float, "decoupled for adamw, added to the gradient for the others (default: 0)"),
-    ("momentum", float, "of sgd and gd (default: 0)"),
-    ("warmup-steps", int, "steps until the learning rate is full (default: 0)"),
-    ("clip-norm", float, "gradients longer than this are scaled down to it (default: none)"),
+from taskvec_mini.benchmarks.cli.requests import (
+    EvaluateRequest,
+    FinetuneRequest,
+    ListRequest,
+    MergeRequest,
+    RecordRequest,
+    Request,
+    ThroughputRequest,
 )
-SCALING_COEFS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-_LOOK: dict[str, Any] = {
-    "allow_abbrev": False,  # so that a recorded command means the same when options are added
-    "formatter_class": argparse.RawDescriptionHelpFormatter,
+
+PROGRAM = "python -m taskvec_mini.benchmarks"
+COMMANDS: dict[str, type[Request]] = {
+    "list": ListRequest,
+    "finetune": FinetuneRequest,
+    "merge": MergeRequest,
+    "evaluate": EvaluateRequest,
+    "record": RecordRequest,
+    "throughput": ThroughputRequest,
 }
+OVERVIEW = f"""examples:
+  {PROGRAM} list
+  {PROGRAM} finetune --epochs 3
+  {PROGRAM} merge --epoch 1
+  {PROGRAM} evaluate --tune
+
+These four lines are a whole experiment, which needs no data and takes a minute: what there is; one encoder
+finetuned on each of seven tasks of small real digits; their task vectors after one epoch, added up; the
+merged model beside the pretrained and the finetuned ones.
+
+Larger images? Add --suite bundle, torchvision or hub to finetune. Texts? Add --suite text. `list` says where
+their data was found, or how to get it."""
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+
+
+def parse(arguments: Sequence[str] | None = None) -> Request:
+    """The request of a command line, by default of the one this process was called with.
+
+    Raises:
+        UserError: if a value is out of range, or options do not go together.
+        SystemExit: for `--help`, and where a command or option is unknown or a value of the wrong kind.
+
+    Example:
+        >>> parse(["finetune", "--tasks", "digits", "--epochs", "3"]).settings.epochs
+        3
+    """
+    given = vars(parser().parse_args(arguments))
+    kind = COMMANDS[given["command"]]
+    request: Request = _made(kind, _defaults(kind), given=given)
+    return request
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    look: dict[str, Any] = {
+        "allow_abbrev": False,  # so that a recorded command means the same when options are added
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "argument_default": argparse.SUPPRESS,  # what is not given keeps the default of its dataclass
+    }
     does = "Finetune encoders on real tasks, merge what they learnt, and measure the result."
-    main = argparse.ArgumentParser(
-        prog=_cli_words.PROGRAM, description=does, epilog=_cli_words.OVERVIEW, **_LOOK
-    )
+    main = argparse.ArgumentParser(prog=PROGRAM, description=does, epilog=OVERVIEW, **look)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add, does, epilog) in COMMANDS.items():
-        sentence = f"{does[0].upper()}{does[1:]}."
-        command = commands.add_parser(name, help=does, description=sentence, epilog=epilog, **_LOOK)
-        add(command)
+    for name, kind in COMMANDS.items():
+        does, _, more = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
+        command = commands.add_parser(name, help=does, description=does, epilog=more, **look)
+        _add_options(command, kind, defaults=_defaults(kind), names=set())
         command.add_argument("--debug", action="store_true", help="show where in the code an error came from")
     return main
 
 
-def _add_finetune(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--suite",
-        default="bundle",
-        choices=["bundle", "torchvision", "hub", "digits", "text", "text-hub"],
-        help="bundle: real images in the folder --data; torchvision: downloaded into it; "
-        "hub: the benchmarks of CLIP merging, downloaded into its folder `hub`; "
-        "digits: small digits, no files needed; text: texts in the folder `text` of --data; "
-        "text-hub: downloaded from Hugging Face (default: bundle)",
-    )
-    command.add_argument(
-        "--backbone",
-        metavar="NAME",
-        help="the encoder; see `list` (default: pocket, for texts pocket-text)",
-    )
-    command.add_argument(
-        "--heads",
-        choices=["zero-shot", "prototypes"],
-        help="what turns embeddings into classes, and stays frozen; zero-shot: CLIP's own, from texts about "
-        "the classes; prototypes: the mean training image, or text, of each class "
-        "(default: zero-shot for CLIP, prototypes for all other encoders)",
-    )
-    _add_tasks(command, "all of the suite")
-    command.add_argument(
-        "--epochs", type=int, default=1, metavar="N", help="passes over the training part (default: 1)"
-    )
-    _add_runs(command, "--out", "folder of the runs, made if need be")
-    _add_data(command)
-    _add_device(command)
-    command.add_argument(
-        "--limit", type=int, metavar="N", help="at most N training images, or texts, of each task"
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of splits and of the order in training (default: 0)"
-    )
-    _add_settings(command.add_argument_group("settings of finetuning"))
-    add_speed(command.add_argument_group("speed; with another rounding a run is another run"))
-    add_engine(command.add_argument_group("where it runs"))
+def command_of(request: Request) -> str:
+    """The command line of a request, without what is as by default or is about one machine alone.
+
+    Example:
+        >>> command_of(parse(["throughput", "--passes", "5", "--images", "256", "--out", "record.json"]))
+        'python -m taskvec_mini.benchmarks throughput --passes 5'
+    """
+    name = next(name for name, kind in COMMANDS.items() if type(request) is kind)
+    arguments = [name]
+    for option, value in changed_options(request, recorded=True).items():
+        if option.startswith("--"):
+            arguments.append(option)
+        if value is not True:
+            values = value if isinstance(value, tuple) else (value,)
+            arguments += [str(each).removesuffix(".0") for each in values]
+    return f"{PROGRAM} {shlex.join(arguments)}"
 
 
-def _add_settings(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--optimizer",
-        choices=["adamw", "sgd", "gd"],
-        default="adamw",
-        help="gd: one full-batch step an epoch (default: adamw)",
-    )
-    for name, kind, words in SETTINGS:
-        group.add_argument(f"--{name}", type=kind, metavar="X", help=words)
-    group.add_argument(
-        "--schedule",
-        choices=["constant", "cosine"],
-        default="constant",
-        help="of the learning rate (default: constant)",
-    )
-    group.add_argument(
-        "--centre",
-        choices=["frozen", "batch"],
-        default="frozen",
-        help="of the heads; batch: judge with `evaluate --recentre` (default: frozen)",
-    )
-    group.set_defaults(learning_rate=1e-4)
+def changed_options(request: Any, *, recorded: bool = False) -> dict[str, Any]:
+    """The options in a request that are not as by default, with their values.
+
+    Args:
+        request: an object of one of the classes that options are made from.
+        recorded: leave out those whose metadata say `recorded: False`: they are about one machine.
+
+    Example:
+        >>> changed_options(parse(["throughput", "--passes", "5", "--compile"]))
+        {'--passes': 5, '--compile': True}
+    """
+    found, waiting = {}, [(request, _defaults(type(request)))]
+    while waiting:
+        part, defaults = waiting.pop(0)
+        for each in fields(part):
+            value, default = getattr(part, each.name), defaults[each.name]
+            if is_dataclass(default):
+                waiting.append((value, _defaults(default)))
+            elif value != default and (each.metadata.get("recorded", True) or not recorded):
+                found[each.name if default is MISSING else _option(each.name)] = value
+    return found
 
 
-def _add_merge(command: argparse.ArgumentParser) -> None:
-    _add_runs(command, "--runs", "folder that `finetune` wrote")
-    _add_tasks(command, "all that have runs")
-    _add_epoch(command, "whose weights are merged")
-    command.add_argument(
-        "--rule", default="task_arithmetic", metavar="NAME", help="see `list` (default: task_arithmetic)"
-    )
-    command.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the rule; may be repeated"
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="for rules that draw at random (default: 0)"
-    )
-    _add_vector(command, "--out", "where the merged task vector goes")
-    _add_data(command)
+# --- from fields to options and back ---------------------------------------------------------------------
 
 
-def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    _add_runs(command, "--runs", "folder that `finetune` wrote")
-    _add_vector(command, "--vector", "the file that `merge` wrote")
-    scale = command.add_mutually_exclusive_group(required=True)
-    scale.add_argument("--scaling-coef", type=float, metavar="X", help="how much of the vector is added")
-    scale.add_argument(
-        "--tune",
-        type=float,
-        nargs="*",
-        metavar="X",
-        help="find that on the validation part: the best of these or, without numbers, of "
-        f"{len(SCALING_COEFS)} from {SCALING_COEFS[0]} to {SCALING_COEFS[-1]:g}",
-    )
-    _add_tasks(command, "all that have runs")
-    _add_epoch(command, "of the individually finetuned encoders beside it")
-    command.add_argument(
-        "--split",
-        choices=["test", "val"],
-        default="test",
-        help="the part that the table is about (default: test)",
-    )
-    command.add_argument(
-        "--recentre",
-        type=int,
-        default=0,
-        metavar="N",
-        help="centre the heads anew on N training images, or texts, without labels "
-        "(default: 0, frozen heads)",
-    )
-    _add_data(command)
-    _add_device(command)
+def _defaults(source: Any) -> dict[str, Any]:
+    """What each field holds by default: of a class, or of an object that is itself a default."""
+    found = {}
+    for each in fields(source):
+        if not isinstance(source, type):
+            found[each.name] = getattr(source, each.name)
+        elif each.default_factory is not MISSING:
+            found[each.name] = each.default_factory()
+        else:
+            found[each.name] = each.default
+    return found
 
 
-def _add_record(command: argparse.ArgumentParser) -> None:
-    command.add_argument("study", metavar="STUDY", help="its name; see `list`")
-    command.add_argument(
-        "--out", type=Path, metavar="FILE", help="the record (default: book/recorded/STUDY.json)"
-    )
-    _add_data(command)
-    _add_clip(command.add_argument_group("options of the study `clip` alone"))
+def _made(kind: type[Any], defaults: Mapping[str, Any], *, given: Mapping[str, Any]) -> Any:
+    """An object of a class with what was given, and else its defaults."""
+    values = {}
+    for name, default in defaults.items():
+        value = given.get(name, default)
+        if is_dataclass(default):
+            value = _made(type(default), _defaults(default), given=given)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
-def _add_clip(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--budget-minutes", type=float, metavar="X", help="do what fits into so many (default: 60)"
-    )
-    group.add_argument(
-        "--gpu", action="store_true", help="on an NVIDIA GPU, one a worker; in bfloat16 where it has that"
-    )
-    group.add_argument(
-        "--runs",
-        type=Path,
-        metavar="FOLDER",
-        help="checkpoints; the same command goes on from there (default: local/studies/BACKBONE)",
-    )
-    group.add_argument(
-        "--backbone", metavar="NAME", help="a CLIP model; see `list` (default: ViT-B-32-quickgelu)"
-    )
-    group.add_argument(
-        "--suite", choices=["hub", "bundle", "digits"], help="where the images come from (default: hub)"
-    )
-    _add_tasks(group, "the first eight of the suite")
-    group.add_argument(
-        "--joint",
-        action="store_true",
-        help="also train one encoder on all tasks, for about as much training again",
-    )
-    add_micro_batch(group, "as many as fit the device")
-    add_engine(group)
-    group.set_defaults(engine=None)  # only what was asked for stands in the record's command
+def _add_options(
+    container: argparse._ActionsContainer,
+    kind: type[Any],
+    *,
+    defaults: Mapping[str, Any],
+    names: set[str],
+) -> None:
+    """Add an option for each field; `names` are those that are there, which are not added again."""
+    hints = typing.get_type_hints(kind)
+    for each in fields(kind):
+        default = defaults[each.name]
+        if is_dataclass(default):
+            group = container
+            if isinstance(container, argparse.ArgumentParser):  # there are no groups in groups
+                group = container.add_argument_group(each.metadata["help"])
+            _add_options(group, type(default), defaults=_defaults(default), names=names)
+            continue
+        if each.name in names:
+            continue
+        names.add(each.name)
+        hint = hints[each.name]
+        if isinstance(hint, types.UnionType):  # X | None
+            hint = typing.get_args(hint)[0]
+        option: dict[str, Any] = {"help": each.metadata["help"]}
+        says_nothing = default is MISSING or default is None or default is False or default == ()
+        if not says_nothing and "(default:" not in option["help"]:
+            option["help"] += f" (default: {default})"
+        if hint is bool:
+            option["action"] = "store_true"
+        else:
+            if typing.get_origin(hint) is tuple:
+                hint = typing.get_args(hint)[0]
+                option |= {"action": "extend", "nargs": each.metadata.get("nargs", "+")}
+            if typing.get_origin(hint) is typing.Literal:
+                option["choices"] = typing.get_args(hint)
+                hint = str
+            option["type"] = hint
+            if "choices" in each.metadata:
+                option["choices"] = each.metadata["choices"]
+            if "choices" not in option:
+                option["metavar"] = each.metadata.get("metavar", _METAVARS[hint])
+        container.add_argument(each.name if default is MISSING else _option(each.name), **option)
 
 
-def _add_throughput(command: argparse.ArgumentParser) -> None:
-    add_throughput(command)
-    _add_device(command)
-
-
-def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the data (default: the environment variable TASKVEC_MINI_DATA)",
-    )
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda ... (default: cuda where there is one, else cpu)"
-    )
-
-
-def _add_vector(command: argparse.ArgumentParser, name: str, words: str) -> None:
-    command.add_argument(
-        name,
-        type=Path,
-        default=Path("local/merged.safetensors"),
-        metavar="FILE",
-        help=f"{words} (default: local/merged.safetensors)",
-    )
-
-
-def _add_runs(command: argparse.ArgumentParser, name: str, words: str) -> None:
-    command.add_argument(
-        name, type=Path, default=Path("local/runs"), metavar="FOLDER", help=f"{words} (default: local/runs)"
-    )
-
-
-def _add_tasks(command: argparse._ActionsContainer, default: str) -> None:
-    command.add_argument("--tasks", nargs="+", metavar="TASK", help=f"their names (default: {default})")
-
-
-def _add_epoch(command: argparse.ArgumentParser, words: str) -> None:
-    command.add_argument(
-        "--epoch", type=int, metavar="N", help=f"the epoch {words} (default: the last that all tasks have)"
-    )
-
-
-COMMANDS = {
-    "list": (_add_data, "show suites, tasks, backbones, merging rules and studies", None),
-    "finetune": (_add_finetune, "finetune an encoder on each of some tasks", _cli_words.FINETUNE),
-    "merge": (_add_merge, "merge the task vectors of some runs into one", _cli_words.MERGE),
-    "evaluate": (_add_evaluate, "measure a merged task vector on its tasks", _cli_words.EVALUATE),
-    "record": (_add_record, "run a study of the book and record it", _cli_words.RECORD),
-    "throughput": (_add_throughput, "measure how fast finetuning is on this machine", _cli_words.THROUGHPUT),
-}
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

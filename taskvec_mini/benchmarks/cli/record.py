@@ -2,96 +2,101 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
+import tempfile
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taskvec_mini import _checks, records
-from taskvec_mini.benchmarks.cli.words import PROGRAM
-from taskvec_mini.errors import UserError
+from taskvec_mini import _checks, _files, records
+from taskvec_mini.benchmarks.cli.parser import changed_options, command_of
+from taskvec_mini.benchmarks.cli.requests import RecordRequest
+from taskvec_mini.benchmarks.studies import STUDIES, StudyRequest
+from taskvec_mini.benchmarks.studies.clip import ClipRequest
+from taskvec_mini.errors import FileError, UserError
 
-_PLACES = ("runs", "workers", "address")  # options that are about these machines
-OWN_OPTIONS = (  # of studies that name them
-    "budget_minutes", "gpu", "backbone", "suite", "tasks", "joint", "micro_batch_size", "engine", *_PLACES
-)  # fmt: skip
 _REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def record(options: argparse.Namespace, studies: Mapping[str, Any]) -> None:
-    """Run the study `options.study` and write its record.
+def record(request: RecordRequest) -> dict[str, Any]:
+    """Run a study and write its record; its place is tried first, so that no long run is for nothing.
 
-    A study has a `description` and a method `run(options)` that returns the results. Its attributes `seeds`,
-    `settings`, `data` and `device` tell the rest; they are read after the run, so that it may set them. Its
-    `own_options` are those that it alone takes.
+    Returns:
+        The record.
 
     Raises:
-        ValueError: if there is no such study, it does not take one of the options, or its results are no
-            JSON.
-        OSError: if the record cannot be written.
+        UserError: if there is no such study, it does not take one of the options, or what it raises.
+        FileError: if the record cannot be written; where it is then, if anywhere, is in the message.
     """
-    if not studies:
-        raise UserError("there are no studies in taskvec_mini.benchmarks.studies; put one into STUDIES")
-    study = _checks.named_choice("study", options.study, studies)
-    _refuse_foreign_options(options, study, studies)
-    path = options.out or _default_path(options.study)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    study = _checks.named_choice("study", request.study, STUDIES)
+    asked: StudyRequest
+    if study.request is ClipRequest:
+        asked = replace(request.clip, data=request.data)
+    else:
+        foreign = changed_options(replace(request.clip, data=None))
+        if foreign:
+            takes = [name for name, each in STUDIES.items() if each.request is ClipRequest]
+            raise UserError(
+                f"the study {request.study!r} takes no {next(iter(foreign))}, only {', '.join(takes)} does; "
+                "leave it out: what a recorded study does is fixed"
+            )
+        asked = study.request(data=request.data)
+    path = request.out
+    if path is None:  # in the book's folder where this is the book's repository, else where the user stands
+        book = _REPOSITORY / "book" / "recorded"
+        path = (book if book.is_dir() else Path()) / f"{request.study}.json"
+    check_place(path)
     origin, begun = records.provenance(), time.perf_counter()
-    results = study.run(options)
-    written = records.write(
+    results = study.run(asked)
+    written = write_record(
         path,
         results,
-        command=command_of(options),
-        seeds=list(getattr(study, "seeds", [])),
+        command=command_of(request),
+        seeds=list(study.seeds),
         seconds=round(time.perf_counter() - begun, 1),
-        settings=getattr(study, "settings", {}),
-        data=getattr(study, "data", {}),
-        origin={**origin, "device": records.provenance(getattr(study, "device", "cpu"))["device"]},
+        settings=study.settings,
+        data=study.data,
+        origin={**origin, "device": records.provenance(study.device)["device"]},
     )
     print(f"{path}: {len(str(written['results'])):,} characters of results after {written['seconds']} s")
+    return written
 
 
-def command_of(options: argparse.Namespace) -> str:
-    """The line that makes the record anew: where data, runs and record lie on this machine is left out.
+def write_record(path: Path, results: Any, **fields: Any) -> dict[str, Any]:
+    """Write a record; where that fails, write it to the folder for temporary files, so that it is not lost.
 
-    So are the address of a cluster and the number of its workers: like the speed of the machines, that number
-    decides how many epochs fit into a budget, and changes no bit of those that do. The record's settings
-    hold it, beside the speed.
+    Args:
+        path: where to.
+        results: what was found.
+        fields: the other arguments of `records.write`.
 
-    Example:
-        >>> command_of(argparse.Namespace(study="clip", data="anywhere", tasks=["dtd", "cars"], gpu=True))
-        'python -m taskvec_mini.benchmarks record clip --gpu --tasks dtd cars'
+    Raises:
+        FileError: if it could not be written to its place; the message says where it is, if it is anywhere.
     """
-    words = ["record", options.study]
-    for name, value in _given(options).items():
-        if name not in _PLACES:
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [_option(name), *(str(each).removesuffix(".0") for each in values)]
-    return f"{PROGRAM} {shlex.join(words)}"
+    try:
+        return records.write(path, results, **fields)
+    except FileError as error:
+        folder = Path(tempfile.mkdtemp(prefix="taskvec_mini-"))
+        try:
+            records.write(folder / path.name, results, **fields)
+        except FileError as other:
+            raise FileError(f"{error}; nor could it be kept elsewhere: {other}") from error
+        raise FileError(
+            f"{error}; the record is in {folder / path.name}: make room and move it to its place"
+        ) from error
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    found = {name: getattr(options, name, None) for name in OWN_OPTIONS}
-    return {name: value for name, value in found.items() if value is not None and value is not False}
+def check_place(path: Path) -> None:
+    """Make the folder of a file that is to be written, and try to write there.
 
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _refuse_foreign_options(options: argparse.Namespace, study: Any, studies: Mapping[str, Any]) -> None:
-    for name in _given(options):
-        if name not in getattr(study, "own_options", ()):
-            takes = [each for each, other in studies.items() if name in getattr(other, "own_options", ())]
-            raise UserError(
-                f"the study {options.study!r} takes no {_option(name)}, only {', '.join(takes) or 'none'} "
-                "does; leave it out: what a recorded study does is fixed"
-            )
-
-
-def _default_path(study: str) -> Path:
-    """In the book's folder of records where this is the book's repository, else where the user stands."""
-    book = _REPOSITORY / "book" / "recorded"
-    return (book if book.is_dir() else Path()) / f"{study}.json"
+    Raises:
+        FileError: if that is not possible; the message names the path.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; give the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FileError(f"{path} could not be written ({error}); {_files.SPACE}") from error

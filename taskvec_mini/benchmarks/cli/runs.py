@@ -2,192 +2,198 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
-import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from taskvec_mini import _checks, scores
-from taskvec_mini.benchmarks.cli.jobs import finetune_all
-from taskvec_mini.benchmarks.cli.list import rules
-from taskvec_mini.benchmarks.cli.parser import SCALING_COEFS, SETTINGS
-from taskvec_mini.benchmarks.cli.throughput import speed_of
-from taskvec_mini.benchmarks.data import suites as datasets
-from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.encoders.protocols import Encoder, Task
-from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
-from taskvec_mini.benchmarks.heads import check_classes, kind_of, stored_head
-from taskvec_mini.benchmarks.heads.templates import templates_in
-from taskvec_mini.benchmarks.training.experiment import Shelf, encoder
-from taskvec_mini.benchmarks.training.finetune import Run, Settings
-from taskvec_mini.benchmarks.training.progress import unit_of
-from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
+from taskvec_mini.benchmarks import engines
+from taskvec_mini.benchmarks.cli.record import check_place
+from taskvec_mini.benchmarks.cli.requests import (
+    SCALING_COEFS,
+    EvaluateRequest,
+    FinetuneRequest,
+    MergeRequest,
+)
+from taskvec_mini.benchmarks.data import SUITES, Task, load_tasks, unit_of
+from taskvec_mini.benchmarks.encoders import Encoder, backbone_info, device_of, load_backbone, state_of
+from taskvec_mini.benchmarks.evaluation import accuracies, tune
+from taskvec_mini.benchmarks.heads import Head, check_classes, kind_of, templates_in
+from taskvec_mini.benchmarks.training import Experiment, Run
+from taskvec_mini.errors import UserError
+from taskvec_mini.merging import RULES
 from taskvec_mini.vectors import TaskVector
 
-# --- finetune --------------------------------------------------------------------------------------------
 
+def finetune(request: FinetuneRequest) -> dict[str, Run]:
+    """Finetune the encoder on each task, each into a folder of its own, and print what was trained.
 
-def finetune(options: argparse.Namespace) -> None:
-    """Finetune the encoder on each task, each into a folder of its own, and print what was trained."""
-    settings = settings_of(options)
-    options.backbone = options.backbone or ("pocket-text" if options.suite in datasets.TEXTS else "pocket")
-    options.heads = kind_of(options.backbone, options.heads)
-    what = {name: getattr(options, name) for name in ("suite", "backbone", "heads", "limit", "seed")}
-    shelf = Shelf.for_runs(options.out, what)
-    backbone = encoder(options.backbone, options)
-    tasks = datasets.load_tasks(
-        options.tasks, suite=options.suite, folder=options.data, limit=options.limit, seed=options.seed
-    )
-    speed_of(options).check(settings, backbone.device)
-    _check_fit(backbone, tasks)
-    for name, task in tasks.items():  # an error for the last task before the first is trained
-        if options.heads == "zero-shot":
-            templates_in(options.suite, name)
-        else:
-            check_classes(task)
-    shelf.make()  # not before, so that a word mistyped leaves no folder behind
-    before = {name: sum(epoch <= settings.epochs for epoch in shelf.epochs(name)) for name in tasks}
-    runs = finetune_all(options, shelf, settings, backbone, tasks)
-    rows = [_summary(tasks[name], run, settings.epochs - before[name]) for name, run in runs.items()]
-    print(scores.table(rows))
-    print(f"checkpoints are in {shelf.folder}")
-
-
-def _check_fit(backbone: Encoder, tasks: Mapping[str, Task]) -> None:
-    """A TypeError where the encoder is for images and a task has texts, or the other way round."""
-    for name, task in tasks.items():
-        try:
-            backbone.prepare(task.part("train")[0][:1])
-        except TypeError as error:
-            raise InputTypeError(
-                f"{backbone.name} does not take the {unit_of([task])} of {name} ({error}); "
-                "choose another --backbone"
-            ) from error
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings that the words of `finetune` give; those not given keep their defaults."""
-    names = ("optimizer", "schedule", "centre", *(name.replace("-", "_") for name, *_ in SETTINGS))
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return Settings(epochs=options.epochs, seed=options.seed, **given)
-
-
-def _summary(task: Task, run: Run, trained: int) -> dict[str, object]:
-    return {
-        "task": task.name,
-        "epochs": len(run.records),
-        "trained now": trained,
-        "training loss": run.losses[-1],
-        "training accuracy": run.accuracies[-1],
-        f"{unit_of([task])}/s": round(run.images_per_second),
-    }
-
-
-# --- merge -----------------------------------------------------------------------------------------------
-
-
-def merge(options: argparse.Namespace) -> None:
-    """Merge task vectors under a rule and write the result as a task vector."""
-    rule = _checks.named_choice("merging rule", options.rule, rules())
-    chosen = rule_options(options.rule, rule, options.option)
-    if "generator" in inspect.signature(rule).parameters:
-        chosen["generator"] = torch.Generator().manual_seed(options.seed)
-    shelf = Shelf.open(options.runs)
-    names, backbone = shelf.chosen(options.tasks), encoder(shelf.what["backbone"], options)
-    epoch, pretrained = shelf.epoch(names, options.epoch), state_of(backbone.model)
-    vectors = [TaskVector.between(pretrained, shelf.state(name, epoch, pretrained)) for name in names]
-    merged = rule(vectors, **chosen)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    merged.save(options.out)
-    print(f"{options.rule} of {', '.join(names)} after epoch {epoch}: {options.out} holds {merged!r}")
-
-
-def rule_options(name: str, rule: Any, words: list[str]) -> dict[str, Any]:
-    """Options such as `density=0.3` as keyword arguments of a rule.
+    Returns:
+        The runs, by the name of the task.
 
     Raises:
-        ValueError: if a word is not NAME=VALUE, or the rule has no such option; near names are suggested.
+        UserError: if a name is unknown, data or weights are missing, the encoder does not take what the tasks
+            are made of, the folder holds other runs or cannot be written, or a run diverges.
     """
-    known = {
-        n: p.default for n, p in list(inspect.signature(rule).parameters.items())[1:] if n != "generator"
-    }
-    chosen = {}
-    for word in words:
-        option, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"--option {word!r} must be NAME=VALUE, for instance density=0.3")
-        if not known:
-            raise UserError(f"{name} has no options, got {word!r}; leave --option out")
-        _checks.named_choice(f"option of {name}", option, known)
-        chosen[option] = _value(text, known[option], word)
-    return chosen
-
-
-def _value(text: str, default: object, word: str) -> Any:
-    """A word as a value of the default's kind."""
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
-    except (ValueError, SyntaxError):
-        value = None
-    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-        wanted = "true or false" if isinstance(default, bool) else "a number"
-        raise UserError(f"--option {word}: the value must be {wanted}, such as {str(default).lower()}")
-    return value
-
-
-# --- evaluate --------------------------------------------------------------------------------------------
-
-
-def evaluate(options: argparse.Namespace) -> None:
-    """Print a table: each task under the pretrained, the individually finetuned and the merged encoder."""
-    shelf = Shelf.open(options.runs)
-    if not options.vector.is_file():
-        raise MissingFileError(
-            f"there is no file {options.vector}; make it with `merge`, or name another one with --vector"
+    suite = _checks.named_choice("suite", request.suite, SUITES)
+    backbone = request.backbone or {"images": "pocket", "texts": "pocket-text"}[suite.unit]
+    takes = backbone_info(backbone).kind
+    if takes != suite.unit:
+        raise UserError(
+            f"{backbone} takes {takes}, but the tasks of the suite {suite.name!r} are {suite.unit}; choose "
+            "another --backbone or --suite"
         )
-    merged = TaskVector.load(options.vector)
-    names, backbone = shelf.chosen(options.tasks), encoder(shelf.what["backbone"], options)
-    epoch, pretrained = shelf.epoch(names, options.epoch), state_of(backbone.model)
-    states = {name: shelf.state(name, epoch, pretrained) for name in names}
-    tasks = shelf.tasks(names, options.data)
-    heads = {name: stored_head(shelf.head_file(name)) for name in names}
-    coef, how = options.scaling_coef, "as given"
-    if coef is None:
-        tried = options.tune or list(SCALING_COEFS)
-        coef = evaluation.tune(
-            backbone, heads, tasks, pretrained=pretrained, merged=merged, scaling_coefs=tried,
-            recentre=options.recentre,
-        )  # fmt: skip
-        how = f"the best mean validation accuracy of {len(tried)} tried, {min(tried):g} to {max(tried):g}"
-    where = {"heads": heads, "split": options.split, "recentre": options.recentre}
-    found = {
-        "zero-shot": evaluation.accuracies(backbone, tasks=tasks, **where),
-        "individual": _individual(backbone, states, tasks, where),
-        "merged": evaluation.accuracies(
-            backbone, tasks=tasks, parameters=merged.apply_to(pretrained, coef), **where
-        ),
+    experiment = Experiment.prepare(
+        request.out,
+        {
+            "suite": suite.name,
+            "backbone": backbone,
+            "heads": kind_of(backbone, request.heads),
+            "limit": request.limit,
+            "seed": request.settings.seed,
+        },
+    )
+    encoder = _encoder(backbone, data=request.data, device=request.device)
+    tasks = load_tasks(
+        request.tasks,
+        suite=suite.name,
+        folder=request.data,
+        limit=request.limit,
+        seed=request.settings.seed,
+    )
+    request.speed.check(request.settings, encoder.device)
+    for name, task in tasks.items():  # an error for the last task before the first is trained
+        if experiment.shared["heads"] == "zero-shot":
+            templates_in(suite.name, name)
+        else:
+            check_classes(task)
+    experiment.create()  # not before, so that a name mistyped leaves no folder behind
+
+    options = request.engine
+    if options.engine == "ray":  # names travel, and a worker loads what they stand for
+        if request.device == "cpu":
+            options = replace(options, gpus_per_worker=0)
+        data = engines.shared_folder(request.data)
+        shared = replace(experiment, folder=experiment.folder.absolute())
+        load_encoder = partial(_encoder, backbone, data=data, device=request.device)
+        loads = {name: partial(_load, experiment=shared, name=name, data=data) for name in tasks}
+    else:
+        load_encoder = partial(_same, encoder)
+        loads = {name: partial(_with_head, experiment=experiment, task=task) for name, task in tasks.items()}
+    jobs = {
+        name: engines.Job(
+            load=load,
+            settings=request.settings,
+            folder=experiment.run(name).path,
+            speed=request.speed,
+        )
+        for name, load in loads.items()
     }
+    before = {name: experiment.run(name).finished for name in tasks}
+    runs = engines.finetune_all(load_encoder, jobs, options=options)
+
+    rows = [
+        {
+            "task": name,
+            "epochs": len(run.records),
+            "trained now": max(0, len(run.records) - before[name]),
+            "training loss": run.losses[-1],
+            "training accuracy": run.accuracies[-1],
+            f"{suite.unit}/s": round(run.images_per_second),
+        }
+        for name, run in runs.items()
+    ]
+    print(scores.table(rows))
+    print(f"checkpoints are in {experiment.folder}")
+    return runs
+
+
+def merge(request: MergeRequest) -> TaskVector:
+    """Merge task vectors under a rule, and write the result as a task vector.
+
+    Returns:
+        The merged vector.
+
+    Raises:
+        UserError: if there are no such runs, they began with other weights than the encoder has now, the rule
+            or one of its options is unknown, or the file cannot be written.
+    """
+    rule = _checks.named_choice("merging rule", request.rule, RULES)
+    chosen: dict[str, Any] = {}
+    for text in request.option:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--option {text!r} must be NAME=VALUE, for instance density=0.3")
+        if not rule.options:
+            raise UserError(f"{rule.name} has no options, got {text!r}; leave --option out")
+        default = _checks.named_choice(f"option of {rule.name}", option, rule.options)
+        chosen[option] = _value(value, default, text=text)
+    seed = _checks.seed("seed", request.seed)
+    if rule.draws:
+        chosen["generator"] = torch.Generator().manual_seed(seed)
+    check_place(request.out)
+    experiment = Experiment.open(request.runs)
+    names = experiment.chosen(request.tasks)
+    epoch = experiment.epoch(names, request.epoch)
+    pretrained = state_of(_encoder(experiment.shared["backbone"], data=request.data, device="cpu").model)
+    states = experiment.states(names, epoch, pretrained=pretrained)
+    vectors = [TaskVector.between(pretrained, state) for state in states.values()]
+    merged = rule.function(vectors, **chosen)
+    merged.save(request.out)
+    print(f"{rule.name} of {', '.join(names)} after epoch {epoch}: {request.out} holds {merged!r}")
+    return merged
+
+
+def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
+    """Print a table: each task under the pretrained, the individually finetuned and the merged encoder.
+
+    Returns:
+        The accuracies: of "zero-shot", "individual" and "merged", by the name of the task.
+
+    Raises:
+        UserError: if there are no such runs or data, the vector is not there or of another encoder, or a file
+            is damaged.
+    """
+    experiment = Experiment.open(request.runs)
+    merged = TaskVector.load(request.vector)
+    names = experiment.chosen(request.tasks)
+    epoch = experiment.epoch(names, request.epoch)
+    encoder = _encoder(experiment.shared["backbone"], data=request.data, device=request.device)
+    pretrained = state_of(encoder.model)
+    states = experiment.states(names, epoch, pretrained=pretrained)
+    tasks = experiment.tasks(names, request.data)
+    heads = experiment.heads(names)
+    if request.scaling_coef is not None:
+        coef, how = request.scaling_coef, "as given"
+    else:
+        tried = request.tune or SCALING_COEFS
+        coef = tune(
+            encoder,
+            heads,
+            tasks,
+            pretrained=pretrained,
+            merged=merged,
+            scaling_coefs=tried,
+            recentre=request.recentre,
+        )
+        how = f"the best mean validation accuracy of {len(tried)} tried, {min(tried):g} to {max(tried):g}"
+
+    measure = partial(accuracies, encoder, heads, split=request.split, recentre=request.recentre)
+    found: dict[str, dict[str, float]] = {"zero-shot": measure(tasks), "individual": {}}
+    for name, task in tasks.items():
+        found["individual"] |= measure({name: task}, parameters=states[name])
+    found["merged"] = measure(tasks, parameters=merged.apply_to(pretrained, coef))
     print(table(found))
-    part, unit = {"test": "test", "val": "validation"}[options.split], unit_of(tasks.values())
+    part, unit = {"test": "test", "val": "validation"}[request.split], unit_of(tasks.values())
     print(
         f"accuracies on {part} {unit}; individual: after epoch {epoch}; scaling coefficient {coef:g} ({how})"
     )
-
-
-def _individual(
-    backbone: Any, states: Mapping[str, Mapping[str, Tensor]], tasks: Mapping[str, Any], where: dict[str, Any]
-) -> dict[str, float]:
-    """The accuracy of each finetuned encoder on its own task."""
-    own: dict[str, float] = {}
-    for name, task in tasks.items():
-        own |= evaluation.accuracies(backbone, tasks={name: task}, parameters=states[name], **where)
-    return own
+    return found
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -200,12 +206,48 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
         cars        0.400   0.400       1.000
         mean        0.600   0.500       0.875
     """
-    names = list(found["merged"])
-    rows: dict[str, dict[str, float]] = {
-        name: {kind: each[name] for kind, each in found.items()} for name in names
-    }
-    for row in rows.values():
+    rows: dict[str, dict[str, float]] = {}
+    for name in found["merged"]:
+        row = {kind: each[name] for kind, each in found.items()}
         row["normalised"] = row["merged"] / row["individual"] if row["individual"] else float("nan")
-    columns = list(rows[names[0]])
+        rows[name] = row
+    columns = [*found, "normalised"]
     means = {kind: sum(row[kind] for row in rows.values()) / len(rows) for kind in columns}
     return scores.table({**rows, "mean": means}, index="task")
+
+
+# --- what travels to workers: functions of this module, and what they are given --------------------------
+
+
+def _encoder(name: str, *, data: Path | None, device: str | None) -> Encoder:
+    """The encoder on the device that the user wants; its weights may lie in the folder --data."""
+    found = device_of(device)  # first: what follows may be a download
+    backbone = load_backbone(name, folder=data)
+    backbone.model.to(found)
+    return backbone
+
+
+def _load(encoder: Encoder, *, experiment: Experiment, name: str, data: Path | None) -> tuple[Head, Task]:
+    return _with_head(encoder, experiment=experiment, task=experiment.tasks([name], data)[name])
+
+
+def _with_head(encoder: Encoder, *, experiment: Experiment, task: Task) -> tuple[Head, Task]:
+    return experiment.head(encoder, task), task
+
+
+def _same(encoder: Encoder) -> Encoder:
+    return encoder
+
+
+def _value(word: str, default: object, *, text: str) -> Any:
+    """A word of `--option` as a value of the default's kind."""
+    if isinstance(default, str):
+        return word
+    try:
+        value = ast.literal_eval(word.capitalize() if isinstance(default, bool) else word)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
+        wanted = "true or false" if isinstance(default, bool) else "a number"
+        raise UserError(f"--option {text}: the value must be {wanted}, such as {str(default).lower()}")
+    return value

@@ -17,9 +17,9 @@ import torch
 
 from conftest import ROOT
 from taskvec_mini import TaskVector
-from taskvec_mini.benchmarks.data import suites as datasets
+from taskvec_mini.benchmarks.data import DATA_VARIABLE
 from taskvec_mini.benchmarks.encoders import load as backbones
-from taskvec_mini.benchmarks.encoders.parameters import state_of
+from taskvec_mini.benchmarks.encoders import state_of
 
 SECONDS = 120  # for one command on a busy machine; all together take about 20
 

@@ -6,22 +6,19 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_text_tasks import as_read, files
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from small_encoder import tiny_task
-from small_texts import Words, texts_of, tiny_text_encoder, tiny_text_head, tiny_text_task
+from small_texts import Words, as_read, files, texts_of, tiny_text_encoder, tiny_text_head, tiny_text_task
 from taskvec_mini import TaskVector
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks.encoders import text as text_encoder
-from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import state_of
+from taskvec_mini.benchmarks.data import VOCABULARY, unit_of
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
-from taskvec_mini.benchmarks.data import unit_of
 from taskvec_mini.benchmarks.training.trainer import plan
 
 __all__ = ["files"]  # a fixture
@@ -63,7 +60,7 @@ def by_hand(encoder, head, task, settings):
     model = copy.deepcopy(encoder.model)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.0)
     for epoch in range(1, settings.epochs + 1):
-        for _, rows in plan([len(task.train_labels)], settings, epoch):
+        for _, rows in plan([len(task.train_labels)], settings, epoch=epoch):
             logits = torch.stack([logits_of(head, embedding_of(model, task.train_tokens[i])) for i in rows])
             optimizer.zero_grad()
             F.cross_entropy(logits, task.train_labels[rows]).backward()
