@@ -32,9 +32,8 @@ SPACE = "is there space on the disk, and may you write there?"
 _PIECE = 4_000_000  # bytes that `checksum` copies at a time, where it has to
 _AXES = 64  # of a tensor that numpy and torch can handle
 _DAY = 86_400.0  # seconds after which what another machine left behind counts as left behind
-_MAKING = (
-    ".taskvec_mini-"  # how the folders begin in which files are made: machine, process, something random
-)
+_MAKING = ".taskvec_mini-"  # how folders begin in which files are made; then machine, process, random letters
+_WINDOWS = os.name == "nt"
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save and pickle begin
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -69,14 +68,13 @@ def replacing(path: str | os.PathLike[str], *, remedy: str = SPACE) -> Iterator[
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_MAKING}{_machine()}-{os.getpid()}-"))
     except OSError as error:
         raise FileError(f"{target} could not be written ({error}); {remedy}") from error
-    place = folder / target.name
+    place = folder / f"new{target.suffix}"  # of another name, so that no search for such files finds it
     try:
         yield place
         _to_disk(place)
         os.replace(place, target)
-        with contextlib.suppress(
-            OSError
-        ):  # it is in its place already; not every system brings folders to disk
+        # it is in its place already, and not every system lets a folder be brought to the disk
+        with contextlib.suppress(OSError):
             _to_disk(target.parent, inside=False)
     except FileError:
         raise
@@ -100,8 +98,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, remedy: str = SPACE)
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
     *,
+    metadata: Mapping[str, str],
     remedy: str = SPACE,
 ) -> None:
     """Write a plain safetensors file, without a checksum of ours; errors are those of `replacing`.
@@ -117,7 +115,7 @@ def write_safetensors(
             whole[name] = whole[name].clone()
         places.add(whole[name].data_ptr())
     with replacing(path, remedy=remedy) as place:
-        save_file(whole, place, metadata=dict(metadata or {}))
+        save_file(whole, place, metadata=dict(metadata))
 
 
 def write_tensors(
@@ -142,7 +140,7 @@ def write_tensors(
     """
     text = json.dumps(description, sort_keys=True)
     metadata = {kind: f"{checksum(tensors, text)} {text}"}  # one entry, because their order is not fixed
-    write_safetensors(path, tensors, metadata, remedy=remedy)
+    write_safetensors(path, tensors, metadata=metadata, remedy=remedy)
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -279,7 +277,7 @@ def _sweep(folder: Path) -> None:
                 continue
             machine, _, rest = entry.name.removeprefix(_MAKING).partition("-")
             process = rest.partition("-")[0]
-            if machine == _machine() and process.isdecimal() and os.name != "nt":
+            if machine == _machine() and process.isdecimal() and not _WINDOWS:
                 gone = not _is_running(int(process))
             else:
                 gone = time.time() - entry.stat().st_mtime > _DAY
@@ -299,13 +297,12 @@ def _is_running(process: int) -> bool:
 
 def _to_disk(path: Path, *, inside: bool = True) -> None:
     """Wait until it is on the disk: a power cut must not leave a name without its bytes."""
-    windows = os.name == "nt"
     if path.is_dir():
         for each in path.iterdir() if inside else ():
             _to_disk(each)
-        if windows:
+        if _WINDOWS:
             return  # folders cannot be opened there
-    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows flushes what may be written to
+    number = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)  # Windows flushes what may be written to
     try:
         os.fsync(number)
     finally:

@@ -84,7 +84,7 @@ def merge_files(
         state[name] = part.view(shape)
     state = {name: state[name] for name in sorted(state)}
     if out is not None:
-        _files.write_safetensors(out, state, {"format": "pt"})
+        _files.write_safetensors(out, state, metadata={"format": "pt"})
     return state
 
 
