@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from taskvec_mini.benchmarks.data import TextTask
+from taskvec_mini.benchmarks.data import TextTask, texts
 from taskvec_mini.benchmarks.heads import Head, PrototypeHead
 
 VOCABULARY, LENGTH = 60, 7
+ROWS = [
+    (f"text {i} is {('bad', 'good')[i % 3 == 0]}", ("negative", "positive")[i % 3 == 0]) for i in range(60)
+]
+TEST_ROWS = [(f"another {i}", ("positive", "negative")[i % 2]) for i in range(8)]
 
 
 class Words:
@@ -73,11 +79,11 @@ def tiny_text_encoder(seed: int = 0) -> TinyTextEncoder:
 def texts_of(labels: Sequence[int], *, start: int = 0) -> list[str]:
     """A different text for each label, from two to seven words, some of which belong to the class."""
     fillers = ["red", "green", "blue", "seven", "boats", "sail", "under", "old", "bridges"]
-    texts = []
+    found = []
     for number, label in enumerate(labels, start):
         words = [fillers[(number * step) % len(fillers)] for step in range(1, 1 + number % 5)]
-        texts.append(" ".join([f"kind{label}", *words, f"n{number}"]))
-    return texts
+        found.append(" ".join([f"kind{label}", *words, f"n{number}"]))
+    return found
 
 
 def tiny_text_task(name: str = "kinds", *, classes: int = 3, train: int = 31) -> TextTask:
@@ -93,3 +99,25 @@ def tiny_text_task(name: str = "kinds", *, classes: int = 3, train: int = 31) ->
 def tiny_text_head(classes: int = 3, seed: int = 0) -> Head:
     rows = torch.randn(classes, 6, generator=torch.Generator().manual_seed(seed))
     return PrototypeHead(nn.functional.normalize(rows, dim=1), torch.full((6,), 0.1), 5.0)
+
+
+def as_read(rows: Sequence[tuple[str, str]]) -> str:
+    """What a file with these texts and classes holds."""
+    return "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows])
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A function that writes the two files of a task, makes their checksums known, and gives the folder."""
+
+    def write(train: Any = ROWS, test: Any = TEST_ROWS, *, name: str = "sst2") -> Path:
+        (tmp_path / "text").mkdir(exist_ok=True)
+        sums = {}
+        for part, rows in (("train", train), ("test", test)):
+            content = (rows if isinstance(rows, str) else as_read(rows)).encode()
+            (tmp_path / "text" / f"{name}.{part}.tsv").write_bytes(content)
+            sums[f"{part}_sha256"] = hashlib.sha256(content).hexdigest()
+        monkeypatch.setitem(texts.sources(), name, replace(texts.sources()[name], **sums))  # type: ignore
+        return tmp_path
+
+    return write

@@ -23,7 +23,7 @@ from taskvec_mini import _files
 from taskvec_mini.benchmarks.data import splits
 from taskvec_mini.benchmarks.data.image_files import Array
 from taskvec_mini.benchmarks.data.tasks import ImageTask
-from taskvec_mini.errors import FileError, UserError
+from taskvec_mini.errors import FileError, MissingFileError, UserError
 
 SEED = 0  # of the order of the rows on disk; the split of another seed is copied into memory
 _IMAGES, _ROWS, _ABOUT = "images.npy", "rows.npz", "about.json"
@@ -162,8 +162,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What `about.json` holds; a ValueError with the remedy where it is damaged."""
     about = _files.read_json(folder / _ABOUT, what="note about images", remedy=_remedy(folder))
     sums = about.get("sha256")
-    if not isinstance(sums, dict) or not sums.keys() >= {_IMAGES, _ROWS}:
-        raise UserError(f"{folder / _ABOUT} is damaged, it has no checksums; {_remedy(folder)}")
+    if not isinstance(sums, dict) or not sums.keys() >= {_IMAGES, _ROWS} or "class_names" not in about:
+        raise UserError(
+            f"{folder / _ABOUT} is damaged, it lacks checksums or the names of classes; {_remedy(folder)}"
+        )
     return about
 
 
@@ -178,6 +180,8 @@ def task(name: str, folder: Path, *, limit: int | None, seed: int) -> ImageTask:
     """
     about = read_about(folder)
     for file, expected in about["sha256"].items():
+        if not (folder / file).is_file():
+            raise MissingFileError(f"{folder / file} is missing; {_remedy(folder)}")
         _files.check_sha256(folder / file, expected, remedy=_remedy(folder))
     with np.load(folder / _ROWS, allow_pickle=False) as stored:
         labels, places = (torch.from_numpy(stored[key]) for key in ("labels", "places"))

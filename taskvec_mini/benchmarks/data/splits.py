@@ -50,13 +50,6 @@ def validation_split(fingerprints: list[bytes], groups: Tensor | None, *, seed: 
     """
     generator = torch.Generator().manual_seed(seed)
     units = _units(fingerprints, groups)
-    validates = _chosen(units, generator)[units]
-    order = torch.randperm(len(units), generator=generator)
-    return order[~validates[order]], order[validates[order]]
-
-
-def _chosen(units: Tensor, generator: torch.Generator) -> Tensor:
-    """For each unit whether it validates: units in random order, each taken where it still fits in."""
     sizes = torch.bincount(units)
     room = min(max(1, round(VALIDATION_SHARE * len(units))), VALIDATION_MOST)
     if len(units) < 2 or int(sizes.min()) > room:
@@ -65,13 +58,15 @@ def _chosen(units: Tensor, generator: torch.Generator) -> Tensor:
             f"group apart (the smallest has {int(sizes.min())} images); give more images or smaller groups"
         )
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
-    for unit in torch.randperm(len(sizes), generator=generator).tolist():
+    for unit in torch.randperm(len(sizes), generator=generator).tolist():  # each where it still fits in
         if int(sizes[unit]) <= room:
             chosen[unit] = True
             room -= int(sizes[unit])
         if room == 0:
             break
-    return chosen
+    validates = chosen[units]
+    order = torch.randperm(len(units), generator=generator)
+    return order[~validates[order]], order[validates[order]]
 
 
 def _units(fingerprints: list[bytes], groups: Tensor | None) -> Tensor:

@@ -75,8 +75,7 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
         '[PAD]'
     """
     tokenizers = _imports.load(
-        "tokenizers", needed_for="cutting texts into tokens",
-        install="taskvec-mini[text]"
+        "tokenizers", needed_for="cutting texts into tokens", install="taskvec-mini[text]"
     )
     if not os.path.isfile(vocabulary):
         raise MissingFileError(f"there is no file {vocabulary}; {_REMEDY}")

@@ -56,11 +56,11 @@ class Source:
 def sources() -> Mapping[str, Source]:
     """The data sets by name."""
     with open(Path(__file__).with_name("torchvision_sets.toml"), "rb") as file:
-        table = tomllib.load(file)
-    return {
-        name: Source(**{key: tuple(each) if isinstance(each, list) else each for key, each in entry.items()})
-        for name, entry in table.items()
-    }
+        table: dict[str, dict[str, Any]] = tomllib.load(file)
+    for entry in table.values():
+        for key in ("train", "test", "sizes", "class_names"):
+            entry[key] = tuple(entry.get(key, ()))
+    return {name: Source(**entry) for name, entry in table.items()}
 
 
 def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:

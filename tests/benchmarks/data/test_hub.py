@@ -8,6 +8,7 @@ import importlib
 import io
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,9 @@ import torch
 from PIL import Image
 
 from small_encoder import tiny_backbone, tiny_head, tiny_run
-from taskvec_mini.benchmarks.cli import list as _cli_list
-from taskvec_mini.benchmarks.data import hub, hub_access, suites
-from taskvec_mini.benchmarks.data import image_store as hub_images
-from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data.hub_tables import EIGHT, SOURCES
-from taskvec_mini.records import checksum
+from taskvec_mini import _files, _imports
+from taskvec_mini.benchmarks.data import SUITES, hub, image_files, image_store, load_tasks, torchvision_sets
+from taskvec_mini.errors import FileError, UserError
 
 huggingface = pytest.importorskip("datasets", reason='python -m pip install "taskvec-mini[data]"')
 huggingface_hub = importlib.import_module("huggingface_hub")
@@ -94,8 +92,8 @@ def serve(monkeypatch, tmp_path):
 
     def serve(name, train, test, **changes):
         there = Hub(train, test)
-        known = replace(SOURCES[name], sizes=(len(train), len(test)), **changes)
-        monkeypatch.setitem(SOURCES, name, known)
+        known = replace(hub.sources()[name], sizes=(len(train), len(test)), **changes)
+        monkeypatch.setitem(hub.sources(), name, known)
         api = huggingface_hub.HfApi
         monkeypatch.setattr(api, "dataset_info", lambda *a, **o: there.dataset_info(*a, **o))
         monkeypatch.setattr(api, "auth_check", lambda *a, **o: there.auth_check(*a, **o))
@@ -135,7 +133,7 @@ def in_memory(there, *, seed, limit=None):
     for part in ("train", "test"):
         arrays[f"{part}_images"] = stacked(there.parts[part]["image"])
         arrays[f"{part}_labels"] = np.array(list(there.parts[part]["label"]))
-    return suites._split("mnist", arrays, "0" * 64, limit=limit, seed=seed)
+    return image_files.image_task("mnist", arrays, where="here", sha256="0" * 64, limit=limit, seed=seed)
 
 
 def assert_same_parts(found, expected):
@@ -157,14 +155,14 @@ def test_an_image_is_resized_and_cut_as_torchvision_does_it():
     )
     for width, height in [(16, 16), (40, 20), (21, 40), (33, 47), (9, 30), (16, 23), (101, 16), (17, 16)]:
         image = Image.fromarray(DRAW.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        assert np.array_equal(hub_images.square(image, 16), np.asarray(usual(image))), (width, height)
+        assert np.array_equal(image_store.square(image, 16), np.asarray(usual(image))), (width, height)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
 def test_an_image_of_any_kind_gets_three_colours(mode):
     image = Image.fromarray(DRAW.integers(0, 256, (20, 20, 3), dtype=np.uint8)).convert(mode)
-    assert np.array_equal(hub_images.square(image, 20), np.asarray(image.convert("RGB")))
-    assert hub_images.square(image, 20, grey=True).shape == (20, 20)
+    assert np.array_equal(image_store.square(image, 20), np.asarray(image.convert("RGB")))
+    assert image_store.square(image, 20, grey=True).shape == (20, 20)
 
 
 # --- a task ----------------------------------------------------------------------------------------------
@@ -182,14 +180,14 @@ def test_the_split_is_that_of_the_other_suites(digits, tmp_path, seed):
 
 
 def test_it_comes_through_the_loader_of_all_suites(digits, tmp_path):
-    task = suites.load_tasks("mnist", suite="hub", folder=tmp_path, limit=7, seed=3)["mnist"]
+    task = load_tasks("mnist", suite="hub", folder=tmp_path, limit=7, seed=3)["mnist"]
     assert_same_parts(task, in_memory(digits, seed=3, limit=7))
     assert (tmp_path / "hub" / "mnist_224" / "about.json").is_file()
 
 
 def test_photos_of_many_sizes_become_squares_in_their_order(textures, tmp_path):
     task = load("dtd", tmp_path, size=16)
-    expected = np.stack([hub_images.square(photo, 16) for photo in textures.photos])
+    expected = np.stack([image_store.square(photo, 16) for photo in textures.photos])
     assert np.array_equal(task.test_images.numpy(), expected[24:])
     assert task.test_labels.tolist() == [i % 3 for i in range(8)]
     learnt = torch.cat([task.train_images, task.val_images]).numpy()
@@ -207,7 +205,7 @@ def test_another_size_has_a_folder_of_its_own(textures, tmp_path):
 
 def test_a_small_square_larger_than_the_size_is_resized(digits, tmp_path):
     task = load("mnist", tmp_path, size=14)
-    expected = [hub_images.square(image, 14, grey=True) for image in digits.parts["test"]["image"]]
+    expected = [image_store.square(image, 14, grey=True) for image in digits.parts["test"]["image"]]
     assert np.array_equal(task.test_images.numpy(), np.stack(expected))
 
 
@@ -260,13 +258,13 @@ def test_datasets_itself_reads_only_these_files(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows(listed, names=names).to_parquet(str(path))
     monkeypatch.setattr(huggingface.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    source = replace(SOURCES["dtd"], repository=str(tmp_path / "repository"), classes=2, sizes=(4, 2))
+    source = replace(hub.sources()["dtd"], repository=str(tmp_path / "repository"), classes=2, sizes=(4, 2))
     source = replace(source, names=dict(enumerate(names)))
     files = {part: [f"data/{part}-00000-of-00001.parquet"] for part in ("train", "test")}
-    parts = hub_access.fetch(hub_access.Offer("dtd", source, "main", files, 0))
+    parts = hub.fetch(hub.Listing("dtd", source, "main", files, 0))
     assert set(parts) == {"train", "test"}
-    assert hub_access.class_names(source, parts) == list(names)
-    assert hub_access.labels(source, parts, other_counts=False).tolist() == [0, 1, 0, 1, 0, 1]
+    assert hub.class_names(source, parts) == list(names)
+    assert hub.labels(source, parts, other_counts=False).tolist() == [0, 1, 0, 1, 0, 1]
     assert np.array_equal(stacked(parts["train"]["image"]), stacked(images[:4]))
 
 
@@ -275,7 +273,7 @@ def test_datasets_itself_reads_only_these_files(tmp_path, monkeypatch):
 
 def test_later_calls_need_neither_network_nor_datasets(digits, tmp_path, monkeypatch):
     first = load("mnist", tmp_path)
-    monkeypatch.setattr(hub_access, "extra", lambda module: pytest.fail(f"{module} was asked for"))
+    monkeypatch.setattr(_imports, "load", lambda module, **_: pytest.fail(f"{module} was asked for"))
     second = load("mnist", tmp_path)
     assert_same_parts(second, first)
     assert second.sha256 == first.sha256
@@ -286,7 +284,9 @@ def test_the_folder_is_the_same_whoever_makes_it(digits, tmp_path):
     load("mnist", tmp_path / "a", seed=0)
     load("mnist", tmp_path / "b", seed=4, limit=3)
     for file in ("images.npy", "rows.npz", "about.json"):
-        assert checksum(tmp_path / "a/hub/mnist_224" / file) == checksum(tmp_path / "b/hub/mnist_224" / file)
+        assert _files.sha256(tmp_path / "a/hub/mnist_224" / file) == _files.sha256(
+            tmp_path / "b/hub/mnist_224" / file
+        )
 
 
 def test_the_images_of_seed_0_are_pieces_of_the_file(digits, tmp_path):
@@ -331,19 +331,27 @@ def test_a_damaged_folder_is_refused_and_can_be_made_anew(digits, tmp_path, file
         path.write_bytes(data[:-1])
     elif damage == "flipped":
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    message = (
-        rf"{re.escape(str(path))} is truncated or corrupted .* delete the folder .*mnist_224 and call again"
-    )
+    what = "missing" if damage == "gone" else "truncated or corrupted"
+    message = rf"{re.escape(str(path))} is {what}.* delete the folder .*mnist_224 and call again"
     with pytest.raises(ValueError, match=message):
         load("mnist", tmp_path)
     shutil.rmtree(path.parent)
     assert_same_parts(load("mnist", tmp_path), expected)
 
 
-def test_a_damaged_note_is_refused(digits, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "a list", "no checksums", "no classes"])
+def test_a_damaged_note_is_refused(digits, tmp_path, damage):
     load("mnist", tmp_path)
-    (tmp_path / "hub" / "mnist_224" / "about.json").write_text("{")
-    with pytest.raises(ValueError, match=r"about.json is damaged .*delete the folder"):
+    note = tmp_path / "hub" / "mnist_224" / "about.json"
+    whole = note.read_text()
+    damaged = {
+        "cut": whole[:-2],
+        "a list": "[]",
+        "no checksums": whole.replace("rows.npz", "row.npz"),
+        "no classes": whole.replace("class_names", "names"),
+    }
+    note.write_text(damaged[damage])
+    with pytest.raises(UserError, match=r"about.json is damaged, .*delete the folder"):
         load("mnist", tmp_path)
 
 
@@ -363,17 +371,46 @@ def test_what_fails_leaves_nothing_behind(digits, tmp_path):
     assert not (tmp_path / "hub" / "mnist_224").exists()
 
 
+def make_again(digits, place):
+    labels = hub.labels(hub.sources()["mnist"], digits.parts, other_counts=False)
+    about = {"class_names": list(DIGITS)}
+    return image_store.make(
+        place, digits.parts, labels, column="image", side=28, pixels=28, grey=True, about=about
+    )
+
+
 def test_a_second_process_that_was_slower_changes_nothing(digits, tmp_path):
     load("mnist", tmp_path)
     place = tmp_path / "hub" / "mnist_224"
-    before = checksum(place / "images.npy"), (place / "about.json").stat().st_mtime_ns
-    labels = hub_access.labels(SOURCES["mnist"], digits.parts, other_counts=False)
-    about = {"class_names": list(DIGITS)}
-    hub_images.make(
-        place, digits.parts, labels, source=SOURCES["mnist"], size=224, about=about, scratch=tmp_path
-    )
-    assert (checksum(place / "images.npy"), (place / "about.json").stat().st_mtime_ns) == before
-    assert hub_images.leftovers(place) == []
+    before = _files.sha256(place / "images.npy"), (place / "about.json").stat().st_mtime_ns
+    make_again(digits, place)
+    assert (_files.sha256(place / "images.npy"), (place / "about.json").stat().st_mtime_ns) == before
+    assert [path.name for path in place.parent.iterdir()] == ["mnist_224"]
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next(digits, tmp_path):
+    """A process of its own dies, without any clearing up, while it decodes the images."""
+    program = f"""if True:
+        import os, numpy as np
+        from pathlib import Path
+        from PIL import Image
+        from taskvec_mini.benchmarks.data import image_store
+        class Part:
+            def __len__(self): return 20
+            def __getitem__(self, row):
+                if row == 15: os.kill(os.getpid(), 9)
+                return {{"image": Image.fromarray(np.full((28, 28), row, np.uint8))}}
+        parts = {{"train": Part(), "test": Part()}}
+        image_store.make(Path({str(tmp_path / "hub" / "mnist_224")!r}), parts, np.zeros(40, np.int64),
+            column="image", side=28, pixels=28, grey=True, about={{}})
+    """
+    (tmp_path / "hub").mkdir()
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
+    (left,) = (tmp_path / "hub").iterdir()
+    assert (left / "images").stat().st_size == 40 * 28 * 28
+    load("mnist", tmp_path)
+    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["mnist_224"]
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
 # --- copies ----------------------------------------------------------------------------------------------
@@ -416,17 +453,15 @@ def test_sizes_are_told_before_anything_is_fetched(digits, tmp_path, capsys):
 
 
 def test_memory_and_disk_are_counted_in_bytes_of_images():
-    sun = SOURCES["sun397"]
+    sun = hub.sources()["sun397"]
     assert sun.bytes_of(sum(sun.sizes), 224) == 39_700 * 224 * 224 * 3
-    assert SOURCES["mnist"].bytes_of(70_000, 224) == 70_000 * 28 * 28
-    assert SOURCES["cifar100"].bytes_of(10, 16) == 10 * 16 * 16 * 3
+    assert hub.sources()["mnist"].bytes_of(70_000, 224) == 70_000 * 28 * 28
+    assert hub.sources()["cifar100"].bytes_of(10, 16) == 10 * 16 * 16 * 3
 
 
 @pytest.mark.parametrize(("free", "enough"), [(10_000_000, True), (4_060_000, False), (50_000, False)])
 def test_a_disk_that_is_too_small_is_refused_at_once(digits, tmp_path, monkeypatch, capsys, free, enough):
     """4 MB to download and unpack, and twice 41 kB of images, on one disk."""
-    old = tmp_path / "hub" / "mnist_224.part9"
-    old.mkdir(parents=True)
     usage = SimpleNamespace(total=10**9, used=0, free=free)
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage)
     if enough:
@@ -438,7 +473,6 @@ def test_a_disk_that_is_too_small_is_refused_at_once(digits, tmp_path, monkeypat
         load("mnist", tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert "HF_HOME" in str(caught.value)
-    assert f"{old} may be deleted" in str(caught.value)
     assert digits.fetched == []
     assert "images MB" in capsys.readouterr().out
 
@@ -462,7 +496,7 @@ def test_a_disk_that_fills_up_while_decoding_is_named(digits, tmp_path, monkeypa
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub_images, "_write", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="the disk is full while task 'mnist'"):
         load("mnist", tmp_path)
 
@@ -475,7 +509,7 @@ def test_a_disk_that_fills_up_while_decoding_is_named(digits, tmp_path, monkeypa
     [
         (
             refusal("GatedRepoError"),
-            PermissionError,
+            FileError,
             "wants a login: accept its terms at https://.*`hf auth login`",
         ),
         (
@@ -501,15 +535,16 @@ def test_why_a_data_set_cannot_be_had_is_said_with_the_remedy(digits, tmp_path, 
     digits.error = error
     with pytest.raises(kind, match=message) as caught:
         load("mnist", tmp_path, revisions={"mnist": "main2"})
+    assert isinstance(caught.value, UserError)
     assert "task 'mnist': the data set ylecun/mnist" in str(caught.value)
-    assert ("suite='torchvision' has it too" in str(caught.value)) == (kind is not ValueError)
+    assert ("suite='torchvision' has it too" in str(caught.value)) == issubclass(kind, OSError)
     assert digits.fetched == []
     assert not (tmp_path / "hub").exists()
 
 
 def test_a_listed_data_set_may_still_want_a_login(digits, tmp_path):
     digits.gated = "auto"
-    with pytest.raises(PermissionError, match="hf auth login"):
+    with pytest.raises(FileError, match="hf auth login"):
         load("mnist", tmp_path)
 
 
@@ -592,7 +627,7 @@ def test_labels_without_names_are_refused(digits, tmp_path):
 
 
 def test_parts_that_name_their_classes_differently_are_refused(textures, tmp_path, monkeypatch):
-    monkeypatch.setitem(SOURCES, "dtd", replace(SOURCES["dtd"], names={0: "banded"}))
+    monkeypatch.setitem(hub.sources(), "dtd", replace(hub.sources()["dtd"], names={0: "banded"}))
     textures.parts["test"] = rows(pictures(8), names=("banded", "braided", "blotchy"))
     with pytest.raises(ValueError, match="train and test name their classes differently"):
         load("dtd", tmp_path, size=8)
@@ -621,28 +656,28 @@ def test_images_of_another_size_than_documented_are_refused(digits, tmp_path):
         load("mnist", tmp_path)
 
 
-# --- the tables ------------------------------------------------------------------------------------------
+# --- the table and the overview --------------------------------------------------------------------------
 
 
-def test_the_tables_agree_with_themselves_and_with_torchvisions():
-    assert EIGHT == ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
-    for name, source in SOURCES.items():
+def test_the_table_agrees_with_itself_and_with_torchvisions():
+    for name, source in hub.sources().items():
         assert max(source.names) < source.classes
-        assert len({hub_access._plain(each) for each in source.names.values()}) == len(source.names), name
+        assert len({hub._plain(each) for each in source.names.values()}) == len(source.names), name
         if source.torchvision:
-            assert downloads.SOURCES[name].sizes == source.sizes
-    whole = {name for name, source in SOURCES.items() if len(source.names) == source.classes}
-    assert whole == {"resisc45", "eurosat", "svhn", "mnist", "dtd", "cifar100"}
+            assert torchvision_sets.sources()[name].sizes == source.sizes
     for name in ("resisc45", "dtd", "cifar100"):  # these are in alphabetical order
-        listed = list(SOURCES[name].names.values())
+        listed = list(hub.sources()[name].names.values())
         assert listed == sorted(listed)
+        assert len(listed) == hub.sources()[name].classes
 
 
-def test_the_command_line_tells_the_sizes(tmp_path):
-    row = _cli_list._benchmark("sun397", tmp_path)
-    assert row["train + val"] == row["test"] == "19,850"
-    assert row["images MB"] == "5,976"
-    assert row[""] == "not yet there"
+def test_the_overview_tells_the_sizes_and_what_is_there(tmp_path):
+    def row():
+        return next(each for each in SUITES["hub"].overview(tmp_path) if each["task"] == "sun397")
+
+    assert row()["train + val"] == row()["test"] == "19,850"
+    assert row()["images MB"] == "5,976"
+    assert row()[""] == "not yet there"
     Path(tmp_path, "hub", "sun397_224").mkdir(parents=True)
     Path(tmp_path, "hub", "sun397_224", "about.json").write_text("{}")
-    assert _cli_list._benchmark("sun397", tmp_path)[""] == "there"
+    assert row()[""] == "there"

@@ -1,6 +1,5 @@
 """Text tasks: what a part holds, parts without a common text, and errors that name file, line and remedy."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -8,23 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from small_texts import Words, tiny_text_task
-from taskvec_mini.benchmarks.data import text_tables as text_sources
-from taskvec_mini.benchmarks.data import texts as text_tasks
-from taskvec_mini.benchmarks.data.suites import load_tasks
-from taskvec_mini.benchmarks.data.texts import TextTask, load_text_tasks
-from taskvec_mini.benchmarks.encoders.load import DATA_VARIABLE
+from small_texts import ROWS, TEST_ROWS, Words, as_read, files, tiny_text_task
+from taskvec_mini.benchmarks.data import DATA_VARIABLE, SUITES, TextTask, load_tasks, texts
+from taskvec_mini.errors import UserError
 
+__all__ = ["files"]  # a fixture
 PARTS = ("train", "val", "test")
 NEARBY = Path(__file__).parents[4] / "shared" / "data"
 DATA = Path(os.environ.get(DATA_VARIABLE) or NEARBY)
 needs_files = pytest.mark.skipif(
     not (DATA / "text" / "sst2.train.tsv").exists(), reason=f"no texts; {DATA_VARIABLE} tells where they are"
 )
-ROWS = [
-    (f"text {i} is {('bad', 'good')[i % 3 == 0]}", ("negative", "positive")[i % 3 == 0]) for i in range(60)
-]
-TEST_ROWS = [(f"another {i}", ("positive", "negative")[i % 2]) for i in range(8)]
 
 
 class Ledger:
@@ -49,30 +42,10 @@ class Ledger:
         ]
 
 
-def as_read(rows):
-    return "".join(f"{text}\t{label}\n" for text, label in [("text", "label"), *rows])
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """A function that writes the two files of a task, makes their checksums known, and gives the folder."""
-
-    def write(train=ROWS, test=TEST_ROWS, *, name="sst2"):
-        (tmp_path / "text").mkdir(exist_ok=True)
-        contents = [(each if isinstance(each, str) else as_read(each)).encode() for each in (train, test)]
-        for part, content in zip(("train", "test"), contents, strict=True):
-            (tmp_path / "text" / f"{name}.{part}.tsv").write_bytes(content)
-        sums = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-        monkeypatch.setitem(text_sources.BUNDLE, name, sums)
-        return tmp_path
-
-    return write
-
-
 def load(folder, name="sst2", **more):
     """A task and the rows of its parts."""
     ledger = Ledger()
-    task = load_text_tasks([name], folder=folder, tokenizer=ledger, **more)[name]
+    task = load_tasks([name], suite="text", folder=folder, tokenizer=ledger, **more)[name]
     return task, {part: ledger.rows(task, part) for part in PARTS}
 
 
@@ -90,7 +63,7 @@ def test_the_parts_are_the_rows_of_the_files(files):
 
 
 def test_tokens_are_those_of_the_tokenizer(files):
-    task = load_text_tasks("sst2", folder=files(), tokenizer=Words())["sst2"]
+    task = load_tasks("sst2", suite="text", folder=files(), tokenizer=Words())["sst2"]
     assert torch.equal(task.test_tokens, Words().encode([text for text, _ in TEST_ROWS]))
     assert task.test_labels.tolist() == [label == "positive" for _, label in TEST_ROWS]
     assert (task.train_tokens.dtype, task.train_labels.dtype) == (torch.int32, torch.int64)
@@ -135,17 +108,20 @@ def test_the_checksum_tells_files_and_tokenizer(files):
     other = Words()
     other.sha256 = "3" * 64
     found = [
-        load_text_tasks("sst2", folder=files(), tokenizer=each)["sst2"].sha256 for each in (Words(), other)
+        load_tasks("sst2", suite="text", folder=files(), tokenizer=each)["sst2"].sha256
+        for each in (Words(), other)
     ]
-    found.append(load_text_tasks("sst2", folder=files(test=TEST_ROWS[1:]), tokenizer=other)["sst2"].sha256)
+    found.append(
+        load_tasks("sst2", suite="text", folder=files(test=TEST_ROWS[1:]), tokenizer=other)["sst2"].sha256
+    )
     assert len(set(found)) == 3
 
 
 def test_the_folder_and_the_tokenizer_have_defaults(files, monkeypatch):
     monkeypatch.setenv(DATA_VARIABLE, str(files()))
-    monkeypatch.setattr("taskvec_mini.benchmarks.encoders.text.load_tokenizer", Words)
+    monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
     found = load_tasks(["sst2"], suite="text", limit=5, seed=3)["sst2"]
-    expected = load_text_tasks(["sst2"], limit=5, seed=3, tokenizer=Words())["sst2"]
+    expected = load_tasks(["sst2"], suite="text", limit=5, seed=3, tokenizer=Words())["sst2"]
     assert all(
         torch.equal(*pair)
         for part in PARTS
@@ -170,24 +146,26 @@ def published():
 @needs_files
 def test_checksums_and_classes_are_those_published_with_the_files():
     found = published()
-    assert {name: sums for name, (_, sums) in found.items()} == text_sources.BUNDLE
-    assert {name: sizes[0] for name, (sizes, _) in found.items()} == {
-        name: len(classes) for name, classes in text_sources.CLASSES.items()
+    known = texts.sources()
+    assert {name: sums for name, (_, sums) in found.items()} == {
+        name: (source.train_sha256, source.test_sha256) for name, source in known.items()
     }
-    assert len(text_sources.CORE) == 8
+    assert {name: sizes[0] for name, (sizes, _) in found.items()} == {
+        name: len(source.classes) for name, source in known.items()
+    }
 
 
 @needs_files
-@pytest.mark.parametrize("name", text_sources.BUNDLE)
+@pytest.mark.parametrize("name", SUITES["text"].tasks)
 def test_no_text_of_the_real_files_stands_in_two_parts(name):
     task, rows = load(DATA, name)
     train, test = published()[name][0][1:]
     assert (len(rows["train"]) + len(rows["val"]), len(rows["test"])) == (train, test), "every row is used"
     assert len(rows["val"]) == round(train / 10)
-    texts = [{re.sub(r"\s+", " ", text).strip().lower() for text, _ in rows[part]} for part in PARTS]
-    assert not texts[0] & texts[1]
-    assert not texts[0] & texts[2]
-    assert not texts[1] & texts[2]
+    seen = [{re.sub(r"\s+", " ", text).strip().lower() for text, _ in rows[part]} for part in PARTS]
+    assert not seen[0] & seen[1]
+    assert not seen[0] & seen[2]
+    assert not seen[1] & seen[2]
     for part in PARTS:
         assert {label for _, label in rows[part]} == set(task.class_names)
 
@@ -201,7 +179,7 @@ def test_a_file_that_changed_is_refused(files):
     for content in (path.read_bytes()[:-5], path.read_bytes().replace(b"good", b"bad!")):
         path.write_bytes(content)
         with pytest.raises(
-            ValueError, match=rf"sst2\.train\.tsv is truncated or was changed \({len(content):,} "
+            ValueError, match=rf"sst2\.train\.tsv is truncated or corrupted \({len(content):,} "
         ):
             load(folder)
 
@@ -238,7 +216,10 @@ def test_what_is_missing_is_named_with_its_remedy(files, tmp_path, monkeypatch):
         ValueError, match=r"give folder=... or set the environment variable TASKVEC_MINI_DATA"
     ):
         load(None)
-    with pytest.raises(FileNotFoundError, match=r"text is no folder; give the folder above it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nowhere.text is no folder; give the folder of the data .* suite='text-hub' downloads",
+    ):
         load(tmp_path / "nowhere")
     folder = files()
     with pytest.raises(FileNotFoundError, match=r"cola\.train\.tsv is missing; .* leave the task 'cola' out"):
@@ -250,14 +231,13 @@ def test_what_is_missing_is_named_with_its_remedy(files, tmp_path, monkeypatch):
     [
         ({"names": ["sst"]}, "unknown task 'sst': did you mean 'sst2'"),
         ({"names": []}, "names is empty"),
-        ({"source": "web"}, "unknown source 'web'"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_words_that_mean_nothing_are_refused(words, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_text_tasks(**{"names": ["sst2"], "tokenizer": Words(), **words})
+        load_tasks(**{"names": ["sst2"], "suite": "text", "tokenizer": Words(), **words})
 
 
 def test_an_unknown_suite_is_told_of_the_suites_of_texts():
@@ -271,7 +251,7 @@ def test_a_tokenizer_that_gives_something_else_is_refused(files):
             return super().encode(texts).long()
 
     with pytest.raises(TypeError, match=r"text.sst2: task 'sst2', train: tokens must be int32 .*int64"):
-        load_text_tasks("sst2", folder=files(), tokenizer=Wrong())
+        load_tasks("sst2", suite="text", folder=files(), tokenizer=Wrong())
 
 
 BROKEN = {
@@ -307,12 +287,7 @@ def test_there_is_no_fourth_part():
 def test_what_a_tokenizer_cannot_cut_is_said_with_the_file(files, monkeypatch):
     class Strict(Words):
         def encode(self, texts):
-            raise ValueError("text 0 holds no token ('')")
+            raise UserError("text 0 holds no token ('')")
 
     with pytest.raises(ValueError, match=r"text.sst2: text 0 holds no token"):
-        load_text_tasks("sst2", folder=files(), tokenizer=Strict())
-
-
-def test_text_tasks_names_its_suites_default(files, monkeypatch):
-    monkeypatch.setattr(text_tasks, "CORE", ("sst2",))
-    assert list(load_text_tasks(folder=files(), tokenizer=Words())) == ["sst2"]
+        load_tasks("sst2", suite="text", folder=files(), tokenizer=Strict())

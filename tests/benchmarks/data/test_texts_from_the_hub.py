@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from small_texts import Words
-from taskvec_mini.benchmarks.data import text_hub
-from taskvec_mini.benchmarks.data.suites import load_tasks
-from taskvec_mini.benchmarks.data.text_hub import Rows
-from taskvec_mini.benchmarks.data.text_tables import BUNDLE, CLASSES, HUB
+from taskvec_mini.benchmarks.data import load_tasks
+from taskvec_mini.benchmarks.data.texts import Rows, read_hub, sources
+from taskvec_mini.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +45,18 @@ def table(library):
 # --- the table of repositories ---------------------------------------------------------------------------
 
 
-def test_every_task_has_a_home_with_the_classes_of_its_files():
-    assert list(HUB) == list(BUNDLE) == list(CLASSES)
-    for name, source in HUB.items():
-        ours = {each for each in source.classes.values() if each is not None}
-        assert ours == set(CLASSES[name]), name
-        assert CLASSES[name] == tuple(sorted(CLASSES[name])), "the order of the files' own table"
+def test_every_class_of_a_repository_is_one_of_ours_and_every_one_of_ours_is_there():
+    for name, source in sources().items():
+        assert set(source.theirs.values()) - {""} == set(source.classes), name
+        assert source.classes == tuple(sorted(source.classes)), "the order of the files' own table"
 
 
 def test_each_domain_of_clinc_has_its_fifteen_intents():
     """As its authors say (Larson et al. 2019); and four intents looked up in their data/domains.json."""
-    domains = HUB["clinc10"].classes
+    domains = sources()["clinc10"].theirs
     assert len(domains) == 151
-    assert [name for name, domain in domains.items() if domain is None] == ["oos"]
-    assert all(list(domains.values()).count(each) == 15 for each in CLASSES["clinc10"])
+    assert [name for name, domain in domains.items() if not domain] == ["oos"]
+    assert all(list(domains.values()).count(each) == 15 for each in sources()["clinc10"].classes)
     assert [domains[each] for each in ("jump_start", "routing", "apr", "no")] == [
         *("auto_and_commute", "banking", "credit_cards", "meta"),
     ]
@@ -73,8 +70,7 @@ def test_numbered_classes_are_read_by_name_and_their_order_is_ours(hub, table):
     names = ["unacceptable", "acceptable"]
     hub["nyu-mll/glue", "cola", "train"] = table(names, sentence=["a  b", "c", "\n"], label=[1, 0, 1])
     hub["nyu-mll/glue", "cola", "validation"] = table(names, sentence=["d"], label=[0])
-    where, train, test, _ = text_hub.load("cola")
-    assert where == "nyu-mll/glue (cola)"
+    train, test, _ = read_hub("cola")
     assert train == Rows(["a b", "c"], ["acceptable", "unacceptable"]), (
         "white space is one space, no empty text"
     )
@@ -84,17 +80,17 @@ def test_numbered_classes_are_read_by_name_and_their_order_is_ours(hub, table):
 def test_classes_in_words_are_translated_whatever_their_case(hub, table):
     for split, codes in (("train", ["DESC", "num"]), ("test", ["HUM", "ABBR"])):
         hub["SetFit/TREC-QC", None, split] = table(text=["q", "r"], label=[9, 9], label_coarse_original=codes)
-    _, train, test, _ = text_hub.load("trec6")
+    train, test, _ = read_hub("trec6")
     assert train.names == ["description", "number"]
     assert test.names == ["human", "abbreviation"]
 
 
 def test_queries_out_of_scope_are_left_out(hub, table):
-    intents = list(HUB["clinc10"].classes)
+    intents = list(sources()["clinc10"].theirs)
     numbers = [intents.index(each) for each in ("routing", "oos", "apr")]
     for split in ("train", "test"):
         hub["clinc/clinc_oos", "plus", split] = table(intents, text=["x", "y", "z"], intent=numbers)
-    assert text_hub.load("clinc10")[1] == Rows(["x", "z"], ["banking", "credit_cards"])
+    assert read_hub("clinc10")[0] == Rows(["x", "z"], ["banking", "credit_cards"])
 
 
 def test_without_a_test_part_a_tenth_is_drawn_always_the_same(hub, table):
@@ -102,28 +98,33 @@ def test_without_a_test_part_a_tenth_is_drawn_always_the_same(hub, table):
     hub["ucirvine/sms_spam", "plain_text", "train"] = table(
         ["ham", "spam"], sms=texts, label=[i % 2 for i in range(100)]
     )
-    (_, train, test, sha256), again = text_hub.load("sms_spam"), text_hub.load("sms_spam")
-    assert (train, test, sha256) == again[1:]
+    (train, test, sha256), again = read_hub("sms_spam"), read_hub("sms_spam")
+    assert (train, test, sha256) == again
     assert len(test.texts) == 10
     assert sorted(train.texts + test.texts) == sorted(texts)
     assert not {each.lower() for each in train.texts} & {each.lower() for each in test.texts}
     assert all(name == ("ham", "spam")[int(text.split()[2]) % 2] for text, name in zip(*test, strict=True))
 
 
-def test_the_checksum_changes_with_texts_and_classes_and_parts():
-    one, other = Rows(["a", "b"], ["ham", "spam"]), Rows(["a"], ["ham"])
+def test_the_checksum_changes_with_texts_and_classes_and_parts(hub, table):
     variants = [
-        (one, other),
-        (other, one),
-        (Rows(["a", "c"], one.names), other),
-        (Rows(one.texts, ["ham"] * 2), other),
+        ((["a", "b"], [0, 1]), (["a"], [0])),
+        ((["a"], [0]), (["a", "b"], [0, 1])),
+        ((["a", "c"], [0, 1]), (["a"], [0])),
+        ((["a", "b"], [0, 0]), (["a"], [0])),
+        ((["a"], [0]), (["b", "a"], [1, 0])),
     ]
-    variants.append((Rows(["a"], ["ham"]), Rows(["b", "a"], ["spam", "ham"])))
-    assert len({text_hub._checksum(*each) for each in variants}) == len(variants)
+    found = set()
+    for parts in variants:
+        for split, (texts, labels) in zip(("train", "validation"), parts, strict=True):
+            names = ["negative", "positive"]
+            hub["stanfordnlp/sst2", None, split] = table(names, sentence=texts, label=labels)
+        found.add(read_hub("sst2")[2])
+    assert len(found) == len(variants)
 
 
 def test_the_suite_text_hub_makes_tasks_of_it(hub, table, monkeypatch):
-    monkeypatch.setattr("taskvec_mini.benchmarks.encoders.text.load_tokenizer", Words)
+    monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
     names = ["World", "Sports", "Business", "Sci/Tech"]
     labels = [i % 4 for i in range(40)]
     hub["fancyzhx/ag_news", None, "train"] = table(names, text=[f"news {i}" for i in range(40)], label=labels)
@@ -139,11 +140,11 @@ def test_the_suite_text_hub_makes_tasks_of_it(hub, table, monkeypatch):
 
 
 def refused(hub, table, error, message, name="sst2", **columns):
-    source = HUB[name]
+    source = sources()[name]
     names = columns.pop("names", None)
     hub[source.repository, source.config, "train"] = table(names, **columns)
     with pytest.raises(error, match=message) as found:
-        text_hub.load(name)
+        read_hub(name)
     assert source.repository in str(found.value)
     assert "split 'train'" in str(found.value)
     assert "suite='text'" in str(found.value), "the remedy"
@@ -217,11 +218,11 @@ def test_numbers_without_names_are_not_guessed(hub, table):
 def test_what_the_hub_refuses_is_explained(hub, library, make, error, message):
     hub["stanfordnlp/sst2", None, "train"] = make(library.exceptions)
     with pytest.raises(error, match=re.escape(message)) as found:
-        text_hub.load("sst2")
-    assert type(found.value) is error
+        read_hub("sst2")
+    assert isinstance(found.value, UserError)
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=re.escape('python -m pip install "taskvec-mini[data]"')):
-        text_hub.load("sst2")
+        read_hub("sst2")

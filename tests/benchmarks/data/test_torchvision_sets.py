@@ -26,10 +26,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from taskvec_mini.benchmarks import _arrays
-from taskvec_mini.benchmarks.cli import list as _cli_list
-from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data.suites import load_tasks
+from taskvec_mini.benchmarks.data import SUITES, image_files, load_tasks, torchvision_sets
 
 DRAW = np.random.default_rng(0)
 
@@ -91,7 +88,8 @@ def server():
 
 
 def with_sizes(monkeypatch, name, *sizes):
-    monkeypatch.setitem(downloads.SOURCES, name, replace(downloads.SOURCES[name], sizes=sizes))
+    known = torchvision_sets.sources()
+    monkeypatch.setitem(known, name, replace(known[name], sizes=sizes))
 
 
 def idx(array):
@@ -126,7 +124,7 @@ def made_files(folder):
 
 
 def listed_as_there(folder, name):
-    return _cli_list._download(name, folder)[""] == "there"
+    return {row["task"]: row[""] for row in SUITES["torchvision"].overview(folder)}[name] == "there"
 
 
 # --- each data set in its own format ---------------------------------------------------------------------
@@ -324,10 +322,7 @@ def test_dtd_trains_on_the_train_and_val_lists_of_its_first_partition(tmp_path, 
 
 
 def test_the_table_fits_torchvision():
-    assert list(downloads.SOURCES) == [
-        *("mnist", "fashion_mnist", "kmnist", "svhn", "gtsrb", "eurosat", "dtd", "cifar10"),
-    ]
-    for source in downloads.SOURCES.values():
+    for source in torchvision_sets.sources().values():
         accepted = inspect.signature(getattr(torchvision.datasets, source.dataset)).parameters
         for options in (*source.train, *source.test, {"root": "", "transform": None, "download": True}):
             assert set(options) <= set(accepted)
@@ -465,8 +460,8 @@ def test_a_connection_that_breaks_off_is_no_bug(tmp_path, monkeypatch):
 def test_a_full_disk_is_found_behind_other_errors(number):
     middle, last = RuntimeError("while writing"), ValueError("in the end")
     middle.__context__, last.__cause__ = OSError(number, "no room"), middle
-    assert downloads.full_disk(last).errno == number
-    assert downloads.full_disk(OSError(errno.EACCES, "not yours")) is None
+    assert image_files.full_disk(last).errno == number
+    assert image_files.full_disk(OSError(errno.EACCES, "not yours")) is None
 
 
 @pytest.mark.parametrize("room", [1_000, 120_000, 170_000], ids=["archive", "unpacked", "file"])
@@ -488,7 +483,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch, se
 
 def test_an_older_file_stays_when_a_new_one_cannot_be_written(tmp_path, monkeypatch):
     file = tmp_path / "x.npz"
-    _arrays.write(file, {"old": np.zeros(3)})
+    image_files.write_arrays(file, {"old": np.zeros(3)})
     before = file.read_bytes()
 
     def fail(file, **_):
@@ -497,7 +492,7 @@ def test_an_older_file_stays_when_a_new_one_cannot_be_written(tmp_path, monkeypa
 
     monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(OSError, match="No space left"):
-        _arrays.write(file, {"new": np.ones(3)})
+        image_files.write_arrays(file, {"new": np.ones(3)})
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [
         "x.npz"
@@ -514,11 +509,11 @@ def test_no_checksum_tells_of_a_file_that_is_not_in_its_place_yet(tmp_path, monk
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _arrays.write(file, {"new": np.ones(3)})
+        image_files.write_arrays(file, {"new": np.ones(3)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_torchvision_the_error_tells_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(ImportError, match=r"needs torchvision .*python -m pip install torchvision"):
+    with pytest.raises(ImportError, match=r'needs torchvision .*python -m pip install "torchvision"'):
         load(tmp_path)

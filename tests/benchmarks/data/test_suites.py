@@ -11,18 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskvec_mini.benchmarks import _arrays
-from taskvec_mini.benchmarks.data import splits
-from taskvec_mini.benchmarks.data import suites as datasets
-from taskvec_mini.benchmarks.data.suites import BUNDLE, CORE, FOLDER_VARIABLE, ImageTask, load_tasks
+from taskvec_mini.benchmarks.data import DATA_VARIABLE, ImageTask, image_files, load_tasks, splits, suites
 from taskvec_mini.tasks import digit_tasks
 
 PARTS = ("train", "val", "test")
 NEARBY = Path(__file__).parents[4] / "shared" / "data"
-BUNDLE_FOLDER = Path(os.environ.get(FOLDER_VARIABLE) or NEARBY)
+BUNDLE_FOLDER = Path(os.environ.get(DATA_VARIABLE) or NEARBY)
 needs_bundle = pytest.mark.skipif(
     not (BUNDLE_FOLDER / "mnist.npz").exists(),
-    reason=f"no bundle; {FOLDER_VARIABLE} tells where it is",
+    reason=f"no bundle; {DATA_VARIABLE} tells where it is",
 )
 SIZES = {  # images to learn and validate with, to test with, and classes, as published with the files
     "mnist": (10_000, 2_000, 10),
@@ -59,10 +56,10 @@ def bundle(tmp_path, monkeypatch):
     """A function that writes arrays to a file of the bundle, makes its checksum known and gives its path."""
 
     def write(name="mnist", **arrays):
-        path = tmp_path / BUNDLE[name][0]
+        path = tmp_path / suites.bundle_files()[name].file
         np.savez(path, **arrays)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setitem(datasets.BUNDLE, name, (path.name, checksum))
+        monkeypatch.setitem(suites.bundle_files(), name, suites.BundleFile(path.name, checksum))
         return path
 
     return write
@@ -268,11 +265,11 @@ def test_the_global_generator_is_left_alone(bundle):
 
 
 @needs_bundle
-@pytest.mark.parametrize("name", BUNDLE)
+@pytest.mark.parametrize("name", SIZES)
 def test_the_parts_of_the_real_tasks_are_disjoint(name):
     task = load_one(BUNDLE_FOLDER, name, seed=1)
     learnt, tested, classes = SIZES[name]
-    with np.load(BUNDLE_FOLDER / BUNDLE[name][0]) as stored:
+    with np.load(BUNDLE_FOLDER / suites.bundle_files()[name].file) as stored:
         arrays = dict(stored)
     assert len(task.test_labels) == tested
     assert len(task.train_labels) + len(task.val_labels) == learnt
@@ -288,14 +285,14 @@ def test_the_parts_of_the_real_tasks_are_disjoint(name):
 
 @needs_bundle
 def test_the_suite_is_the_eight_core_tasks_in_order(monkeypatch):
-    monkeypatch.setenv(FOLDER_VARIABLE, str(BUNDLE_FOLDER))
+    monkeypatch.setenv(DATA_VARIABLE, str(BUNDLE_FOLDER))
     tasks = load_tasks(limit=50)
-    assert tuple(tasks) == CORE == tuple(SIZES)[:8]
+    assert tuple(tasks) == tuple(SIZES)[:8]
     assert all(task.name == name and len(task.train_labels) == 50 for name, task in tasks.items())
     shapes = {name: tuple(task.train_images.shape[1:]) for name, task in tasks.items()}
     assert shapes["mnist"] == (28, 28)
     assert shapes["scenes15"] == (32, 32)
-    assert {shapes[name] for name in CORE if name not in ("mnist", "scenes15")} == {(32, 32, 3)}
+    assert {shapes[name] for name in tasks if name not in ("mnist", "scenes15")} == {(32, 32, 3)}
 
 
 # --- the digits ------------------------------------------------------------------------------------------
@@ -359,9 +356,9 @@ def test_wrong_options_are_refused(options, error, message):
 @pytest.mark.parametrize("suite", ["bundle", "torchvision"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_a_folder_the_error_tells_what_to_set(monkeypatch, suite, value):
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     if value is not None:
-        monkeypatch.setenv(FOLDER_VARIABLE, value)
+        monkeypatch.setenv(DATA_VARIABLE, value)
     message = (
         f"suite '{suite}' needs a folder: give folder=... or set the environment variable TASKVEC_MINI_DATA"
     )
@@ -372,7 +369,7 @@ def test_without_a_folder_the_error_tells_what_to_set(monkeypatch, suite, value)
 def test_a_missing_folder_or_file_is_named(bundle, monkeypatch):
     path = bundle(**some_arrays())
     missing = path.parent / "elsewhere"
-    monkeypatch.setenv(FOLDER_VARIABLE, str(missing))
+    monkeypatch.setenv(DATA_VARIABLE, str(missing))
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"{missing} is no folder; give") + ".*TASKVEC_MINI_DATA"
     ):
@@ -391,7 +388,7 @@ def test_the_tilde_of_a_home_folder_is_understood(bundle, monkeypatch):
 @pytest.mark.parametrize("harm", ["truncated", "one bit", "empty"])
 def test_a_damaged_file_is_refused_with_both_checksums(bundle, harm):
     path = bundle(**some_arrays())
-    expected, whole = BUNDLE["mnist"][1], path.read_bytes()
+    expected, whole = suites.bundle_files()["mnist"].sha256, path.read_bytes()
     damaged = {
         "truncated": whole[:-1],
         "one bit": whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
@@ -480,8 +477,8 @@ def test_a_checksum_is_of_names_types_shapes_and_values_in_any_order():
         arrays | {"a": arrays["a"][::-1]},
         {"c": arrays["a"], "b": arrays["b"]},
     ]
-    assert len({_arrays.checksum(each) for each in (arrays, *others)}) == 5
-    assert _arrays.checksum(dict(reversed(arrays.items()))) == _arrays.checksum(arrays)
+    assert len({image_files.checksum(each) for each in (arrays, *others)}) == 5
+    assert image_files.checksum(dict(reversed(arrays.items()))) == image_files.checksum(arrays)
 
 
 def test_a_task_of_your_own_is_checked():
