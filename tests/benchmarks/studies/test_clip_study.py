@@ -1,6 +1,5 @@
-"""The study of CLIP: what fits into a budget, going on after a stop, merging from files, its record."""
+"""The study of CLIP: rounds within a budget, going on after a stop, merging from files, its record."""
 
-import argparse
 import contextlib
 import json
 import math
@@ -13,195 +12,35 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import safetensors.torch
 import torch
 
 from conftest import CHAPTERS, ROOT
-from taskvec_mini import merging, records
+from taskvec_mini import figures, merging, records
 from taskvec_mini.benchmarks import __main__ as command_line
-from taskvec_mini.benchmarks import engines
-from taskvec_mini.benchmarks.cli import record as _cli_record
+from taskvec_mini.benchmarks.cli.parser import command_of, parse
 from taskvec_mini.benchmarks.data import load_tasks
-from taskvec_mini.benchmarks.engines import jobs
+from taskvec_mini.benchmarks.encoders import clip
+from taskvec_mini.benchmarks.engines import finetune_all, jobs
 from taskvec_mini.benchmarks.heads import load_head
-from taskvec_mini.benchmarks.studies import early_or_late as study_merging
-from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
-from taskvec_mini.benchmarks.studies.clip import evaluation as clip_judging
-from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
-from taskvec_mini.benchmarks.studies.clip import runs as clip_files
-from taskvec_mini.benchmarks.studies.clip import study as study_clip
-from taskvec_mini.benchmarks.studies.clip.budget import Pace
-from taskvec_mini.benchmarks.studies.registry import STUDIES
-from taskvec_mini.benchmarks.training import memory
-from taskvec_mini.benchmarks.training.checkpoints import read_tensors
-from taskvec_mini.benchmarks.training.settings import Speed
+from taskvec_mini.benchmarks.studies import base
+from taskvec_mini.benchmarks.studies.clip import MeasuredSpeed, budget, evaluation, rounds
+from taskvec_mini.benchmarks.studies.clip import study as clip_study
+from taskvec_mini.benchmarks.training import Experiment, RunFolder, memory
 from taskvec_mini.vectors import TaskVector
 
 pytest.importorskip("open_clip")
-PACE = Pace(training=100.0, judging=1000.0, memory="memory on cpu: some")
-IMAGES = {"long": 60_000, "short": 3_000, "middle": 6_000, "even": 9_000}
-MOST = {"long": 4, "short": 9, "middle": 2, "even": 9}
+SPEED = MeasuredSpeed(training=100.0, evaluation=1000.0, memory="memory on cpu: some")
+
+
+def kept(folder):
+    return set(RunFolder(folder).kept)
 
 
 def data_folder():
     """The folder of real images, or None."""
     folder = Path(os.environ.get("TASKVEC_MINI_DATA") or ROOT.parent / "shared" / "data")
     return folder if (folder / "mnist.npz").exists() else None
-
-
-# --- the plan --------------------------------------------------------------------------------------------
-
-
-def plan_of(seconds, *, images=IMAGES, done=(), spent=0.0, judged=20_000, workers=1, joint=None, besides=0):
-    return clip_plan.plan(
-        images, pace=PACE, seconds=seconds, judged=judged, most=MOST, done=dict(done), spent=spent,
-        workers=workers, joint=None if joint is None else lambda _names: joint,
-        besides=lambda tasks: besides * tasks,
-    )  # fmt: skip
-
-
-def cost_of(names, epochs, done, workers=1, joint=None):
-    """Seconds by hand: 20 for judging a task, and the rounds, each minute by minute with so many workers.
-
-    Joint training has so many epochs already; its first comes when all tasks have one.
-    """
-    seconds, whole = 20 * len(names), sum(IMAGES[name] / 100 for name in names)
-    for epoch in range(1, epochs + 1):
-        left = [IMAGES[name] / 100 for name in names if MOST[name] >= epoch > done.get(name, 0)]
-        if joint is not None and joint_most(names) >= epoch > joint:
-            if epoch == 1:
-                seconds += whole
-            else:
-                left.append(whole)
-        left.sort(reverse=True)
-        working = []
-        while left or working:
-            while left and len(working) < workers:
-                working.append(left.pop(0))
-            step = min(working)
-            seconds += step
-            working = [each - step for each in working if each > step]
-    return seconds
-
-
-def joint_most(names):
-    """As many epochs as show no more images than all epochs of the single tasks."""
-    whole, images = sum(map(IMAGES.get, names)), sum(MOST[name] * IMAGES[name] for name in names)
-    return next(epochs for epochs in range(99) if (epochs + 1) * whole > images)
-
-
-@pytest.mark.parametrize("besides", [0, 5, 100])
-@pytest.mark.parametrize("joint", [None, 0, 2])
-@pytest.mark.parametrize("workers", [1, 2, 3, 9])
-@pytest.mark.parametrize("done", [{}, {"short": 2, "middle": 1}, dict.fromkeys(IMAGES, 1)])
-@pytest.mark.parametrize("seconds", [200, 370, 600, 1200, 3000, 9000])
-def test_a_plan_fits_and_what_it_leaves_out_does_not(seconds, done, workers, joint, besides):
-    plan = plan_of(seconds, done=done, workers=workers, joint=joint, besides=1000 * besides)
-    names, room = list(plan.images), 0.95 * seconds
-    if joint is not None and "joint" not in plan.most:
-        assert cost_of(names, 1, done, workers, joint) > room
-        assert "left out: joint (one epoch of all these tasks takes " in str(plan)
-        joint = None
-    most = plan.most
-    together = {} if joint is None else {"joint": joint_most(names)}
-    assert most == {name: MOST[name] for name in names} | together
-    assert plan.seconds.get("joint", 0) == pytest.approx(sum(map(IMAGES.get, names)) / 100 if together else 0)
-    more = besides * len(names)  # seconds
-    wait = more > 0.1 * seconds or cost_of(names, 1, done, workers, joint) + more > room
-    room -= 0 if wait else more
-    assert cost_of(names, plan.epochs, done, workers, joint) <= room + 1e-9
-    assert names == sorted(names, key=IMAGES.get)
-    for name in set(IMAGES) - set(names):
-        assert cost_of([*names, name], 1, done, workers) > 0.95 * seconds
-        assert name in plan.left_out
-    if plan.epochs < max(most.values()):
-        assert cost_of(names, plan.epochs + 1, done, workers, joint) > room
-        assert f"left out: epochs {plan.epochs + 1} to {max(most.values())}" in str(plan)
-    assert plan.judging == pytest.approx(20 * len(names) + (0 if wait else more))
-
-
-def test_a_plan_says_images_minutes_and_what_is_left_out():
-    words = str(plan_of(400))
-    assert "minutes an epoch" in words
-    assert "3,000" in words
-    assert "left out: long (one epoch and its judging take 10.3 minutes more)" in words
-    assert "workers" not in words
-    assert "joint" not in words
-    row = next(line for line in str(plan_of(3000, joint=0)).splitlines() if line.startswith("joint"))
-    assert row.split() == ["joint", "78,000", "13.0", "1"]
-
-
-def test_a_plan_for_several_workers_says_how_long_a_round_of_theirs_takes():
-    words = str(plan_of(2000, workers=2))
-    assert "2 workers, each taken to be as fast as this machine, the longest epochs first: an" in words
-    assert "epoch of every task takes 10.0 minutes; all is judged here" in words
-    few = {name: IMAGES[name] for name in ("short", "middle", "even")}
-    assert "epoch of every task takes 1.5 minutes" in str(plan_of(2000, workers=3, images=few))
-
-
-@pytest.mark.parametrize(("seconds", "spent"), [(60, 0.0), (150, 30.0)])
-def test_a_budget_too_small_for_two_tasks_says_how_much_it_takes(seconds, spent):
-    needed = (cost_of(["short", "middle"], 1, {}) + spent) / 0.95 / 60
-    with pytest.raises(ValueError, match=rf"of {seconds / 60:g} minutes is too small.*short and middle") as e:
-        plan_of(seconds, spent=spent)
-    assert f"take {needed:.1f} minutes" in str(e.value)
-    enough = math.floor(needed) + 1
-    assert f"--budget-minutes {enough} " in str(e.value)
-    assert list(plan_of(60 * enough, spent=spent).images)[:2] == ["short", "middle"]
-
-
-def test_one_task_is_no_merge():
-    with pytest.raises(ValueError, match="at least two tasks, got short"):
-        plan_of(1e6, images={"short": 3000})
-
-
-@pytest.mark.parametrize("value", [0, -1.0, math.nan])
-def test_a_budget_is_above_zero(value):
-    with pytest.raises(ValueError, match="--budget-minutes must be"):
-        clip_plan.seconds_of(value)
-
-
-def test_a_budget_of_nothing_is_refused_and_not_taken_for_the_default(tmp_path, clock):
-    with pytest.raises(ValueError, match="--budget-minutes must be"):
-        study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=0.0))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_download_without_a_folder_is_refused_before_the_weights_are_fetched(tmp_path, clock, monkeypatch):
-    monkeypatch.delenv("TASKVEC_MINI_DATA", raising=False)
-    monkeypatch.setattr(study_clip.clip, "load_clip", lambda _name: pytest.fail("fetched weights"))
-    with pytest.raises(ValueError, match=r"suite 'hub' need a folder.*--data FOLDER.*TASKVEC_MINI_DATA"):
-        study_clip.Clip(clock=clock).run(ask(tmp_path, suite="hub", tasks=["dtd", "cars"], data=None))
-    assert not list(tmp_path.iterdir())
-
-
-def test_images_judged_are_those_of_all_models_and_coefficients(monkeypatch):
-    monkeypatch.setattr(clip_judging, "TEST", 10)
-    monkeypatch.setattr(clip_judging, "VALIDATION", 1)
-    mean, regmean = (len(study_merging.RULES[rule][1]) for rule in clip_judging.RULES)
-    assert clip_judging.judged() == 10 + 2 * 10 + 2 * (10 + mean) + 2 * (10 + regmean)
-    assert clip_judging.judged(joint=True) == clip_judging.judged() + 2 * 10
-    grids, interference = 2 * 6 * 3 * 10, 3 * 3 * 10
-    assert clip_judging.judged_besides(3) == grids + interference
-
-
-def test_the_hub_s_images_are_counted_without_fetching_them():
-    found = study_clip.sizes("hub", None, None)
-    assert list(found) == ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
-    assert (found["mnist"], found["dtd"], found["svhn"]) == (55_000, 3_384, 68_257)
-
-
-@pytest.mark.parametrize(
-    ("suite", "names", "message"),
-    [
-        ("hub", ["dtd", "dtd"], "'dtd' is given twice"),
-        ("hub", ["dtt"], "did you mean 'dtd'"),
-        ("hub", ["scenes15"], "unknown task of the suite 'hub', 'scenes15'"),
-        ("hup", None, "did you mean 'hub'"),
-    ],
-)
-def test_names_are_checked_before_anything_is_loaded(suite, names, message):
-    with pytest.raises(ValueError, match=message):
-        study_clip.sizes(suite, names, None)
 
 
 # --- the run ---------------------------------------------------------------------------------------------
@@ -236,49 +75,80 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and judging a task one."""
+    """Few images, a short recipe, a fake clock: an epoch takes ten seconds, and evaluating a task one."""
     found = Clock(jobs.finetune, jobs.finetune_jointly)
     monkeypatch.setattr(jobs, "finetune", found.train)
     monkeypatch.setattr(jobs, "finetune_jointly", found.train_jointly)
-    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=80))
-    monkeypatch.setattr(study_clip, "MOST", 3)
-    monkeypatch.setattr(study_clip, "CONVERGED", {})
+    monkeypatch.setattr(clip_study, "load_tasks", partial(load_tasks, limit=80))
+    monkeypatch.setattr(clip_study, "MOST", 3)
+    monkeypatch.setattr(clip_study, "CONVERGED", {})
     for name, value in (("TEST", 60), ("VALIDATION", 30)):
-        monkeypatch.setattr(clip_judging, name, value)
-    recipe = replace(clip_work.RECIPE, batch_size=40, learning_rate=1e-3)
-    monkeypatch.setattr(clip_work, "RECIPE", recipe)
-    pace = replace(PACE, training=8.0, judging=float(clip_judging.judged()))
-    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+        monkeypatch.setattr(evaluation, name, value)
+    recipe = replace(rounds.RECIPE, batch_size=40, learning_rate=1e-3)
+    monkeypatch.setattr(rounds, "RECIPE", recipe)
+    measured = replace(SPEED, training=8.0, evaluation=float(evaluation.evaluated_images()))
+    monkeypatch.setattr(budget, "measure_speed", lambda *_args, speed, **_more: (measured, speed))
     return found
 
 
 @pytest.fixture
-def quick_judging(clock, monkeypatch):
-    """Judging takes no time."""
-    pace = replace(PACE, training=8.0, judging=1e9)
-    monkeypatch.setattr(clip_plan, "measure", lambda *_args, speed: (pace, speed))
+def quick_evaluation(clock, monkeypatch):
+    """Evaluation takes no time."""
+    measured = replace(SPEED, training=8.0, evaluation=1e9)
+    monkeypatch.setattr(budget, "measure_speed", lambda *_args, speed, **_more: (measured, speed))
 
 
 def ask(folder, **changes):
-    """The options of the command line, for real images where there are any."""
+    """A request for real images where there are any."""
     data = data_folder()
-    given = {"suite": "bundle", "tasks": ["mnist", "gtsrb"]}
+    given = {"suite": "bundle", "tasks": ("mnist", "gtsrb")}
     if data is None:
-        given = {"suite": "digits", "tasks": ["digits", "mirrored"]}
-    given |= {
-        "budget_minutes": 10,
-        "gpu": False,
-        "joint": False,
-        "runs": folder,
-        "backbone": "tiny-clip",
-        "data": data,
-    }
-    given |= dict.fromkeys(("engine", "workers", "address", "micro_batch_size"))
-    return argparse.Namespace(**(given | changes))
+        given = {"suite": "digits", "tasks": ("digits", "mirrored")}
+    given |= {"budget_minutes": 10, "runs": folder, "backbone": "tiny-clip", "data": data}
+    return clip_study.ClipRequest(**(given | changes))
+
+
+def run_clip(clock, request):
+    return clip_study.Clip(clock=clock).run(request)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, math.nan])
+def test_a_budget_of_nothing_is_refused_and_not_taken_for_the_default(tmp_path, clock, minutes):
+    with pytest.raises(ValueError, match="--budget-minutes must be"):
+        run_clip(clock, ask(tmp_path, budget_minutes=minutes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_without_a_folder_is_refused_before_the_weights_are_fetched(tmp_path, clock, monkeypatch):
+    monkeypatch.delenv("TASKVEC_MINI_DATA", raising=False)
+    monkeypatch.setattr(clip, "load_clip", lambda _name: pytest.fail("fetched weights"))
+    with pytest.raises(ValueError, match=r"suite 'hub' need a folder.*--data FOLDER.*TASKVEC_MINI_DATA"):
+        run_clip(clock, ask(tmp_path, suite="hub", tasks=("dtd", "cars"), data=None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_hub_s_images_are_counted_without_fetching_them():
+    found = clip_study.training_images("hub", None, data=None)
+    assert list(found) == ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
+    assert (found["mnist"], found["dtd"], found["svhn"]) == (55_000, 3_384, 68_257)
+
+
+@pytest.mark.parametrize(
+    ("suite", "names", "message"),
+    [
+        ("hub", ["dtd", "dtd"], "'dtd' is given twice"),
+        ("hub", ["dtt"], "did you mean 'dtd'"),
+        ("hub", ["scenes15"], "unknown task of the suite 'hub', 'scenes15'"),
+        ("hup", None, "did you mean 'hub'"),
+    ],
+)
+def test_names_are_checked_before_anything_is_loaded(suite, names, message):
+    with pytest.raises(ValueError, match=message):
+        clip_study.training_images(suite, names, data=None)
 
 
 def test_a_study_from_heads_to_its_record(tmp_path, clock, capsys):
-    study = study_clip.Clip(clock=clock)
+    study = clip_study.Clip(clock=clock)
     asked = ask(tmp_path / "runs")
     results = study.run(asked)
     names = asked.tasks if asked.suite == "digits" else sorted(asked.tasks, key=results["images"].get)
@@ -303,14 +173,14 @@ def test_a_study_from_heads_to_its_record(tmp_path, clock, capsys):
 
 def check_merge(folder, results, row):
     """The row of a merge, counted again with vectors in memory and heads by hand."""
-    assert row["scaling_coef"] in study_merging.RULES["mean"][1]
-    start = read_tensors(folder / clip_files.PRETRAINED)[0]
+    assert row["scaling_coef"] in base.SCALING_COEFS["mean"]
+    start = safetensors.torch.load_file(Experiment(folder).pretrained)
     vectors = []
     for name in results["tasks"]:
-        end = read_tensors(folder / name / "epoch_003.safetensors")[0]
+        end = safetensors.torch.load_file(folder / name / "epoch_003.safetensors")
         vectors.append(TaskVector.between(start, {key: end[key] for key in start}))
     state = merging.mean(vectors).apply_to(start, row["scaling_coef"])
-    backbone = study_clip.clip.load_visual("tiny-clip")
+    backbone = clip.load_visual("tiny-clip")
     backbone.model.load_state_dict(state)
     asked = ask(folder)
     tasks = load_tasks(results["tasks"], suite=asked.suite, folder=asked.data, limit=80)
@@ -325,12 +195,12 @@ def check_merge(folder, results, row):
 def check_going_on(folder, results, clock):
     """Nothing is trained twice, and the numbers are the same; after a loss only what was lost is trained."""
     clock.trained.clear()
-    again = study_clip.Clip(clock=clock).run(ask(folder))
+    again = run_clip(clock, ask(folder))
     assert clock.trained == []
     assert again == results
     name = results["tasks"][0]
     shutil.rmtree(folder / name)
-    again = study_clip.Clip(clock=clock).run(ask(folder))
+    again = run_clip(clock, ask(folder))
     assert clock.trained == [(name, 1), (name, 2), (name, 3)]
     for part in ("zero_shot", "individual", "merged", "train_accuracy"):
         assert again[part] == results[part]
@@ -338,14 +208,14 @@ def check_going_on(folder, results, clock):
 
 def test_a_budget_ends_a_run_and_a_further_one_takes_it_up(tmp_path, clock):
     folder = tmp_path / "runs"
-    first = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    first = run_clip(clock, ask(folder, budget_minutes=36 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1], "a round that does not fit is not begun"
     assert first["epochs"] == [1]
     assert [each["what"] for each in first["left_out"]] == ["epochs 2 to 3"]
     assert clock.now <= 36
     clock.now, before = 0.0, list(clock.trained)
     clock.trained.clear()
-    second = study_clip.Clip(clock=clock).run(ask(folder, budget_minutes=36 / 60 / 0.95))
+    second = run_clip(clock, ask(folder, budget_minutes=36 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [2, 2]
     assert second["epochs"] == [1, 2]
     assert second["zero_shot"] == first["zero_shot"]
@@ -355,42 +225,49 @@ def test_a_budget_ends_a_run_and_a_further_one_takes_it_up(tmp_path, clock):
 
 def test_an_epoch_that_takes_longer_than_planned_ends_the_round(tmp_path, clock):
     clock.lasts = {3: 20.0}
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=45 / 60 / 0.95))
+    results = run_clip(clock, ask(tmp_path, budget_minutes=45 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1, 2]
     assert results["epochs"] == [1], "only a round that all tasks have finished is merged"
     assert "no time for epoch 2 of" in results["left_out"][-1]["why"]
-    assert {1, 2} == clip_files.kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
+    assert {1, 2} == kept(tmp_path / clock.trained[0][0]), "what is finished is kept"
 
 
 def test_the_next_round_is_expected_to_take_what_the_last_one_took(tmp_path, clock):
     clock.lasts = {1: 20.0, 2: 20.0}
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=70 / 60 / 0.95))
+    results = run_clip(clock, ask(tmp_path, budget_minutes=70 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1], "30 seconds are left, and 40 are needed"
     assert results["epochs"] == [1]
 
 
 def test_only_the_first_and_the_last_round_stay_on_the_disk(tmp_path, clock):
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path))
-    assert [clip_files.kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
+    results = run_clip(clock, ask(tmp_path))
+    assert [kept(tmp_path / name) for name in results["tasks"]] == [{1, 3}, {1, 3}]
 
 
 def test_a_task_that_may_go_on_keeps_its_optimiser(tmp_path, clock):
-    study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=56 / 60 / 0.95))
+    run_clip(clock, ask(tmp_path, budget_minutes=56 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1, 2, 2]
     assert len(list(tmp_path.rglob("latest.safetensors"))) == 2
 
 
 def test_another_encoder_needs_another_folder(tmp_path, clock):
-    study_clip.checkpoints.RunFolder(tmp_path, {"backbone": "other", "suite": "hub"}, ignore=frozenset())
-    with pytest.raises(ValueError, match=r"holds a run with backbone = 'other'.*use another folder"):
-        study_clip.Clip(clock=clock).run(ask(tmp_path))
+    shared = {
+        "suite": ask(tmp_path).suite,
+        "backbone": "other",
+        "heads": "zero-shot",
+        "limit": None,
+        "seed": 0,
+    }
+    Experiment(tmp_path, shared).create()
+    with pytest.raises(ValueError, match=r"holds runs with backbone = 'other'.*choose another folder"):
+        run_clip(clock, ask(tmp_path))
 
 
 def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
+    monkeypatch.setattr(clip_study.shutil, "disk_usage", lambda _path: usage._replace(free=1_000_000))
     with pytest.raises(OSError, match=r"may take 2\.1 MB.*has 1\.0 MB free: give fewer --tasks"):
-        study_clip.Clip(clock=clock).run(ask(tmp_path))
+        run_clip(clock, ask(tmp_path))
     assert clock.trained == []
 
 
@@ -398,7 +275,7 @@ def test_too_little_disk_is_told_before_anything_is_trained(tmp_path, clock, mon
 def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
     tmp_path, clock, monkeypatch, capsys, joint, words
 ):
-    monkeypatch.setattr(study_clip, "MOST", 4)
+    monkeypatch.setattr(clip_study, "MOST", 4)
     sizes, replace_file = [], os.replace
 
     def watched(part, path):  # a file is whole, and the old one is still there
@@ -406,16 +283,16 @@ def test_the_disk_takes_as_much_as_was_said_and_in_the_end_only_what_is_merged(
         replace_file(part, path)
 
     monkeypatch.setattr(os, "replace", watched)
-    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
+    run_clip(clock, ask(tmp_path, joint=joint))
     copy = 4 * 33_280
     heads = sum(path.stat().st_size for path in tmp_path.rglob("head.safetensors"))
     found = [(size - heads) / copy for size in (max(sizes), sizes[-1])]
-    assert found[0] == pytest.approx(clip_files.copies(dict.fromkeys(range(2 + joint), 4)), rel=0.03), (
+    assert found[0] == pytest.approx(budget.parameter_copies(dict.fromkeys(range(2 + joint), 4)), rel=0.03), (
         "and file headers"
     )
     assert f"checkpoints: up to {words}, 0 B of it is there" in capsys.readouterr().err
     assert not list(tmp_path.rglob("latest.safetensors")), "no task goes on"
-    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=joint))
+    run_clip(clock, ask(tmp_path, joint=joint))
     there = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     end = memory.amount(copy * (1 + 2 * (2 + joint)))
     assert f"checkpoints: up to {end}, {memory.amount(there)} of it is there" in capsys.readouterr().err
@@ -432,30 +309,8 @@ def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys)
 def test_a_gpu_means_bfloat16_where_its_processor_has_it(monkeypatch, has_bfloat16, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bfloat16)
-    device, speed = study_clip.device_of(gpu=True)
+    device, speed = clip_study.device_of(gpu=True)
     assert (device.type, speed.precision) == ("cuda", precision)
-
-
-def test_a_batch_that_does_not_fit_the_gpu_is_split(monkeypatch):
-    asked = []
-
-    def trainer(*_args, speed, **_options):
-        asked.append(speed.micro_batch_size)
-        if speed.micro_batch_size != 16:
-            raise memory.TooLittleMemoryError("too little", 16)
-        return argparse.Namespace(epoch=lambda epoch, _line: {"images_per_second": 10.0 * epoch}, memory="m")
-
-    monkeypatch.setattr(clip_plan, "Trainer", trainer)
-    backbone, recipe = study_clip.clip.load_visual("tiny-clip"), replace(clip_work.RECIPE, batch_size=4)
-    pace, speed = clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed())
-    assert asked == [None, 16]
-    assert speed == Speed(micro_batch_size=16)
-    assert (pace.training, pace.memory) == (20.0, "m"), "the first epoch warms up"
-    assert pace.judging > 0
-    asked.clear()
-    with pytest.raises(memory.TooLittleMemoryError):
-        clip_plan.measure(backbone, recipe, torch.device("cpu"), speed=Speed(micro_batch_size=32))
-    assert asked == [32], "what was asked for is not replaced"
 
 
 # --- what chapter 6's records have besides ----------------------------------------------------------------
@@ -471,21 +326,21 @@ def counted(backbone, state, head, task):
 
 
 def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(study_clip, "MOST", 2)
+    monkeypatch.setattr(clip_study, "MOST", 2)
     asked = ask(tmp_path, joint=True)
-    results = study_clip.Clip(clock=clock).run(asked)
+    results = run_clip(clock, asked)
     names = results["tasks"]
     assert results["left_out"] == []
     assert clock.trained == [*((n, 1) for n in names), ("joint", 1), *((n, 2) for n in names), ("joint", 2)]
     tasks = load_tasks(names, suite=asked.suite, folder=asked.data, limit=80)
     heads = {name: load_head(tmp_path / name / "head.safetensors") for name in names}
-    backbone = study_clip.clip.load_visual("tiny-clip")
+    backbone = clip.load_visual("tiny-clip")
     start = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-    settings = replace(clip_work.RECIPE, epochs=2)
+    settings = replace(rounds.RECIPE, epochs=2)
     joint = clock.finetune_jointly(backbone, heads, tasks, settings=settings, progress=False)
     vectors = {}
     for name in names:
-        end = read_tensors(tmp_path / name / "epoch_002.safetensors")[0]
+        end = safetensors.torch.load_file(tmp_path / name / "epoch_002.safetensors")
         vectors[name] = {key: end[key] - start[key] for key in start}
 
     def scores(state):
@@ -506,7 +361,7 @@ def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, 
         assert {n: zero[n] + change for n, change in results["cross"]["0"][name].items()} == half
     assert set(results["training_seconds"]["0"]) == {"individual", "joint"}
     folder = tmp_path / f"joint_{'_'.join(sorted(names))}"
-    assert clip_files.kept(folder) == {1, 2}
+    assert kept(folder) == {1, 2}
     assert not list(tmp_path.rglob("latest.safetensors")), "no run goes on"
 
 
@@ -519,12 +374,12 @@ def chapter_6(*words):
 
 
 def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock, capsys):
-    digits = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
-    study = study_clip.Clip(clock=clock)
+    digits = {"suite": "digits", "tasks": ("digits", "mirrored"), "data": None}
+    study = clip_study.Clip(clock=clock)
     results = study.run(ask(tmp_path / "runs", joint=True, **digits))
     path = tmp_path / "clip.json"
     records.write(path, results, command="record", seeds=[0], seconds=1.0, settings=study.settings)
-    scope = {"table": lambda rows, **_words: rows}
+    scope = {"table": lambda rows, **_words: rows, "figures": figures}
     words = ("asked", "study", "chosen", "reference", "gains", "changes", "nearest", "panels", "scales")
     first, *others = chapter_6(*words)
     asked = 'records.read(folder / "06_early_or_late.json")'
@@ -546,20 +401,20 @@ def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock, capsys):
 
 
 def test_the_seconds_of_training_are_those_of_all_epochs_until_the_last_round(tmp_path, clock):
-    names = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))["tasks"]
-    folders = [*(tmp_path / name for name in names), clip_files.joint_folder(tmp_path, names)]
+    names = run_clip(clock, ask(tmp_path, joint=True))["tasks"]
+    folders = [*(tmp_path / name for name in names), Experiment(tmp_path).joint(names).path]
     for number, folder in enumerate(folders):
         for epoch in (1, 2, 3):
             path = folder / f"epoch_{epoch:03}.json"
             told = json.loads(path.read_text()) | {"seconds": 10.0**number * epoch}
             path.write_text(json.dumps(told))
-    again = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True))
+    again = run_clip(clock, ask(tmp_path, joint=True))
     assert again["training_seconds"] == {"0": {"individual": 66.0, "joint": 600.0}}
 
 
-def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_path, clock, quick_judging):
+def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_path, clock, quick_evaluation):
     minutes = 1 / 60 / 0.95
-    first = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=39 * minutes))
+    first = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=39 * minutes))
     assert [epoch for _, epoch in clock.trained] == [1, 1], "the tasks' second round does not fit either"
     assert first["left_out"][0] == {
         "what": "joint",
@@ -569,29 +424,29 @@ def test_joint_training_that_does_not_fit_is_left_out_and_may_come_later(tmp_pat
     assert "joint" not in first["training_seconds"]["0"]
     clock.now = 0.0
     clock.trained.clear()
-    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 * minutes))
+    second = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=45 * minutes))
     assert clock.trained == [("joint", 1)], "a second round takes 40 seconds, with that of joint training"
     assert list(second["joint"]["0"]) == ["1"]
     clock.now = 0.0
     clock.trained.clear()
-    third = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=41 * minutes))
+    third = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=41 * minutes))
     assert [epoch for _, epoch in clock.trained] == [2, 2, 2]
     assert third["joint"]["0"]["1"] == second["joint"]["0"]["1"]
     assert list(third["joint"]["0"]) == ["1", "2"]
 
 
-def test_a_joint_epoch_there_is_no_time_for_any_more_is_left_out(tmp_path, clock, quick_judging):
+def test_a_joint_epoch_there_is_no_time_for_any_more_is_left_out(tmp_path, clock, quick_evaluation):
     clock.lasts = {2: 40.0}
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=51 / 60 / 0.95))
+    results = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=51 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1]
     why = "it was expected to take 50 s, and 1 s were left"
     assert results["left_out"][0] == {"what": "joint", "why": why}
     assert "joint" not in results
 
 
-def test_joint_training_that_is_behind_is_judged_at_its_own_age(tmp_path, clock, quick_judging):
+def test_joint_training_that_is_behind_is_judged_at_its_own_age(tmp_path, clock, quick_evaluation):
     clock.lasts = {5: 30.0}  # longer than planned
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=85 / 60 / 0.95))
+    results = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=85 / 60 / 0.95))
     assert [epoch for _, epoch in clock.trained] == [1, 1, 1, 2, 2]
     assert results["epochs"] == [1, 2]
     assert results["trained_epochs"] == {**dict.fromkeys(results["tasks"], 2), "joint": 1}
@@ -599,61 +454,62 @@ def test_joint_training_that_is_behind_is_judged_at_its_own_age(tmp_path, clock,
     assert "no time for epoch 2 of joint: it was expected to take 2" in results["left_out"][0]["why"]
 
 
-def test_joint_training_may_be_added_to_tasks_that_are_finished(tmp_path, clock, quick_judging):
-    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+def test_joint_training_may_be_added_to_tasks_that_are_finished(tmp_path, clock, quick_evaluation):
+    first = run_clip(clock, ask(tmp_path))
     clock.now = 0.0
-    second = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=45 / 60 / 0.95))
+    second = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=45 / 60 / 0.95))
     assert clock.trained[-2:] == [("joint", 1), ("joint", 2)]
     assert second["trained_epochs"] == {**first["trained_epochs"], "joint": 2}
     assert second["merged"] == first["merged"], "no merge is lost"
 
 
-def test_a_task_that_is_added_late_says_why_there_is_no_late_merge(tmp_path, clock, quick_judging):
-    words = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
-    study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
+def test_a_task_that_is_added_late_says_why_there_is_no_late_merge(tmp_path, clock, quick_evaluation):
+    words = {"suite": "digits", "tasks": ("digits", "mirrored"), "data": None}
+    run_clip(clock, ask(tmp_path, **words))
     clock.now = 0.0
-    words |= {"tasks": ["digits", "mirrored", "inverted"], "budget_minutes": 15 / 60 / 0.95}
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, **words))
+    words |= {"tasks": ("digits", "mirrored", "inverted"), "budget_minutes": 15 / 60 / 0.95}
+    results = run_clip(clock, ask(tmp_path, **words))
     assert results["epochs"] == [1]
     why = {each["what"]: each["why"] for each in results["left_out"]}["a late merge"]
     assert "inverted began later than the others" in why
     words["budget_minutes"] = 25 / 60 / 0.95
-    assert study_clip.Clip(clock=clock).run(ask(tmp_path, **words))["epochs"] == [1, 3]
+    assert run_clip(clock, ask(tmp_path, **words))["epochs"] == [1, 3]
 
 
 def test_a_folder_of_other_pretrained_parameters_is_refused(tmp_path, clock):
-    study_clip.Clip(clock=clock).run(ask(tmp_path))
-    path = tmp_path / clip_files.PRETRAINED
-    state, about = read_tensors(path)
-    study_clip.checkpoints.write_tensors(path, {name: part + 1e-3 for name, part in state.items()}, about)
+    run_clip(clock, ask(tmp_path))
+    path = Experiment(tmp_path).pretrained
+    path.unlink()
+    other = {name: part + 1e-3 for name, part in clip.load_visual("tiny-clip").model.state_dict().items()}
+    Experiment(tmp_path).keep_pretrained(other)
     with pytest.raises(ValueError, match=r"pretrained.safetensors holds other parameters than .*--runs"):
-        study_clip.Clip(clock=clock).run(ask(tmp_path))
+        run_clip(clock, ask(tmp_path))
 
 
 def test_a_finished_study_needs_no_more_room(tmp_path, clock, monkeypatch):
-    first = study_clip.Clip(clock=clock).run(ask(tmp_path))
+    first = run_clip(clock, ask(tmp_path))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(study_clip.shutil, "disk_usage", lambda _path: usage._replace(free=100_000))
-    assert study_clip.Clip(clock=clock).run(ask(tmp_path)) == first
+    monkeypatch.setattr(clip_study.shutil, "disk_usage", lambda _path: usage._replace(free=100_000))
+    assert run_clip(clock, ask(tmp_path)) == first
 
 
-def test_joint_training_of_other_tasks_is_another_run(tmp_path, clock, quick_judging):
-    asked = {"suite": "digits", "tasks": ["digits", "mirrored"], "data": None}
-    study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
-    asked["tasks"] = ["digits", "mirrored", "inverted"]
+def test_joint_training_of_other_tasks_is_another_run(tmp_path, clock, quick_evaluation):
+    asked = {"suite": "digits", "tasks": ("digits", "mirrored"), "data": None}
+    run_clip(clock, ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    asked["tasks"] = ("digits", "mirrored", "inverted")
     clock.now = 0.0
     clock.trained.clear()
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, joint=True, budget_minutes=1, **asked))
+    results = run_clip(clock, ask(tmp_path, joint=True, budget_minutes=1, **asked))
     assert clock.trained == [("inverted", 1), ("joint", 1)]
     assert set(results["joint"]["0"]["1"]) == set(asked["tasks"])
     assert (tmp_path / "joint_digits_mirrored").is_dir(), "what was trained before is kept"
 
 
 def test_what_there_is_no_time_to_judge_besides_is_left_out(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(study_clip, "MOST", 1)
+    monkeypatch.setattr(clip_study, "MOST", 1)
     clock.lasts = {2: 11.6}  # longer than planned
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=22.1 / 60 / 0.95))
-    a_model = 2 * 60 / clip_judging.judged()  # seconds on both tasks
+    results = run_clip(clock, ask(tmp_path, budget_minutes=22.1 / 60 / 0.95))
+    a_model = 2 * 60 / evaluation.evaluated_images()  # seconds on both tasks
     assert 6 * a_model > 22.1 - 21.6 > 2 * a_model
     assert results["grid"] == []
     assert set(results["cross"]["0"]) == set(results["tasks"])
@@ -666,24 +522,26 @@ def test_what_there_is_no_time_to_judge_besides_is_left_out(tmp_path, clock, mon
 
 def test_the_tasks_of_a_round_are_begun_together_the_longest_first(tmp_path, clock, monkeypatch):
     """Two workers in the plan; the calls of the engine are real, but a round lasts as long as planned."""
-    rounds, finetune_all = [], engines.finetune_all
+    begun = []
 
     def together(encoder, given, **options):
         begin = clock.now
         found = finetune_all(encoder, given, **options)
-        rounds.append([(name, job.settings.epochs) for name, job in given.items()])
+        begun.append([(name, job.settings.epochs) for name, job in given.items()])
         clock.now = begin + 10.0 * math.ceil((clock.now - begin) / 20.0)
         return found
 
-    monkeypatch.setattr(engines, "finetune_all", together)
-    monkeypatch.setattr(engines, "opened", lambda *_, **__: contextlib.nullcontext(2))
-    monkeypatch.setattr(study_clip, "load_tasks", lambda *words, **more: load_tasks(*words, **more, limit=80))
-    monkeypatch.setattr(study_clip, "CONVERGED", {"inverted": 1})
-    monkeypatch.setattr(study_clip, "sizes", lambda *_: {"digits": 60, "inverted": 80, "mirrored": 70})
-    words = {"suite": "digits", "tasks": ["digits", "inverted", "mirrored"], "data": None}
-    results = study_clip.Clip(clock=clock).run(ask(tmp_path, budget_minutes=38 / 60 / 0.95, **words))
+    monkeypatch.setattr(rounds, "finetune_all", together)
+    monkeypatch.setattr(clip_study, "opened", lambda *_, **__: contextlib.nullcontext(2))
+    monkeypatch.setattr(clip_study, "load_tasks", lambda *words, **more: load_tasks(*words, **more, limit=80))
+    monkeypatch.setattr(clip_study, "CONVERGED", {"inverted": 1})
+    monkeypatch.setattr(
+        clip_study, "training_images", lambda *_, **__: {"digits": 60, "inverted": 80, "mirrored": 70}
+    )
+    words = {"suite": "digits", "tasks": ("digits", "inverted", "mirrored"), "data": None}
+    results = run_clip(clock, ask(tmp_path, budget_minutes=38 / 60 / 0.95, **words))
     first, second = [("inverted", 1), ("mirrored", 1), ("digits", 1)], [("mirrored", 2), ("digits", 2)]
-    assert rounds == [first, second]
+    assert begun == [first, second]
     assert clock.now == 30.0, "two workers need two turns for three tasks, and one for two"
     assert results["epochs"] == [1, 2]
     assert "no time for epoch 3 of digits, mirrored" in results["left_out"][-1]["why"]
@@ -697,30 +555,31 @@ def test_the_recorded_command_parses_and_names_no_folder(tmp_path):
         "record clip --budget-minutes 7.5 --gpu --backbone tiny-clip --suite digits --tasks digits mirrored "
         "--joint --micro-batch-size 16 --engine ray"
     )
-    here = ["--runs", str(tmp_path), "--address", "10.0.0.1:6379", "--workers", "3"]
-    options = command_line.parser().parse_args([*line.split(), *here])
-    command = _cli_record.command_of(options)
+    machine = ["--runs", str(tmp_path), "--address", "10.0.0.1:6379", "--workers", "3"]
+    request = parse([*line.split(), *machine])
+    command = command_of(request)
     assert command == f"python -m taskvec_mini.benchmarks {line}"
-    again = command_line.parser().parse_args(command.split()[3:])
+    again = parse(command.split()[3:])
     places = {"runs": tmp_path, "address": "10.0.0.1:6379", "workers": 3}
-    assert {**vars(again), **places} == vars(options)
+    assert replace(again, clip=replace(again.clip, **places)) == request
 
 
 def test_the_recorded_command_keeps_names_with_spaces_and_every_digit():
-    tasks = ["odd or even", "below five"]
-    words = ["record", "clip", "--budget-minutes", "100.12345", "--suite", "digits", "--tasks", *tasks]
-    options = command_line.parser().parse_args(words)
-    again = command_line.parser().parse_args(shlex.split(_cli_record.command_of(options))[3:])
-    assert (again.tasks, again.budget_minutes) == (tasks, 100.12345)
+    tasks = ("odd or even", "below five")
+    request = parse(
+        ["record", "clip", "--budget-minutes", "100.12345", "--suite", "digits", "--tasks", *tasks]
+    )
+    again = parse(shlex.split(command_of(request))[3:])
+    assert (again.clip.tasks, again.clip.budget_minutes) == (tasks, 100.12345)
 
 
 def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study_clip, "load_tasks", partial(load_tasks, limit=30))
-    monkeypatch.setattr(clip_work, "RECIPE", replace(clip_work.RECIPE, batch_size=10))
+    monkeypatch.setattr(clip_study, "load_tasks", partial(load_tasks, limit=30))
+    monkeypatch.setattr(rounds, "RECIPE", replace(rounds.RECIPE, batch_size=10))
     for module, name, value in (
-        (study_clip, "MOST", 1),
-        (clip_judging, "TEST", 20),
-        (clip_judging, "VALIDATION", 9),
+        (clip_study, "MOST", 1),
+        (evaluation, "TEST", 20),
+        (evaluation, "VALIDATION", 9),
     ):
         monkeypatch.setattr(module, name, value)
     line = (
@@ -736,7 +595,7 @@ def test_the_command_writes_a_complete_record(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "runs" / "digits" / "settings.json").read_text())["speed"] == {
         "micro_batch_size": 5
     }
-    assert found["settings"]["pace"]["training_images_per_second"] > 0
+    assert found["settings"]["measured_speed"]["training_images_per_second"] > 0
     assert set(found["data"]) == {"digits", "mirrored"}
     assert "measured: " in capsys.readouterr().err
 
@@ -750,9 +609,3 @@ def test_other_studies_refuse_the_options_of_this_one(capsys, words):
     assert command_line.main(["record", "06_search", *words.split()]) == 2
     said = capsys.readouterr().err
     assert f"the study '06_search' takes no {words.split()[0]}, only clip does" in said
-
-
-def test_the_study_is_in_the_list():
-    assert isinstance(STUDIES["clip"], study_clip.Clip)
-    assert json.dumps(STUDIES["clip"].description)
-    assert set(study_clip.Clip.own_options) == set(_cli_record.OWN_OPTIONS)
