@@ -19,21 +19,15 @@ import torch
 
 from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
-from taskvec_mini.benchmarks.data import hub, hub_access
-from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data import DATA_VARIABLE, load_tasks
+from taskvec_mini.benchmarks.data import DATA_VARIABLE, hub, load_tasks, load_tokenizer, torchvision_sets
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders import load as backbones
-from taskvec_mini.benchmarks.encoders import text as text_encoder
 from taskvec_mini.benchmarks.engines import ray as ray_engine
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
 from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
 from taskvec_mini.benchmarks.studies.clip import study as study_clip
-from taskvec_mini.benchmarks.training import checkpoints, memory
-from taskvec_mini.benchmarks.training.experiment import Shelf
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.benchmarks.training import Experiment, RunFolder, Settings, Speed, memory
 from taskvec_mini.bounds import network_bounds
 from taskvec_mini.descent import finetune, gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten
@@ -98,27 +92,27 @@ def weights_without_network() -> object:
 
 def images_without_network(folder: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downloads, "_torchvision", lambda _: SimpleNamespace(MNIST=no_network))
+        patch.setattr(torchvision_sets, "_torchvision", lambda _: SimpleNamespace(MNIST=no_network))
         return load_tasks(["mnist"], suite="torchvision", folder=folder / "data")
 
 
-def shelf(folder: Path, backbone: str) -> Shelf:
-    found = Shelf.for_runs(folder / "local" / "runs", {"suite": "bundle", "backbone": backbone})
-    found.make()
+def experiment(folder: Path, backbone: str) -> Experiment:
+    shared = {"suite": "bundle", "backbone": backbone, "heads": "prototypes", "limit": None, "seed": 0}
+    found = Experiment.prepare(folder / "local" / "runs", shared)
+    found.create()
     return found
 
 
 def run_folder(folder: Path, learning_rate: float) -> object:
-    identity = {"settings": {"learning_rate": learning_rate}}
-    return checkpoints.RunFolder(folder / "local" / "runs" / "mnist", identity, ignore=frozenset())
+    return tiny_run(folder=folder / "local" / "runs" / "mnist", epochs=1, learning_rate=learning_rate)
 
 
 def cut_checkpoint(folder: Path) -> object:
-    path = folder / "local" / "runs" / "mnist" / "epoch_003.safetensors"
-    path.parent.mkdir(parents=True)
-    checkpoints.write_tensors(path, START, {"epoch": 3})
+    run = RunFolder(folder / "local" / "runs" / "mnist")
+    tiny_run(folder=run.path)
+    path = run.checkpoint(3)
     path.write_bytes(path.read_bytes()[:-4])
-    return checkpoints.read_tensors(path)
+    return run.state(3)
 
 
 # --- CLIP ------------------------------------------------------------------------------------------------
@@ -140,11 +134,11 @@ def without_gpu() -> object:
 
 def without_memory(most: int) -> object:
     """The estimate of a run on a GPU that bears so many images at a time."""
-    gauge = SimpleNamespace(free=lambda: 14_200_000_000, peak=lambda call: call())
+    measured = SimpleNamespace(free=lambda: 14_200_000_000, peak=lambda call: call())
     settings = Settings(learning_rate=1e-5, epochs=1)
     return memory.estimate(
         tiny_backbone().model, [], settings=settings, images=128, device=torch.device("cuda"),
-        probe=lambda images: None if images > most else 0, gauge=gauge,
+        probe=lambda images: None if images > most else 0, measured=measured,
     )  # fmt: skip
 
 
@@ -186,19 +180,23 @@ def hub_refuses(folder: Path, kind: str) -> object:
 
 
 def hub_has(name: str, *files: str) -> object:
+    package = pytest.importorskip("huggingface_hub")
     siblings = [SimpleNamespace(rfilename=file, size=1) for file in files]
-    return hub_access._offer(name, hub.SOURCES[name], SimpleNamespace(siblings=siblings, sha=REVISION))
+    info = SimpleNamespace(siblings=siblings, sha=REVISION, gated=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package.HfApi, "dataset_info", lambda *_, **__: info)
+        return hub.ask(name)
 
 
 def hub_gives(folder: Path, answer: object, *, free: int = 10**12) -> object:
     """What becomes of the files of MNIST: an error on their way, or parts that are not the known ones."""
-    offer = hub_access.Offer("mnist", hub.SOURCES["mnist"], REVISION, {}, 18_000_000)
+    listing = hub.Listing("mnist", hub.sources()["mnist"], REVISION, {}, 18_000_000)
     config = SimpleNamespace(HF_DATASETS_CACHE=folder / "cache")
     fetched = raising(answer) if isinstance(answer, Exception) else lambda *_, **__: answer
     library = SimpleNamespace(config=config, load_dataset=fetched)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub_access, "ask", lambda *_: offer)
-        patch.setattr(hub_access, "extra", lambda _: library)
+        patch.setattr(hub, "ask", lambda *_: listing)
+        patch.setattr(hub, "_extra", lambda _: library)
         patch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         return load_tasks(["mnist"], suite="hub", folder=folder / "data")
 
@@ -215,8 +213,8 @@ def damaged_images(folder: Path) -> object:
     place = folder / "data" / "hub" / "dtd_224"
     place.mkdir(parents=True)
     (place / "images.npy").write_bytes(b"cut short")
-    sums = {"images.npy": hashlib.sha256(b"whole").hexdigest()}
-    (place / "about.json").write_text(json.dumps({"sha256": sums}))
+    sums = {file: hashlib.sha256(b"whole").hexdigest() for file in ("images.npy", "rows.npz")}
+    (place / "about.json").write_text(json.dumps({"sha256": sums, "class_names": []}))
     return load_tasks(["dtd"], suite="hub", folder=folder / "data")
 
 
@@ -258,7 +256,8 @@ def without_package(name: str, call: Callable[[], object]) -> object:
 
 
 def two_processes(folder: Path) -> None:
-    with checkpoints.locked(folder / "mnist"), checkpoints.locked(folder / "mnist"):
+    run = RunFolder(folder / "mnist")
+    with run.lock(), run.lock():
         pass
 
 
@@ -299,9 +298,9 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "no pocket": lambda folder: backbones.load_backbone("pocket", weights=folder / "pocket.safetensors"),
     "no network, weights": lambda _: weights_without_network(),
     "no network, images": images_without_network,
-    "other runs": lambda folder: shelf(folder, "pocket") and shelf(folder, "mobilenet"),
+    "other runs": lambda folder: experiment(folder, "pocket") and experiment(folder, "mobilenet"),
     "other settings": lambda folder: [run_folder(folder, rate) for rate in (1e-4, 3e-4)],
-    "no runs": lambda folder: Shelf.open(folder / "local" / "runs"),
+    "no runs": lambda folder: Experiment.open(folder / "local" / "runs"),
     "checkpoint cut short": cut_checkpoint,
     "encoder diverged": lambda _: tiny_run(task=tiny_task("mnist"), optimizer="sgd", learning_rate=1e38),
     "class without image": lambda _: prototype_head(
@@ -328,9 +327,9 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "small budget": lambda _: planned(10),
     "spent budget": spent_budget,
     "no open_clip": lambda _: without_package("open_clip", clip.tiny_clip),
-    "no datasets": lambda _: without_package("datasets", lambda: hub_access.extra("datasets")),
+    "no datasets": lambda _: without_package("datasets", lambda: hub.load(["mnist"], ".")),
     "no Ray": lambda _: without_package("ray", ray_engine.load_ray),
-    "no tokenizers": lambda _: without_package("tokenizers", text_encoder.load_tokenizer),
+    "no tokenizers": lambda _: without_package("tokenizers", load_tokenizer),
     "no direction": lambda _: TaskVector.between(START, START).cosine(TaskVector.between(START, START)),
 }
 

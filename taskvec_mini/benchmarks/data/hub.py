@@ -132,6 +132,8 @@ def load(
     pinned = dict(revisions or {})
     for name in (*chosen, *pinned):
         _checks.named_choice("task", name, sources())
+    _checks.each_once("task", chosen)
+    seed = _checks.seed("seed", seed)
     size = _checks.whole_number("size", size)
     places = {name: _folder(name, folder, size) for name in chosen}
     missing = [name for name in places if not image_store.there(places[name])]
@@ -144,8 +146,8 @@ def load(
                     "another folder"
                 )
     if missing:
+        cache = Path(_extra("datasets").config.HF_DATASETS_CACHE)  # before anything is asked of a network
         listings = [ask(name, pinned.get(name)) for name in missing]
-        cache = Path(_extra("datasets").config.HF_DATASETS_CACHE)
         _check_room(listings, places[missing[0]].parent, cache=cache, size=size)
         for listing in listings:
             _make(listing, places[listing.name], size, other_counts=other_counts)

@@ -136,7 +136,7 @@ def load_tasks(
     for name in chosen:
         _checks.named_choice("task", name, dict.fromkeys(asked.tasks))
     _checks.each_once("task", chosen)
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    seed = _checks.seed("seed", seed)
     if limit is not None:
         limit = _checks.whole_number("limit", limit)
     if tokenizer is not None and asked.unit != "texts":

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from small_texts import Words
 from taskvec_mini.benchmarks.data import DATA_VARIABLE, ImageTask, image_files, load_tasks, splits, suites
+from taskvec_mini.errors import UserError
 from taskvec_mini.tasks import digit_tasks
 
 PARTS = ("train", "val", "test")
@@ -346,6 +348,9 @@ def test_an_unknown_task_suggests_the_near_ones_before_anything_is_read(names, s
         ({"limit": 2.5}, TypeError, "limit must be a whole number"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": None}, TypeError, "seed must be a whole number"),
+        ({"seed": 2**63}, ValueError, "seed must be below 2**63"),
+        ({"names": ["digits", "rotated", "digits"]}, ValueError, "the task 'digits' is given twice; name"),
+        ({"tokenizer": Words()}, ValueError, "suite 'digits' has no texts to cut into tokens; leave tokeni"),
     ],
 )
 def test_wrong_options_are_refused(options, error, message):
@@ -353,17 +358,26 @@ def test_wrong_options_are_refused(options, error, message):
         load_tasks(**({"suite": "digits"} | options))
 
 
-@pytest.mark.parametrize("suite", ["bundle", "torchvision"])
+HOW_TO_GET = {
+    "bundle": "says where each was taken from; suite='torchvision' downloads data sets of the same kind",
+    "torchvision": "any folder with room will do, what is missing is downloaded into it",
+    "hub": "any folder with room will do, what is missing is downloaded into it",
+    "text": "suite='text-hub' downloads the same tasks",
+}
+
+
+@pytest.mark.parametrize("suite", HOW_TO_GET)
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_folder_the_error_tells_what_to_set(monkeypatch, suite, value):
+def test_without_a_folder_the_error_tells_what_to_set_and_how_to_get_the_data(monkeypatch, suite, value):
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(DATA_VARIABLE, value)
-    message = (
-        f"suite '{suite}' needs a folder: give folder=... or set the environment variable TASKVEC_MINI_DATA"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError) as caught:
         load_tasks(suite=suite)
+    message = str(caught.value)
+    assert message.startswith(f"suite '{suite}' needs a folder: give folder=... or set the environment vari")
+    assert HOW_TO_GET[suite] in message
+    assert message.endswith("suite='digits' needs none (on the command line: --data FOLDER, --suite digits)")
 
 
 def test_a_missing_folder_or_file_is_named(bundle, monkeypatch):
