@@ -42,13 +42,12 @@ from taskvec_mini.benchmarks.data import (
     load_tasks,
     load_tokenizer,
 )
-from taskvec_mini.benchmarks.encoders.load import load_backbone
+from taskvec_mini.benchmarks.encoders import load_backbone
 from taskvec_mini.benchmarks.encoders.pocket_text import PocketText, draw_weights
-from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 
-OUT = Path(__file__).resolve().parents[1] / "taskvec_mini" / "benchmarks" / "encoders" / "weights"
+OUT = Path(__file__).resolve().parents[1] / "taskvec_mini" / "benchmarks"
 SHORT, SHORTEST = 32, 3  # tokens: up to SHORT a line is one piece; below SHORTEST it is left out
 HELD_OUT = 100  # each hundredth line is only for measuring
 HIDDEN_SHARE, KEEP, SWAP = 0.3, 0.1, 0.1  # of the hidden tokens a tenth stays, a tenth becomes another
@@ -365,9 +364,10 @@ def write(progress: dict, scores: dict, vocabulary: Path, options: argparse.Name
     """The encoder in float16 and its vocabulary, then a record of how they were made and what they can do."""
     encoder = progress["average"].encoder.state_dict()
     state = {name: value.half().contiguous() for name, value in encoder.items()}
-    weights, record = OUT / WEIGHTS.name, (OUT / WEIGHTS.name).with_suffix(".json")
+    weights = OUT / "encoders" / "weights" / "pocket_text.safetensors"
+    record = weights.with_suffix(".json")
     _whole(weights, lambda part: save_file(state, part))
-    _whole(VOCABULARY, lambda part: part.write_bytes(vocabulary.read_bytes()))
+    _whole(OUT / "data" / VOCABULARY.name, lambda part: part.write_bytes(vocabulary.read_bytes()))
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,

@@ -21,7 +21,7 @@ def tiny_backbone(seed=0):
     generator = torch.Generator().manual_seed(seed)
     for part in model.parameters():
         nn.init.normal_(part, 0.0, 0.4, generator=generator)
-    return Backbone("tiny", model, 8, (0.4, 0.4, 0.4), (0.2, 0.3, 0.2), 6)
+    return Backbone("tiny", model, image_size=8, mean=(0.4, 0.4, 0.4), std=(0.2, 0.3, 0.2), features=6)
 
 
 def tiny_task(name="quarters", *, train=37, classes=4, seed=0):

@@ -1,28 +1,78 @@
-"""An image encoder with the preparation of its images: uint8 pixels in, embeddings out."""
+"""What an encoder is: a model with the preparation of its inputs. One class for images, one for texts."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini.benchmarks.data import PADDING, VOCABULARY_SIZE, load_tokenizer
 from taskvec_mini.errors import InputTypeError, UserError
 
 Channels = tuple[float, float, float]
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
-_USUAL = ["stretch", "bilinear"]  # what every encoder did before there was a choice
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+class Encoder(Protocol):
+    """What finetuning and evaluation ask of an encoder; a dataclass, such as `Backbone`.
+
+    Attributes:
+        name: what it was loaded as.
+        model: prepared inputs, N of them, to embeddings (N, features), float32.
+        features: F, the length of an embedding.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: str
+    model: nn.Module
+    features: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+
+    @property
+    def preparation(self) -> list[Any]:
+        """What `prepare` depends on, as JSON: with other values a run is another run."""
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Inputs as a task holds them, made what the model wants, on the model's device."""
+
+
+@torch.no_grad()
+def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Embeddings (N, F) of a task's inputs under the encoder as it is now, without gradients, on its device.
+
+    Raises:
+        InputTypeError: if the encoder's `prepare` takes no such inputs, or `batch_size` is no whole number.
+        UserError: if the inputs have no shape that it takes, or `batch_size` is below 1.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> embed(load_backbone("random-pocket"), torch.zeros(3, 32, 32, 3, dtype=torch.uint8)).shape
+        torch.Size([3, 256])
+    """
+    size = _checks.whole_number("batch_size", batch_size)
+    batches = [inputs[i : i + size] for i in range(0, max(len(inputs), 1), size)]
+    return torch.cat([backbone.model(backbone.prepare(batch)) for batch in batches])
+
+
+# --- images ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Backbone:
-    """An encoder and the preparation it expects.
+    """An encoder of images and the preparation it expects.
 
     Attributes:
         name: what `load_backbone` was asked for.
@@ -38,10 +88,10 @@ class Backbone:
             Pillow resizes images of 8 bits; both with antialiasing where the image shrinks.
 
     Raises:
-        ValueError: for another `resize` or `interpolation`.
+        UserError: for another `resize` or `interpolation`.
 
     Example:
-        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
         >>> backbone = load_backbone("random-pocket")
         >>> backbone.prepare(torch.zeros(5, 28, 28, dtype=torch.uint8)).shape
         torch.Size([5, 3, 32, 32])
@@ -49,6 +99,7 @@ class Backbone:
 
     name: str
     model: nn.Module
+    _: KW_ONLY
     image_size: int
     mean: Channels
     std: Channels
@@ -68,9 +119,8 @@ class Backbone:
 
     @property
     def preparation(self) -> list[Any]:
-        """What `prepare` depends on, as JSON; the way of resizing only where it is not the usual one."""
-        how = [self.resize, self.interpolation]
-        return [self.image_size, list(self.mean), list(self.std), *(how if how != _USUAL else [])]
+        """What `prepare` depends on, as JSON."""
+        return [self.image_size, list(self.mean), list(self.std), self.resize, self.interpolation]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the model wants them: (N, 3, S, S) float32, on the model's device.
@@ -82,32 +132,38 @@ class Backbone:
             images: uint8, (N, H, W) grey or (N, H, W, 3) colour.
 
         Raises:
-            TypeError: if the images are not uint8.
-            ValueError: if they have another shape.
+            InputTypeError: if the images are not uint8.
+            UserError: if they have another shape.
         """
-        _check_images(images)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            what = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise InputTypeError(f"images must be a tensor of torch.uint8 (0 to 255), got {what}")
+        if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)) or 0 in images.shape:
+            raise UserError(
+                "images must be (N, H, W) grey or (N, H, W, 3) colour, at least one, got the shape "
+                f"{tuple(images.shape)}"
+            )
         pixels = images.to(self.device)
         planes = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        values = self._resized(planes.float() / 255)
-        mean, std = (_on_device(each, values.device) for each in (self.mean, self.std))
-        return ((values - mean) / std).contiguous(memory_format=self.memory_format)
-
-    def _resized(self, values: Tensor) -> Tensor:
-        """Squares of S pixels a side; sizes and margins are rounded as torchvision rounds them."""
+        values = planes.float() / 255
         size = self.image_size
         if self.resize == "stretch":
-            return _resampled(values, (size, size), self.interpolation)
-        height, width = values.shape[2:]
-        short = min(height, width)
-        shape = int(size * height / short), int(size * width / short)
-        values = _resampled(values, shape, self.interpolation)
-        top, left = (round((side - size) / 2) for side in shape)
-        return values[:, :, top : top + size, left : left + size]
+            values = _resampled(values, (size, size), self.interpolation)
+        else:  # sizes and margins are rounded as torchvision rounds them
+            height, width = values.shape[2:]
+            short = min(height, width)
+            shape = int(size * height / short), int(size * width / short)
+            values = _resampled(values, shape, self.interpolation)
+            top, left = (round((side - size) / 2) for side in shape)
+            values = values[:, :, top : top + size, left : left + size]
+        mean = _channels_on(values.device, self.mean)
+        std = _channels_on(values.device, self.std)
+        return ((values - mean) / std).contiguous(memory_format=self.memory_format)
 
 
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)  # kept, and later used in training too
-def _on_device(channels: Channels, device: torch.device) -> Tensor:
+def _channels_on(device: torch.device, channels: Channels) -> Tensor:
     """Three numbers as (3, 1, 1); kept, because a copy to a GPU waits for all the GPU has yet to do."""
     return torch.tensor(channels, device=device)[:, None, None]
 
@@ -124,30 +180,81 @@ def _resampled(values: Tensor, shape: tuple[int, int], interpolation: Interpolat
     return values
 
 
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputTypeError(f"images must be a tensor of torch.uint8 (0 to 255), got {what}")
-    shape = tuple(images.shape)
-    if not (images.ndim == 3 or (images.ndim == 4 and shape[3] == 3)) or 0 in shape:
-        raise UserError(
-            f"images must be (N, H, W) grey or (N, H, W, 3) colour, at least one, got the shape {shape}"
-        )
+# --- texts -----------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Embeddings (N, F) of a task's inputs under the encoder as it is now, without gradients, on its device.
+@dataclass
+class TextBackbone:
+    """An encoder of texts and the vocabulary it expects.
 
-    Raises:
-        TypeError: if the encoder's `prepare` takes no such inputs, or `batch_size` is not a whole number.
-        ValueError: if the inputs have no shape that it takes, or `batch_size` is below 1.
+    Attributes:
+        name: what `load_backbone` was asked for.
+        model: prepared token ids (N, L) to embeddings (N, features), float32.
+        features: F, the length of an embedding.
+        max_length: the most tokens of a text that it looks at.
+        vocabulary: the file of the vocabulary.
+        vocabulary_sha256: its checksum.
+        vocabulary_size: token ids are below it.
 
     Example:
-        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
-        >>> embed(load_backbone("random-pocket"), torch.zeros(3, 32, 32, 3, dtype=torch.uint8)).shape
-        torch.Size([3, 256])
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> backbone = load_backbone("random-pocket-text")
+        >>> backbone.model(backbone.prepare(backbone.tokenize(["a text", "another one"]))).shape
+        torch.Size([2, 128])
     """
-    size = _checks.whole_number("batch_size", batch_size)
-    batches = [inputs[i : i + size] for i in range(0, max(len(inputs), 1), size)]
-    return torch.cat([backbone.model(backbone.prepare(batch)) for batch in batches])
+
+    name: str
+    model: nn.Module
+    _: KW_ONLY
+    features: int
+    max_length: int
+    vocabulary: Path
+    vocabulary_sha256: str
+    vocabulary_size: int = VOCABULARY_SIZE
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def preparation(self) -> list[Any]:
+        """What `tokenize` and `prepare` depend on, as JSON."""
+        return [self.max_length, self.vocabulary_sha256]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) int32 of N texts: what `prepare` takes. See `Tokenizer.encode`."""
+        return load_tokenizer(self.vocabulary).encode(texts)
+
+    def prepare(self, tokens: Tensor) -> Tensor:
+        """Token ids as the model wants them: (N, L') int64, on the model's device.
+
+        Tokens beyond `max_length` are cut, and so are columns at the right that hold nothing but padding.
+
+        Args:
+            tokens: (N, L) int16, int32 or int64, where 0 is padding.
+
+        Raises:
+            InputTypeError: if the tokens are no whole numbers.
+            UserError: if they have another shape, a row is all padding, or an id is not in the vocabulary.
+        """
+        whole = (torch.int16, torch.int32, torch.int64)
+        if not isinstance(tokens, Tensor) or tokens.dtype not in whole:
+            what = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise InputTypeError(
+                f"tokens must be a tensor of whole numbers, got {what}; tokenize(texts) makes one"
+            )
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise UserError(f"tokens must be (N, L), at least one, got the shape {tuple(tokens.shape)}")
+        low, high = (int(end) for end in tokens.aminmax())
+        if low < 0 or high >= self.vocabulary_size:
+            raise UserError(
+                f"token ids run from {low} to {high}, but the vocabulary from 0 to "
+                f"{self.vocabulary_size - 1}; they come from another tokenizer"
+            )
+        kept = tokens[:, : self.max_length]
+        used = (kept != PADDING).any(0).nonzero()
+        empty = (kept == PADDING).all(1).nonzero()
+        if len(empty):
+            raise UserError(f"text {int(empty[0])} is all padding; leave texts without a token out")
+        return kept[:, : int(used[-1]) + 1].to(self.device).long()

@@ -1,28 +1,24 @@
 """CLIP through open_clip: image encoders with OpenAI's weights, and a tiny one for trying things out.
 
 CLIP (Radford et al., ICML 2021, arXiv:2103.00020) embeds images and texts in one space. Finetuning moves the
-image encoder alone; the text encoder is needed once, for the zero-shot heads of `clip_heads`.
+image encoder alone; the text encoder is needed once, for zero-shot heads.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _imports
+from taskvec_mini.benchmarks.encoders import _weights
 from taskvec_mini.benchmarks.encoders.base import Backbone, Channels
-from taskvec_mini.errors import FileError, MissingFileError, UserError
+from taskvec_mini.errors import UserError
 
-Source = str | os.PathLike[str] | None
 TINY = "tiny-clip"
 PARAMETERS = {  # the models, and how many parameters each image encoder has
     "ViT-B-32-quickgelu": 87_849_216,
@@ -39,14 +35,9 @@ _TINY_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 _GELU = "-quickgelu"
-_HUB_FILE = "open_clip_model.safetensors"
-_TIMEOUT = 5.0  # seconds until an unanswered question to the Hub is an error
 
 
-# --- models ----------------------------------------------------------------------------------------------
-
-
-def load_visual(name: str, weights: Source = None) -> Backbone:
+def load_visual(name: str, weights: str | os.PathLike[str] | None = None) -> Backbone:
     """A CLIP image encoder with CLIP's own preparation, on the CPU in float32.
 
     Its embeddings are the projected ones, not yet normalised. An image is brought to the size of the model as
@@ -58,11 +49,11 @@ def load_visual(name: str, weights: Source = None) -> Backbone:
             alone. By default OpenAI's weights from the Hugging Face Hub, downloaded on first use.
 
     Raises:
-        ValueError: if there is no such model, the file does not hold its weights, or open_clip builds a model
+        UserError: if there is no such model, the file does not hold its weights, or open_clip builds a model
             with another number of parameters.
-        FileNotFoundError: if there is no such file.
-        OSError: if the download fails.
-        ImportError: if open_clip is not installed.
+        MissingFileError: if there is no such file.
+        FileError: if the download fails.
+        MissingPackageError: if open_clip is not installed.
 
     Example:
         >>> backbone = load_visual("tiny-clip")
@@ -72,30 +63,29 @@ def load_visual(name: str, weights: Source = None) -> Backbone:
     if weights is None and name == TINY:
         return visual_backbone(name, tiny_clip())
     model: Any = without_weights(name)
-    path = _downloaded(name) if weights is None else Path(weights)
-    state = read_state(path)
+    path, state = _read(name, weights)
     visual = {key.removeprefix("visual."): part for key, part in state.items() if key.startswith("visual.")}
-    _check_state(model.visual, visual or state, f"the image encoder of {name}", str(path))
-    own = {key: part.to(torch.float32, copy=True) for key, part in (visual or state).items()}
+    state = visual or state
+    _check_state(model.visual, state, what=f"the image encoder of {name}", path=str(path))
+    own = {key: part.to(torch.float32, copy=True) for key, part in state.items()}
     model.visual.load_state_dict(own, assign=True)
     return visual_backbone(name, model)
 
 
-def load_clip(name: str, *, weights: Source = None) -> nn.Module:
+def load_clip(name: str, *, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """Both encoders of a CLIP model, on the CPU in float32: open_clip's model, in evaluation mode.
 
     Arguments and errors are those of `load_visual`; a file with the image encoder alone is refused.
 
     Raises:
-        ValueError: if there is no such model, or the file does not hold all its weights.
+        UserError: if there is no such model, or the file does not hold all its weights.
     """
     if weights is None and name == TINY:
         return tiny_clip()
     config = _config(name)
-    path = _downloaded(name) if weights is None else Path(weights)
-    state = read_state(path)
+    path, state = _read(name, weights)
     model = _built(config)
-    _check_state(model, state, name, f"{path} (both encoders are needed)")
+    _check_state(model, state, what=name, path=f"{path} (both encoders are needed)")
     model.load_state_dict(state)
     return model
 
@@ -104,8 +94,8 @@ def without_weights(name: str) -> nn.Module:
     """Both encoders of a CLIP model on the device "meta": shapes without numbers, made in no time.
 
     Raises:
-        ValueError: if there is no such model, or open_clip builds it with another number of parameters.
-        ImportError: if open_clip is not installed.
+        UserError: if there is no such model, or open_clip builds it with another number of parameters.
+        MissingPackageError: if open_clip is not installed.
 
     Example:
         >>> sum(part.numel() for part in without_weights("ViT-B-32-quickgelu").visual.parameters())
@@ -131,9 +121,9 @@ def tiny_clip(*, seed: int = 0) -> nn.Module:
     and of their positions are small, so that attention decides what becomes of a text, and texts differ.
 
     Raises:
-        TypeError: if the seed is not a whole number.
-        ValueError: if it is below 0.
-        ImportError: if open_clip is not installed.
+        InputTypeError: if the seed is not a whole number.
+        UserError: if it is below 0.
+        MissingPackageError: if open_clip is not installed.
 
     Example:
         >>> sum(part.numel() for part in tiny_clip().visual.parameters())
@@ -153,13 +143,20 @@ def tiny_clip(*, seed: int = 0) -> nn.Module:
 
 def visual_backbone(name: str, model: Any) -> Backbone:
     """The image encoder of open_clip's model with CLIP's own preparation; the text encoder is let go."""
-    visual, features = model.visual, model.visual.proj.shape[1]
-    size = visual.image_size[0]
-    return Backbone(name, visual, size, MEAN, STD, features, resize="crop", interpolation="bicubic")
+    return Backbone(
+        name,
+        model.visual,
+        image_size=model.visual.image_size[0],
+        mean=MEAN,
+        std=STD,
+        features=model.visual.proj.shape[1],
+        resize="crop",
+        interpolation="bicubic",
+    )
 
 
 def refuse_gelu(name: str) -> None:
-    """A ValueError for names such as "ViT-B-32", under which open_clip builds another model."""
+    """A UserError for names such as "ViT-B-32", under which open_clip builds another model."""
     if f"{name}{_GELU}" in PARAMETERS:
         raise UserError(
             f"{name!r} has the activation GELU, but OpenAI trained its weights with QuickGELU, and with the "
@@ -187,95 +184,31 @@ def open_clip() -> Any:
     """The library open_clip, imported on use: it takes seconds, and most readers do not need it.
 
     Raises:
-        ImportError: if it is not installed.
+        MissingPackageError: if it is not installed.
     """
-    try:
-        return importlib.import_module("open_clip")
-    except ImportError as error:
-        raise ImportError(
-            f'CLIP needs open_clip ({error}); install it with: python -m pip install "taskvec-mini[clip]"'
-        ) from error
+    return _imports.load("open_clip", needed_for="CLIP", install="taskvec-mini[clip]")
 
 
-# --- files -----------------------------------------------------------------------------------------------
+def _read(name: str, weights: str | os.PathLike[str] | None) -> tuple[Path, dict[str, Tensor]]:
+    """A file of weights and its tensors; by default OpenAI's in open_clip's layout, from the Hub."""
+    if weights is None:
+        published: Mapping[str, Any] = open_clip().get_pretrained_cfg(name, "openai")
+        repository = published["hf_hub"].strip("/")
+        path = _weights.hub_file(
+            repository, "open_clip_model.safetensors", what=f"OpenAI's weights of {name}"
+        )
+    else:
+        path = Path(weights)
+    return path, _weights.read_state(path, remedy="fetch it again, as safetensors if there is a choice")
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The named tensors of a safetensors or PyTorch file; of open_clip's training checkpoints the model's.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or as a pickle that would have to be run.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no file {path}; give the path of a file of weights")
-    try:
-        found = _read(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as weights ({_first_line(error)}); fetch it again, as safetensors if "
-            "there is a choice"
-        ) from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
-    _checks.named_tensors(str(path), state)
-    return {name.removeprefix("module."): part for name, part in state.items()}
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_state(model: nn.Module, state: Mapping[str, Tensor], what: str, path: str) -> None:
-    """A ValueError that names the first tensor which the file lacks, has too much, or in another shape."""
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], *, what: str, path: str) -> None:
+    """A UserError that names the first tensor which the file lacks, has too much, or in another shape."""
     own = model.state_dict()
-    _checks.check_keys(own, state, what, path)
+    _checks.check_keys(own, state, name=what, other=path)
     for name, part in own.items():
         if part.shape != state[name].shape:
             raise UserError(
                 f"{path} has {name!r} with the shape {tuple(state[name].shape)}, but {what} has "
                 f"{tuple(part.shape)}; give the weights of this very model"
             )
-
-
-def _downloaded(name: str) -> Path:
-    """OpenAI's weights in open_clip's layout."""
-    published: Mapping[str, Any] = open_clip().get_pretrained_cfg(name, "openai")
-    return hub_file(published["hf_hub"].strip("/"), _HUB_FILE, f"OpenAI's weights of {name}")
-
-
-def hub_file(repository: str, file: str, what: str) -> Path:
-    """A file of a model repository of the Hugging Face Hub: from the cache, or downloaded into it.
-
-    Raises:
-        OSError: if it is not in the cache and cannot be downloaded; the message says why, and where it is.
-        ImportError: if `huggingface_hub`, which comes with open_clip, is not installed.
-    """
-    open_clip()
-    hub = importlib.import_module("huggingface_hub")
-    cached = hub.try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:  # one question first: without a network the download itself would be tried for half a minute
-        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file), timeout=_TIMEOUT)
-        return Path(hub.hf_hub_download(repository, file))
-    except Exception as error:  # of one of several network libraries
-        raise FileError(
-            f"{what} could not be downloaded ({_cause(error)}); try again with a network, or give the same "
-            "command on a machine that has one and copy its cache of Hugging Face to this one "
-            "(~/.cache/huggingface, or what HF_HOME names); in Python you can also fetch "
-            f"https://huggingface.co/{repository}/resolve/main/{file} and pass its path"
-        ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """What was behind an error in the end: the Hub's own message does not say what happened."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

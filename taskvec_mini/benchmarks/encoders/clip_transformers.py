@@ -82,9 +82,7 @@ def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, T
     sources = {name: _their_names(name) for name in own}
     expected = dict.fromkeys(each for names in sources.values() for each in names)
     where = "the mapping" if isinstance(source, Mapping) else str(source)
-    _checks.check_keys(
-        expected, theirs, name=f"{backbone.name} in transformers' layout", other=where
-    )
+    _checks.check_keys(expected, theirs, name=f"{backbone.name} in transformers' layout", other=where)
     found = {}
     for name, part in own.items():
         turned = (

@@ -1,27 +1,34 @@
 """The first twelve blocks of MobileNetV1 (Howard et al. 2017, arXiv:1704.04861), without batch statistics.
 
 A batch normalisation with frozen statistics is a scale and a shift of each channel: the convolution before
-    it can do both. So a kernel here is the published kernel times the scale, and its bias is the shift. The
-    function is the same, with fewer parameters and no statistics that a merged model would have to compute
-    anew.
+it can do both. So a kernel here is the published kernel times the scale, and its bias is the shift. The
+function is the same, with fewer parameters and no statistics that a merged model would have to compute anew.
 """
 
 from __future__ import annotations
 
 import os
-from itertools import chain
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskvec_mini import _files
+from taskvec_mini.benchmarks.data import DATA_VARIABLE
+from taskvec_mini.benchmarks.encoders import _weights
+from taskvec_mini.benchmarks.encoders.base import Backbone, Channels
 from taskvec_mini.errors import UserError
 
+MOBILENET_WEIGHTS = "mobilenet_v1_1.0_224_imagenet_backbone12.npz"  # in the folder `weights` of the data
 WIDTHS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024)  # output channels of the blocks
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2)
 FEATURES = WIDTHS[-1]
 _STEM = 32  # channels after the first convolution
+_HALF: Channels = (0.5, 0.5, 0.5)
+_SHA256 = "9b2fdb9810d6bc78c92f6df16178e88031c4c97d39646be978ee0c76a13ad0bd"
 _EPSILON = 1e-3  # what the published batch normalisation adds to a variance
 
 
@@ -40,9 +47,13 @@ class MobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks = zip((_STEM, *WIDTHS[:-1]), WIDTHS, STRIDES, strict=True)
-        pairs = chain.from_iterable(_block(*each) for each in blocks)
-        self.layers = nn.ModuleList([nn.Conv2d(3, _STEM, 3, 2), *pairs])
+        self.layers = nn.ModuleList([nn.Conv2d(3, _STEM, 3, 2)])
+        inputs = _STEM
+        for outputs, stride in zip(WIDTHS, STRIDES, strict=True):
+            around = 1 if stride == 1 else 0  # where the picture is halved, `forward` does the padding
+            self.layers.append(nn.Conv2d(inputs, inputs, 3, stride, around, groups=inputs))
+            self.layers.append(nn.Conv2d(inputs, outputs, 1))
+            inputs = outputs
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings (N, 1024) of images (N, 3, H, W)."""
@@ -54,32 +65,52 @@ class MobileNet(nn.Module):
         return hidden.mean((2, 3))
 
 
-def _block(inputs: int, outputs: int, stride: int) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """The two convolutions of a block; where it halves the picture, `forward` does the padding."""
-    each = nn.Conv2d(inputs, inputs, 3, stride, padding=1 if stride == 1 else 0, groups=inputs)
-    return each, nn.Conv2d(inputs, outputs, 1)
+def load_mobilenet(weights: Path) -> Backbone:
+    """The encoder with ImageNet's weights.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        UserError: if it is not the published one.
+    """
+    _weights.check_exists(weights, remedy=f"pass weights=, or set {DATA_VARIABLE} to the folder of the data")
+    _files.check_sha256(weights, _SHA256, remedy="copy it again")
+    model = read_keras(weights)
+    return Backbone("mobilenet", model, image_size=64, mean=_HALF, std=_HALF, features=FEATURES)
 
 
-def load_mobilenet(path: str | os.PathLike[str]) -> MobileNet:
+def read_keras(path: str | os.PathLike[str]) -> MobileNet:
     """The network with the weights of a `.npz` file in Keras' names and order of axes.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if an array is missing or has another shape.
+        MissingFileError: if there is no such file.
+        UserError: if it cannot be read, an array is missing or has another shape.
     """
     with torch.device("meta"):  # no weights are drawn, because all are read
         model = MobileNet()
-    with np.load(path) as stored:  # arrays only: numpy refuses pickles unless asked
-        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    try:
+        with np.load(path) as stored:  # arrays only: numpy refuses pickles unless asked
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as arrays ({error}); copy it again") from error
     names = ["conv1", *(f"conv_{kind}_{i + 1}" for i in range(len(WIDTHS)) for kind in ("dw", "pw"))]
     state = {}
     for i, name in enumerate(names):
         try:
-            state[f"layers.{i}.weight"], state[f"layers.{i}.bias"] = _folded(arrays, name)
+            if name.startswith("conv_dw"):
+                kernel = arrays[f"{name}.depthwise_kernel"].permute(2, 3, 0, 1)  # torch's order of axes
+            else:
+                kernel = arrays[f"{name}.kernel"].permute(3, 2, 0, 1)
+            gamma = arrays[f"{name}_bn.gamma"]
+            beta = arrays[f"{name}_bn.beta"]
+            mean = arrays[f"{name}_bn.moving_mean"]
+            variance = arrays[f"{name}_bn.moving_variance"]
         except KeyError as error:
             raise UserError(
                 f"{path} has no array {error}; give MobileNetV1's weights in Keras' names"
             ) from None
+        gain = gamma / (variance + _EPSILON).sqrt()
+        state[f"layers.{i}.weight"] = (kernel * gain[:, None, None, None]).contiguous()
+        state[f"layers.{i}.bias"] = beta - mean * gain
     for key, value in model.state_dict().items():
         if value.shape != state[key].shape:
             raise UserError(
@@ -87,16 +118,3 @@ def load_mobilenet(path: str | os.PathLike[str]) -> MobileNet:
             )
     model.load_state_dict(state, assign=True)
     return model
-
-
-def _folded(arrays: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of one convolution in torch's order of axes, its batch normalisation folded in."""
-    if name.startswith("conv_dw"):
-        kernel = arrays[f"{name}.depthwise_kernel"].permute(2, 3, 0, 1)
-    else:
-        kernel = arrays[f"{name}.kernel"].permute(3, 2, 0, 1)
-    gamma, beta, mean, variance = (
-        arrays[f"{name}_bn.{part}"] for part in ("gamma", "beta", "moving_mean", "moving_variance")
-    )
-    gain = gamma / (variance + _EPSILON).sqrt()
-    return (kernel * gain[:, None, None, None]).contiguous(), beta - mean * gain

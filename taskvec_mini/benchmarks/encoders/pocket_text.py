@@ -7,16 +7,24 @@ Nothing in it depends on the other texts of a batch. `scripts/pretrain_pocket_te
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VOCABULARY_SIZE = 8000
+from taskvec_mini import _files
+from taskvec_mini.benchmarks.data import MAX_LENGTH, PADDING, VOCABULARY, VOCABULARY_SIZE
+from taskvec_mini.benchmarks.encoders import _weights
+from taskvec_mini.benchmarks.encoders.base import TextBackbone
+from taskvec_mini.errors import UserError
+
+POCKET_TEXT_WEIGHTS = _weights.FOLDER / "pocket_text.safetensors"
 WIDTH = 128  # numbers of a token's state, and of the embedding
 LAYERS = 3
 HEADS = ((-1, 2.0), (1, 2.0), (0, 0.25), (0, 1 / 64))  # each: where it looks first, and how near it stays
-MAX_LENGTH = 48  # tokens
-PADDING = 0  # the token that counts for nothing
+
+_REMEDY = "scripts/pretrain_pocket_text.py makes weights, vocabulary and record"
 
 
 class PocketText(nn.Module):
@@ -97,8 +105,8 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         parts = self.mix(self.norm1(hidden)).unflatten(2, (3, len(HEADS), -1)).permute(2, 0, 3, 1, 4)
-        asked, offered, told = parts.unbind(0)  # (N, heads, L, width / heads) each
-        seen = F.scaled_dot_product_attention(asked, offered, told, attn_mask=bias)
+        queries, keys, values = parts.unbind(0)  # (N, heads, L, width / heads) each
+        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         hidden = hidden + self.join(seen.transpose(1, 2).flatten(2))
         changed: Tensor = self.narrow(F.gelu(self.widen(self.norm2(hidden))))
         return hidden + changed
@@ -125,3 +133,51 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
+
+
+def load_pocket_text(weights: Path | None = None) -> TextBackbone:
+    """The pretrained encoder; the record beside the weights says how it was made, and which bytes it is.
+
+    Args:
+        weights: another weights file X.safetensors, with X.json and X_vocabulary.json beside it.
+
+    Raises:
+        MissingFileError: if one of the three files is not there.
+        UserError: if a checksum does not fit, or the file does not hold these weights.
+    """
+    vocabulary = VOCABULARY if weights is None else weights.with_name(f"{weights.stem}_vocabulary.json")
+    _weights.check_exists(vocabulary, remedy=_REMEDY)
+    model, results = _weights.read_recorded(
+        PocketText, weights or POCKET_TEXT_WEIGHTS, name="pocket-text", remedy=_REMEDY
+    )
+    checksum = str(results.get("vocabulary_sha256"))
+    _files.check_sha256(vocabulary, checksum, remedy=_REMEDY)
+    return _backbone("pocket-text", model, vocabulary=vocabulary, checksum=checksum)
+
+
+def random_pocket_text(weights: Path | None = None) -> TextBackbone:
+    """The same encoder, not pretrained, with the same numbers at every call and the same vocabulary.
+
+    Raises:
+        MissingFileError: if the vocabulary is not there.
+        UserError: if `weights` are given.
+    """
+    if weights is not None:
+        raise UserError(f'"random-pocket-text" reads no weights, got {weights}; ask for "pocket-text"')
+    _weights.check_exists(VOCABULARY, remedy=_REMEDY)
+    with torch.device("meta"):
+        model = PocketText()
+    model.to_empty(device="cpu")
+    draw_weights(model, torch.Generator().manual_seed(0))
+    return _backbone("random-pocket-text", model, vocabulary=VOCABULARY, checksum=_files.sha256(VOCABULARY))
+
+
+def _backbone(name: str, model: PocketText, *, vocabulary: Path, checksum: str) -> TextBackbone:
+    return TextBackbone(
+        name,
+        model,
+        features=WIDTH,
+        max_length=MAX_LENGTH,
+        vocabulary=vocabulary,
+        vocabulary_sha256=checksum,
+    )

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data import PARTS
-from taskvec_mini.benchmarks.encoders.base import embed
+from taskvec_mini.benchmarks.encoders import embed
 from taskvec_mini.benchmarks.heads.base import LinearHead, PrototypeHead
 from taskvec_mini.errors import UserError
 
 if TYPE_CHECKING:
     from taskvec_mini.benchmarks.data import Task
-    from taskvec_mini.benchmarks.encoders.protocols import Encoder
+    from taskvec_mini.benchmarks.encoders import Encoder
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
 
@@ -70,7 +70,7 @@ def prototype_head(
         ValueError: if a class has no training image, or `shots` is below 1.
 
     Example:
-        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
         >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> task = load_tasks(["digits"], suite="digits", limit=100)["digits"]
         >>> prototype_head(load_backbone("random-pocket"), task).prototypes.shape
@@ -103,7 +103,7 @@ def linear_probe(
         ValueError: if there is no inverse penalty, one is not above 0, or a class has no training image.
 
     Example:
-        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
         >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> task = load_tasks(["digits"], suite="digits", limit=100)["digits"]
         >>> linear_probe(load_backbone("random-pocket"), task, inverse_penalties=[0.1]).accuracy > 0.3

@@ -16,9 +16,8 @@ from torch import nn
 
 from small_images import images_of
 from taskvec_mini import networks
+from taskvec_mini.benchmarks.encoders import Backbone, embed, load_backbone, mobilenet
 from taskvec_mini.benchmarks.encoders import load as backbones
-from taskvec_mini.benchmarks.encoders import mobilenet
-from taskvec_mini.benchmarks.encoders.load import Backbone, embed, load_backbone
 from taskvec_mini.benchmarks.encoders.pocket import Pocket
 
 
@@ -37,7 +36,9 @@ def backbone():
 
 def resizer(size):
     """A backbone whose preparation only resizes: channels from 0 to 1."""
-    return Backbone("none", nn.Linear(1, 1), size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1)
+    return Backbone(
+        "none", nn.Linear(1, 1), image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), features=1
+    )
 
 
 # --- preparation -----------------------------------------------------------------------------------------
@@ -88,7 +89,15 @@ def test_an_image_is_prepared_alike_alone_and_in_a_batch(backbone):
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_the_order_in_memory_is_the_one_the_model_wants(order):
-    wants = Backbone("none", nn.Linear(1, 1), 32, (0.0,) * 3, (1.0,) * 3, 1, order)
+    wants = Backbone(
+        "none",
+        nn.Linear(1, 1),
+        image_size=32,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        features=1,
+        memory_format=order,
+    )
     for images in (noise(2, 32, 32, 3), noise(2, 32, 32), noise(2, 20, 20, 3)):
         prepared = wants.prepare(images)
         assert prepared.is_contiguous(memory_format=order)
@@ -96,7 +105,9 @@ def test_the_order_in_memory_is_the_one_the_model_wants(order):
 
 
 def test_preparation_happens_where_the_model_is(backbone):
-    elsewhere = Backbone("none", Pocket().to("meta"), 32, backbone.mean, backbone.std, 256)
+    elsewhere = Backbone(
+        "none", Pocket().to("meta"), image_size=32, mean=backbone.mean, std=backbone.std, features=256
+    )
     assert elsewhere.device.type == "meta"
     assert elsewhere.prepare(noise(2, 32, 32)).device.type == "meta"
 

@@ -16,9 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from taskvec_mini.benchmarks.cli import list as _cli_list
-from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders.load import Backbone, embed, load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
+from taskvec_mini.benchmarks.encoders import Backbone, clip, embed, load_backbone, trained_parameters
 
 LARGE = [name for name in clip.PARAMETERS if name != clip.TINY]
 
@@ -170,7 +168,14 @@ def picture(height, width):
 def levels(size, image):
     """How far our preparation is from open_clip's, in levels from 0 to 255."""
     own = Backbone(
-        "clip", nn.Linear(1, 1), size, clip.MEAN, clip.STD, 1, resize="crop", interpolation="bicubic"
+        "clip",
+        nn.Linear(1, 1),
+        image_size=size,
+        mean=clip.MEAN,
+        std=clip.STD,
+        features=1,
+        resize="crop",
+        interpolation="bicubic",
     )
     found = own.prepare(torch.from_numpy(image)[None])[0]
     expected = open_clip.image_transform(size, is_train=False)(Image.fromarray(image))
@@ -196,7 +201,9 @@ def test_an_image_of_the_right_size_is_prepared_exactly_as_open_clip_does():
 
 
 def test_the_way_of_resizing_is_part_of_the_preparation_only_where_it_is_not_the_usual_one():
-    usual = Backbone("none", nn.Linear(1, 1), 32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 1)
+    usual = Backbone(
+        "none", nn.Linear(1, 1), image_size=32, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), features=1
+    )
     old = [32, [0.1, 0.2, 0.3], [1.0, 1.0, 1.0]]  # as the run folders of earlier versions have it
     assert usual.preparation == old
     assert dataclasses.replace(usual, resize="crop").preparation == [*old, "crop", "bilinear"]
@@ -207,7 +214,9 @@ def test_the_way_of_resizing_is_part_of_the_preparation_only_where_it_is_not_the
 @pytest.mark.parametrize("change", [{"resize": "croop"}, {"interpolation": "cubic"}])
 def test_other_ways_of_resizing_are_refused(change):
     with pytest.raises(ValueError, match=f"unknown {next(iter(change))} '{next(iter(change.values()))}'"):
-        Backbone("none", nn.Linear(1, 1), 32, (0.0,) * 3, (1.0,) * 3, 1, **change)
+        Backbone(
+            "none", nn.Linear(1, 1), image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3, features=1, **change
+        )
 
 
 # --- files -----------------------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders.clip_transformers import load_transformers_vision
-from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import state_of, trained_parameters, write_parameters
+from taskvec_mini.benchmarks.encoders import (
+    clip,
+    load_backbone,
+    load_transformers_vision,
+    state_of,
+    trained_parameters,
+    write_parameters,
+)
 from taskvec_mini.vectors import TaskVector
 
 CONFIG = {

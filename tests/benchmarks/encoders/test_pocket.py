@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from taskvec_mini import networks
-from taskvec_mini.benchmarks.encoders.load import load_backbone
+from taskvec_mini.benchmarks.encoders import load_backbone
 from taskvec_mini.benchmarks.encoders.pocket import EMBEDDING, Pocket
 
 

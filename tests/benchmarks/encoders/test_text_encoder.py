@@ -3,21 +3,19 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from torch import nn
 from torch.func import functional_call
 
 from taskvec_mini import networks, records
-from taskvec_mini.benchmarks.data import TextTask
+from taskvec_mini.benchmarks.data import VOCABULARY, TextTask, load_tokenizer
+from taskvec_mini.benchmarks.encoders import embed, load_backbone
 from taskvec_mini.benchmarks.encoders import text as text_encoder
-from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
 from taskvec_mini.benchmarks.encoders.pocket_text import HEADS, PocketText, draw_weights, nearness
-from taskvec_mini.benchmarks.data import VOCABULARY, load_tokenizer
-from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from taskvec_mini.benchmarks.heads import prototype_head
 
 TEXTS = [
@@ -155,85 +153,6 @@ def test_initial_weights_have_the_deviations_that_are_promised():
     assert {name: float(part.std()) for name, part in found.items()} == pytest.approx(expected, rel=0.02)
     assert float(model.positions.std()) == pytest.approx(0.1, rel=0.05)
     assert float(block.mix.bias.abs().max()) == 0
-
-
-# --- texts to token ids ----------------------------------------------------------------------------------
-
-
-def cut(text, vocabulary):
-    """WordPiece a second way: words and marks, then always the longest piece that is in the vocabulary."""
-    plain = text.lower().translate(str.maketrans("ïé", "ie"))
-    spaced = "".join(c if c.isalnum() or c == " " else f" {c} " for c in plain)
-    found = []
-    for word in spaced.split():
-        pieces, rest = [], word
-        while rest:
-            mark = "##" if pieces else ""
-            length = next((n for n in range(len(rest), 0, -1) if mark + rest[:n] in vocabulary), 0)
-            pieces.append(vocabulary.get(mark + rest[:length]))
-            rest = rest[length:] if length else ""
-        found += [1] if None in pieces else pieces
-    return found
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_tokens_are_the_longest_pieces_of_the_vocabulary(text):
-    tokenizer = load_tokenizer()
-    (row,) = tokenizer.encode([text])
-    expected = cut(text, tokenizer.words.get_vocab())
-    assert row[: len(expected)].tolist() == expected
-    assert int(row[len(expected) :].sum()) == 0
-
-
-def test_tokens_do_not_depend_on_case_on_white_space_or_on_the_other_texts():
-    tokenizer = load_tokenizer()
-    together = tokenizer.encode(TEXTS)
-    for row, text in zip(together, TEXTS, strict=True):
-        assert torch.equal(tokenizer.encode([f"  {text.upper()} \n"])[0], row)
-
-
-def test_names_of_special_tokens_in_a_text_are_text():
-    rows = load_tokenizer().encode(["a [PAD] b", "a [MASK] b [UNK]"])
-    assert bool((rows[:, :5] > 2).all())
-
-
-def test_what_is_not_in_the_vocabulary_is_unknown_and_a_long_text_is_cut():
-    rows = load_tokenizer().encode(["a 漢字 b", "word " * 100])
-    assert 1 in rows[0].tolist()
-    assert rows.shape == (2, 48)
-    assert len(set(rows[1].tolist())) == 1
-
-
-@pytest.mark.parametrize("empty", ["", "  \t\n"])
-def test_a_text_without_a_token_is_refused_with_its_place(empty):
-    with pytest.raises(ValueError, match=r"text 1 has no token.*leave empty texts out"):
-        load_tokenizer().encode(["fine", empty])
-
-
-@pytest.mark.parametrize(
-    ("texts", "says"), [("one text", "put it into a list"), (["a", 3], "text 1 .* got int")]
-)
-def test_what_is_no_sequence_of_texts_is_refused(texts, says):
-    with pytest.raises(TypeError, match=says):
-        load_tokenizer().encode(texts)
-
-
-def test_a_vocabulary_that_is_missing_broken_or_of_another_model_is_refused(tmp_path):
-    path = tmp_path / "words.json"
-    with pytest.raises(FileNotFoundError, match=r"words\.json; scripts/pretrain_pocket_text"):
-        load_tokenizer(path)
-    path.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no vocabulary of tokenizers"):
-        load_tokenizer(path)
-    path.write_text(VOCABULARY.read_text(encoding="utf-8").replace('"[MASK]"', '"[OTHER]"'), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"does not begin with \[PAD\], \[UNK\], \[MASK\]"):
-        load_tokenizer(path)
-
-
-def test_without_the_library_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r'pip install "taskvec-mini\[text\]"'):
-        load_tokenizer()
 
 
 # --- token ids as the model wants them -------------------------------------------------------------------

@@ -11,12 +11,10 @@ from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_task
 from taskvec_mini import records
 from taskvec_mini.benchmarks import __main__ as command_line
 from taskvec_mini.benchmarks.cli import throughput as _cli_throughput
-from taskvec_mini.benchmarks.encoders.base import Backbone
-from taskvec_mini.benchmarks.encoders.load import load_backbone
+from taskvec_mini.benchmarks.encoders import Backbone, load_backbone
 from taskvec_mini.benchmarks.evaluation import throughput
 from taskvec_mini.benchmarks.evaluation.throughput import PlainLoop, Trainer
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.benchmarks.training.settings import Settings, Speed
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(learning_rate=0.01, epochs=4, batch_size=16)
@@ -33,7 +31,7 @@ def test_flops_of_layers_have_a_closed_form():
     """Twice the products of the forward pass; once more for the weights, once more for what comes before."""
     first, second = 12 * 7, 7 * 5
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 5))
-    backbone = Backbone("mlp", model, 2, (0, 0, 0), (1, 1, 1), 5)
+    backbone = Backbone("mlp", model, image_size=2, mean=(0, 0, 0), std=(1, 1, 1), features=5)
     assert throughput.flops_per_image(backbone) == 2 * (2 * first + 3 * second)
     model[1].requires_grad_(False)
     assert throughput.flops_per_image(backbone) == 2 * (first + 2 * second)
@@ -49,14 +47,23 @@ def test_flops_of_a_convolution_in_groups(groups):
     """Each channel sees those of its own group alone, forth and back."""
     first, second = 16 * 8 * 3, 16 * 8 * (8 // groups) * 9
     layers = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=groups, padding=1, bias=False)
-    backbone = Backbone("groups", nn.Sequential(*layers, nn.Flatten()), 4, (0, 0, 0), (1, 1, 1), 128)
+    backbone = Backbone(
+        "groups",
+        nn.Sequential(*layers, nn.Flatten()),
+        image_size=4,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        features=128,
+    )
     assert throughput.flops_per_image(backbone) == 2 * (2 * first + 3 * second)
 
 
 def test_flops_of_a_transposed_convolution():
     """Every number that comes in meets every weight of its channel."""
     layers = nn.Conv2d(3, 8, 1, bias=False), nn.ConvTranspose2d(8, 4, 3, bias=False)
-    backbone = Backbone("up", nn.Sequential(*layers, nn.Flatten()), 4, (0, 0, 0), (1, 1, 1), 144)
+    backbone = Backbone(
+        "up", nn.Sequential(*layers, nn.Flatten()), image_size=4, mean=(0, 0, 0), std=(1, 1, 1), features=144
+    )
     assert throughput.flops_per_image(backbone) == 2 * (2 * 16 * 8 * 3 + 3 * 16 * 8 * 4 * 9)
 
 

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 
 from small_images import quarters
 from taskvec_mini.benchmarks.data import torchvision_sets as downloads
-from taskvec_mini.benchmarks.data.suites import BUNDLE, load_tasks
-from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders.load import embed, load_backbone
-from taskvec_mini.benchmarks.encoders.parameters import state_of
+from taskvec_mini.benchmarks.data import load_tasks
+from taskvec_mini.benchmarks.data.suites import bundle_files
+from taskvec_mini.benchmarks.encoders import clip, embed, load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep
 from taskvec_mini.benchmarks.heads import load_head, save_head, zero_shot_head
 from taskvec_mini.benchmarks.heads import templates as clip_templates
@@ -189,8 +188,8 @@ def test_the_texts_of_our_data_sets_differ_from_class_to_class_for_the_tokenizer
 
 @pytest.mark.skipif(not DATA, reason="TASKVEC_MINI_DATA names no folder of real images")
 def test_every_task_of_the_bundle_has_templates_and_different_words():
-    for name, (file, _) in BUNDLE.items():
-        with np.load(Path(DATA) / file, allow_pickle=False) as stored:
+    for name, known in bundle_files().items():
+        with np.load(Path(DATA) / known.file, allow_pickle=False) as stored:
             classes = list(map(str, stored["class_names"]))
         assert templates_for(named(name, classes))
         assert len(set(words_for(named(name, classes)))) == len(classes), name

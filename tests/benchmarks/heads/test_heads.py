@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from small_images import images_of, quarters
-from taskvec_mini.benchmarks.encoders.load import Backbone, embed
+from taskvec_mini.benchmarks.encoders import Backbone, embed
 from taskvec_mini.benchmarks.heads import (
     LinearHead,
     PrototypeHead,
@@ -38,7 +38,7 @@ class Pooled(nn.Module):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return Backbone("pooled", Pooled(), 32, (0.5,) * 3, (0.25,) * 3, 12)
+    return Backbone("pooled", Pooled(), image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, features=12)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_prototypes_recognise_unseen_images_and_only_training_images_make_them(b
 
 
 def test_a_head_does_not_follow_the_encoder_it_was_made_with(task):
-    backbone = Backbone("pooled", Pooled(), 32, (0.5,) * 3, (0.25,) * 3, 12)
+    backbone = Backbone("pooled", Pooled(), image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, features=12)
     head = prototype_head(backbone, task)
     before = head.prototypes.clone(), head.centre.clone()
     with torch.no_grad():
@@ -260,7 +260,9 @@ def test_a_feature_that_never_changes_does_no_harm(task):
     model = Pooled()
     with torch.no_grad():
         model.map.weight[3] = 0
-    probe = linear_probe(Backbone("pooled", model, 32, (0.5,) * 3, (0.25,) * 3, 12), task)
+    probe = linear_probe(
+        Backbone("pooled", model, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, features=12), task
+    )
     assert probe.accuracy > 0.9
     assert bool(torch.isfinite(probe.head.weight).all())
 
