@@ -222,7 +222,9 @@ def test_lines_are_read_once_and_each_hundredth_is_held_out(data):
 
 def test_the_command_writes_weights_vocabulary_and_record(data, tmp_path, monkeypatch):
     resize(monkeypatch, 90)  # all letters have to be in
-    (tmp_path / "out").mkdir()
+    weights = tmp_path / "out" / "encoders" / "weights"
+    weights.mkdir(parents=True)
+    (tmp_path / "out" / "data").mkdir()
     monkeypatch.setattr(pretrain, "OUT", tmp_path / "out")
     words = [
         "--data",
@@ -239,16 +241,16 @@ def test_the_command_writes_weights_vocabulary_and_record(data, tmp_path, monkey
     written = []
     for _ in range(2):  # the second time from the last checkpoint
         pretrain.main()
-        written.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")})
         assert "zzzz" not in written[0]["pocket_text_vocabulary.json"].decode()
     assert len(written[0]) == 3
     for name in ("pocket_text.safetensors", "pocket_text_vocabulary.json"):
         assert written[0][name] == written[1][name]
-    record = records.read(tmp_path / "out" / "pocket_text.json")
-    weights = load_file(tmp_path / "out" / "pocket_text.safetensors")
-    assert record["results"]["parameters"] == sum(value.numel() for value in weights.values())
-    assert {str(value.dtype) for value in weights.values()} == {"torch.float16"}
-    assert record["results"]["sha256"] == records.checksum(tmp_path / "out" / "pocket_text.safetensors")
+    record = records.read(weights / "pocket_text.json")
+    tensors = load_file(weights / "pocket_text.safetensors")
+    assert record["results"]["parameters"] == sum(value.numel() for value in tensors.values())
+    assert {str(value.dtype) for value in tensors.values()} == {"torch.float16"}
+    assert record["results"]["sha256"] == records.checksum(weights / "pocket_text.safetensors")
     assert record["data"].keys() == {"pretrain.txt.gz", "cats.train.tsv"}
     assert record["settings"]["steps"] == 4
     assert str(tmp_path) not in str(record)
