@@ -245,7 +245,7 @@ def _load_digits(names: list[str], *, limit: int | None, seed: int, **_: object)
             ("test", task.test_inputs, task.test_labels),
         ):
             arrays[f"{part}_images"] = (inputs.reshape(-1, 8, 8) * 255).round().to(torch.uint8).numpy()
-            arrays[f"{part}_labels"] = labels.numpy()
+            arrays[f"{part}_labels"] = labels.numpy().copy()  # another caller gets its own
         sha256 = image_files.checksum(arrays)
         yield image_files.image_task(
             name, arrays, where=f"task {name!r}", sha256=sha256, limit=limit, seed=seed

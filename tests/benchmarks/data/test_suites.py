@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from small_texts import Words
-from taskvec_mini.benchmarks.data import DATA_VARIABLE, ImageTask, image_files, load_tasks, splits, suites
+from taskvec_mini.benchmarks.data import (
+    DATA_VARIABLE,
+    SUITES,
+    ImageTask,
+    image_files,
+    load_tasks,
+    splits,
+    suites,
+)
 from taskvec_mini.errors import UserError
 from taskvec_mini.tasks import digit_tasks
 
@@ -319,6 +327,33 @@ def test_the_seven_views_share_their_split():
     tasks = load_tasks(["digits", "mirrored", "rotated"], suite="digits", seed=5)
     assert torch.equal(tasks["mirrored"].val_images.flip(2), tasks["digits"].val_images)
     assert torch.equal(tasks["digits"].train_images.rot90(1, (1, 2)), tasks["rotated"].train_images)
+
+
+def test_a_task_that_was_changed_is_not_changed_for_the_next_caller():
+    first = load_tasks(["digits"], suite="digits")["digits"]
+    expected = [each.clone() for each in first.part("test")]
+    for each in first.part("test"):
+        each.zero_()
+    again = load_tasks(["digits"], suite="digits")["digits"]
+    assert all(torch.equal(*pair) for pair in zip(again.part("test"), expected, strict=True))
+
+
+# --- overviews -------------------------------------------------------------------------------------------
+
+
+def test_an_overview_tells_the_sizes_of_a_task_or_what_is_wrong_with_it(bundle):
+    folder = bundle(**some_arrays()).parent
+    rows = {row["task"]: row for row in SUITES["bundle"].overview(folder)}
+    assert list(rows) == list(SIZES)
+    sizes = {"classes": "5", "pixels": "4x4 grey", "train": "90", "val": "10", "test": "30"}
+    assert rows["mnist"] == {"task": "mnist", **sizes, "": ""}
+    assert str(rows["cars"].pop("")).startswith(f"{folder / 'cars.npz'} is missing")
+    assert rows["cars"] == {"task": "cars", **dict.fromkeys(sizes, "-")}
+
+
+def test_without_a_folder_an_overview_of_files_tells_their_names():
+    rows = {row["task"]: row for row in SUITES["bundle"].overview()}
+    assert rows["sign_digits"]["file"] == "extra/sign_digits.npz"
 
 
 # --- refusals --------------------------------------------------------------------------------------------

@@ -129,6 +129,14 @@ def test_the_folder_and_the_tokenizer_have_defaults(files, monkeypatch):
     )
 
 
+def test_an_overview_needs_no_tokenizer(files, monkeypatch):
+    monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", None)
+    rows = {row["task"]: row for row in SUITES["text"].overview(files())}
+    assert rows["sst2"] == {"task": "sst2", "classes": "2", "train": "54", "val": "6", "test": "8", "": ""}
+    assert "cola.train.tsv is missing" in str(rows["cola"][""])
+    assert SUITES["text"].overview()[0] == {"task": "sst2", "files": "sst2.train.tsv, sst2.test.tsv"}
+
+
 # --- the real files --------------------------------------------------------------------------------------
 
 
