@@ -19,15 +19,22 @@ import torch
 
 from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
-from taskvec_mini.benchmarks.data import DATA_VARIABLE, hub, load_tasks, load_tokenizer, torchvision_sets
+from taskvec_mini.benchmarks.data import (
+    DATA_VARIABLE,
+    SUITES,
+    hub,
+    load_tasks,
+    load_tokenizer,
+    torchvision_sets,
+)
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders import load as backbones
 from taskvec_mini.benchmarks.engines import ray as ray_engine
 from taskvec_mini.benchmarks.heads import prototype_head
-from taskvec_mini.benchmarks.studies.clip import budget as clip_plan
-from taskvec_mini.benchmarks.studies.clip import rounds as clip_work
-from taskvec_mini.benchmarks.studies.clip import study as study_clip
-from taskvec_mini.benchmarks.training import Experiment, RunFolder, Settings, Speed, memory
+from taskvec_mini.benchmarks.studies.clip import CONVERGED, MeasuredSpeed, Plan, plan
+from taskvec_mini.benchmarks.studies.clip import rounds as clip_rounds
+from taskvec_mini.benchmarks.studies.clip import study as clip_study
+from taskvec_mini.benchmarks.training import Experiment, RunFolder, Settings, memory
 from taskvec_mini.bounds import network_bounds
 from taskvec_mini.descent import finetune, gradient_descent
 from taskvec_mini.networks import MLP, flat_loss, flatten
@@ -129,7 +136,7 @@ REVISION = "5a1c0ffee0"
 def without_gpu() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        return study_clip.device_of(gpu=True)
+        return clip_study.device_and_speed(gpu=True)
 
 
 def without_memory(most: int) -> object:
@@ -220,24 +227,29 @@ def damaged_images(folder: Path) -> object:
 
 def small_disk(folder: Path) -> object:
     tower = clip.without_weights("ViT-B-32-quickgelu").get_submodule("visual")
-    most = {name: study_clip.CONVERGED[name] for name in hub.EIGHT}
-    eight = SimpleNamespace(images=most, most=most, workers=1)
+    most = {name: CONVERGED[name] for name in SUITES["hub"].default_tasks}
+    eight: Any = SimpleNamespace(images=most, most=most, workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_clip.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
-        return study_clip.check_disk(folder / "clip-runs", tower, eight)
+        patch.setattr(clip_study.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
+        return clip_study.check_disk(Experiment(folder / "clip-runs"), tower, plan=eight)
 
 
-def planned(minutes: float) -> clip_plan.Plan:
+def planned(minutes: float) -> Plan:
     images = {"dtd": 3_384, "cars": 7_330, "sun397": 17_865}
-    pace = clip_plan.Pace(training=10.0, judging=30.0, memory="")
-    told = {"judged": 20_000, "most": dict.fromkeys(images, 9), "done": {}}
-    return clip_plan.plan(images, pace=pace, seconds=60.0 * minutes, **told)
+    measured = MeasuredSpeed(training=10.0, evaluation=30.0, memory="")
+    most = dict.fromkeys(images, 9)
+    return plan(images, measured=measured, seconds=60.0 * minutes, evaluated=20_000, most=most, done={})
 
 
 def spent_budget(folder: Path) -> object:
-    words: dict[str, Any] = {"plan": planned(60), "deadline": 0.0, "clock": lambda: 1.0, "speed": Speed()}
-    nothing: Any = {"suite": None, "place": None}
-    return clip_work.Work(folder=folder / "clip-runs", **words, **nothing).results()
+    nothing: Any = {"speed": None, "engine": None, "load_encoder": None, "loads": {}}
+    return clip_rounds.PlannedTraining(
+        plan=planned(60),
+        experiment=Experiment(folder / "clip-runs"),
+        deadline=0.0,
+        clock=lambda: 1.0,
+        **nothing,
+    ).run()
 
 
 def without_package(name: str, call: Callable[[], object]) -> object:

@@ -57,7 +57,7 @@ class Search(Study):
             }
             suite = make_suite(backbone, replace(TASKS, **of_suite), folder=request.data, seed=0)
             recipe = replace(CHOSEN, **of_training)
-            individual = {}
+            individual: dict[str, float] = {}
             vectors = {}
             for name, task in suite.tasks.items():
                 run = finetune(

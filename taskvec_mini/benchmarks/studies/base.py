@@ -270,7 +270,7 @@ def inputs_of(task: Task) -> str:
 
 def data_files(tasks: Mapping[str, Task]) -> dict[str, str]:
     """The SHA-256 of each file that the tasks of the bundle came from."""
-    files = {}
+    files: dict[str, str] = {}
     for name, task in tasks.items():
         if isinstance(task, TextTask):
             files |= file_checksums(name)

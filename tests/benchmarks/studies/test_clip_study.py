@@ -309,7 +309,7 @@ def test_without_a_gpu_the_option_says_so_at_once(tmp_path, monkeypatch, capsys)
 def test_a_gpu_means_bfloat16_where_its_processor_has_it(monkeypatch, has_bfloat16, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bfloat16)
-    device, speed = clip_study.device_of(gpu=True)
+    device, speed = clip_study.device_and_speed(gpu=True)
     assert (device.type, speed.precision) == ("cuda", precision)
 
 

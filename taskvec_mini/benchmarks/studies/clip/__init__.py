@@ -1,4 +1,4 @@
-"""The study of CLIP within a budget of minutes (chapter 8): what fits, training round by round, evaluation."""
+"""The study of CLIP within a budget of minutes (chapter 8): what fits, training by rounds, evaluation."""
 
 from taskvec_mini.benchmarks.studies.clip.budget import MeasuredSpeed, Plan, makespan, measure_speed, plan
 from taskvec_mini.benchmarks.studies.clip.evaluation import evaluated_images, extra_images

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.encoders import Encoder
@@ -134,7 +135,7 @@ class PlannedTraining:
         begin = self.clock()
         jobs: dict[str, Job | JointJob] = {}
         for name in sorted(names, key=self.seconds.__getitem__, reverse=True):  # the longest first
-            training = {
+            training: dict[str, Any] = {
                 "settings": replace(RECIPE, epochs=epoch),
                 "speed": self.speed,
                 "folder": self.runs[name].path,

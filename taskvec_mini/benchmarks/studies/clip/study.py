@@ -156,7 +156,7 @@ class Clip(Study):
         begin = self.clock()
         minutes = BUDGET if request.budget_minutes is None else request.budget_minutes
         seconds = _checks.positive_number("--budget-minutes", minutes) * 60
-        device, speed = device_of(gpu=request.gpu)
+        device, speed = device_and_speed(gpu=request.gpu)
         speed = replace(speed, micro_batch_size=request.micro_batch_size)
         kind = request.suite or "hub"
         images = training_images(kind, request.tasks, data=request.data)
@@ -240,7 +240,7 @@ class Clip(Study):
                 plan=plan,
                 experiment=experiment,
                 speed=speed,
-                engine=engine,
+                engine=replace(engine, address=None),  # the cluster is joined already
                 load_encoder=load_encoder,
                 loads=loads,
                 deadline=deadline,
@@ -262,14 +262,14 @@ class Clip(Study):
             return results
 
 
-def device_of(*, gpu: bool) -> tuple[torch.device, Speed]:
+def device_and_speed(*, gpu: bool) -> tuple[torch.device, Speed]:
     """Where it runs and how fast: with a GPU in bfloat16, where its processor has that.
 
     Raises:
         UserError: if a GPU is asked for and torch sees none.
 
     Example:
-        >>> device_of(gpu=False)[0]
+        >>> device_and_speed(gpu=False)[0]
         device(type='cpu')
     """
     if not gpu:
