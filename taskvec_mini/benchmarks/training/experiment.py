@@ -155,15 +155,17 @@ class RunFolder:
                 both values), or its settings are damaged.
             FileError: if it cannot be written to.
         """
-        for left in self.path.glob(".*.*-*"):  # of `_files.replacing`; with the lock nobody writes here now
+        for left in self.path.glob(f"{_files._MAKING}*"):  # also of machines that are no more
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
         if not self.settings.exists():
             _files.write_json(self.settings, identity, remedy=_FULL)
             return
-        old, new = _fields(self.identity()), _fields(identity)
+        old = _fields(self.identity())
+        new = _fields(identity)
+        ignored = _may_differ(new)
         for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
+            if old.get(name) != new.get(name) and name not in ignored:
                 raise UserError(
                     f"{self.path} holds a run with {name} = {old.get(name)!r}, but this run has "
                     f"{new.get(name)!r}; use another folder for it"
@@ -309,15 +311,13 @@ class RunFolder:
 
     def _run(self) -> str:
         """The checksum of what the run is."""
-        fields = json.dumps(_fields(self.identity()), sort_keys=True)
-        return f"{zlib.crc32(fields.encode()):08x}"
+        fields = _fields(self.identity())
+        own = {name: value for name, value in fields.items() if name not in _may_differ(fields)}
+        return f"{zlib.crc32(json.dumps(own, sort_keys=True).encode()):08x}"
 
 
 def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this one, flat, with names such as `settings.seed`.
-
-    With a constant schedule a longer run is the same one: the shorter is its beginning.
-    """
+    """What a run is, flat, with names such as `settings.seed`."""
     flat: dict[str, Any] = {}
     waiting = list(identity.items())
     while waiting:
@@ -326,9 +326,12 @@ def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
             waiting += [(f"{name}.{inner}", each) for inner, each in value.items()]
         else:
             flat[name] = value
-    if flat.get("settings.schedule") == "constant":
-        flat.pop("settings.epochs", None)
     return flat
+
+
+def _may_differ(fields: Mapping[str, Any]) -> set[str]:
+    """With a constant schedule a longer run is the same one: the shorter is its beginning."""
+    return {"settings.epochs"} if fields.get("settings.schedule") == "constant" else set()
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def finetune(
             is finetuning in the folder.
 
     Example:
-        >>> from taskvec_mini.benchmarks.data.suites import load_tasks
+        >>> from taskvec_mini.benchmarks.data import load_tasks
         >>> from taskvec_mini.benchmarks.encoders import load_backbone
         >>> from taskvec_mini.benchmarks.heads import prototype_head
         >>> backbone = load_backbone("random-pocket")

@@ -1,24 +1,30 @@
 """The memory of a run is told before it starts; what does not fit is refused with a number that does."""
 
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
-from taskvec_mini.benchmarks.training import memory
-from taskvec_mini.benchmarks.training.finetune import Settings, Speed, finetune
-from taskvec_mini.benchmarks.training.memory import CudaGauge, Memory, TooLittleMemoryError, estimate
-from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.benchmarks.training import (
+    Memory,
+    Settings,
+    Speed,
+    TooLittleMemoryError,
+    Trainer,
+    estimate,
+    finetune,
+    memory,
+)
+from taskvec_mini.benchmarks.training.memory import CudaMemory
 
 CPU = torch.device("cpu")
 TRAINED = 4 * (108 + 4 + 4 + 4 + 216 + 6)  # bytes of the tiny encoder: convolution, norm, linear layer
 IMAGES = 37 * (32 * 32 * 3 + 8)  # bytes of the tiny task
 
 
-class FakeGauge:
+class FakeMemory:
     """A device of so many bytes, on which n images take `fixed + each * n`."""
 
     def __init__(self, free, *, fixed=0, each=0, breaks_above=10**9):
@@ -34,11 +40,11 @@ class FakeGauge:
         return None if images > self.breaks_above else self.fixed + self.each * images
 
 
-def found_by(gauge, *, images=64, data=(), **changes):
+def found_by(measured, *, images=64, data=(), **changes):
     settings = Settings(**{"learning_rate": 0.1, "epochs": 1, **changes})
     return estimate(
         tiny_backbone().model, list(data), settings=settings, images=images, probe=lambda n: n, device=CPU,
-        gauge=gauge,
+        measured=measured,
     )  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def test_parameters_gradients_optimiser_and_data_are_counted(changes, copies):
 
 def test_the_optimiser_takes_what_was_counted():
     trainer = trainer_with(None)
-    trainer.epoch(1, SimpleNamespace(add=lambda *_: None))
+    trainer.epoch(1)
     taken = sum(part.nbytes for part in trainer.optimizer_state().values() if part.ndim)
     assert taken == trainer.memory.optimizer
     assert sum(part.grad.nbytes for part in trainer.parameters.values()) == trainer.memory.gradients
@@ -75,7 +81,7 @@ def test_frozen_parameters_and_buffers_have_neither_gradient_nor_optimiser():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     model[0].bias.requires_grad_(False)
     settings = Settings(learning_rate=0.1, epochs=1)
-    found = estimate(model, [], settings=settings, images=1, probe=lambda _: None, device=CPU, gauge=None)
+    found = estimate(model, [], settings=settings, images=1, probe=lambda _: None, device=CPU, measured=None)
     assert found.gradients == 4 * (6 + 2 + 2)
     assert found.parameters == found.gradients + 4 * (2 + 2 + 2) + 8  # frozen bias, statistics, a counter
 
@@ -84,9 +90,9 @@ def test_frozen_parameters_and_buffers_have_neither_gradient_nor_optimiser():
 
 
 def test_what_fits_is_measured_once():
-    gauge = FakeGauge(10**9, fixed=TRAINED, each=1000)
-    found = found_by(gauge)
-    assert gauge.asked == [64]
+    measured = FakeMemory(10**9, fixed=TRAINED, each=1000)
+    found = found_by(measured)
+    assert measured.asked == [64]
     assert (found.activations, found.free) == (64_000, 10**9)
     assert found.total == 4 * TRAINED + 64_000
 
@@ -95,7 +101,7 @@ def test_what_fits_is_measured_once():
 def test_data_lie_on_the_device_where_they_fit_beside_the_rest(missing, there):
     data = [torch.zeros(900, dtype=torch.uint8)]
     needed = 2 * TRAINED + 64_000 + 900
-    found = found_by(FakeGauge((needed - missing) / 0.95 + 0.01, each=1000), data=data)
+    found = found_by(FakeMemory((needed - missing) / 0.95 + 0.01, each=1000), data=data)
     assert found.data_on_device is there
     assert found.total == 3 * TRAINED + 64_000 + 900 * there  # the peak holds the gradients too
 
@@ -104,10 +110,10 @@ def test_data_lie_on_the_device_where_they_fit_beside_the_rest(missing, there):
 def test_too_little_memory_names_the_number_that_fits(breaks_above):
     """Found by halving, where torch has no more memory and where the optimiser would not fit any more."""
     room = 10**9 if breaks_above == 16 else (2 * TRAINED + 16_000) / 0.95 + 1
-    gauge = FakeGauge(room, each=1000, breaks_above=breaks_above)
+    measured = FakeMemory(room, each=1000, breaks_above=breaks_above)
     with pytest.raises(TooLittleMemoryError) as caught:
-        found_by(gauge)
-    assert gauge.asked == [64, 32, 16]
+        found_by(measured)
+    assert measured.asked == [64, 32, 16]
     assert caught.value.fits == 16
     assert "too little for 64 at a time; micro_batch_size=16 fits (--micro-batch-size 16)" in str(
         caught.value
@@ -117,22 +123,22 @@ def test_too_little_memory_names_the_number_that_fits(breaks_above):
 
 def test_where_the_whole_batch_counts_the_batch_is_named():
     with pytest.raises(TooLittleMemoryError, match="too little for 64 at a time; batch_size=8 fits"):
-        found_by(FakeGauge(10**9, breaks_above=8), centre="batch")
+        found_by(FakeMemory(10**9, breaks_above=8), centre="batch")
 
 
 def test_where_nothing_fits_the_message_says_so():
-    gauge = FakeGauge(100, each=1000)
+    measured = FakeMemory(100, each=1000)
     with pytest.raises(
         TooLittleMemoryError, match="too little for even one at a time; use a smaller"
     ) as caught:
-        found_by(gauge, images=5)
-    assert (gauge.asked, caught.value.fits) == ([5, 2, 1], 0)
+        found_by(measured, images=5)
+    assert (measured.asked, caught.value.fits) == ([5, 2, 1], 0)
 
 
 # --- in a run --------------------------------------------------------------------------------------------
 
 
-class Measured(FakeGauge):
+class Measured(FakeMemory):
     """Lets the call run, and notes what is left of it."""
 
     def peak(self, call):
@@ -141,42 +147,42 @@ class Measured(FakeGauge):
         return self.each
 
 
-def trainer_with(gauge, **changes):
+def trainer_with(measured, **changes):
     settings = Settings(**{"learning_rate": 0.01, "epochs": 1, "batch_size": 16, **changes})
     return Trainer(
-        tiny_backbone(), {"quarters": tiny_head()}, {"quarters": tiny_task()}, settings,
-        extra_loss=None, device=CPU, gauge=gauge,
+        tiny_backbone(), {"quarters": tiny_head()}, {"quarters": tiny_task()}, settings=settings,
+        measured=measured,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(("free", "there"), [(10**9, True), (4 * TRAINED, False)])
 def test_probing_and_moving_batches_leave_no_trace_in_a_run(monkeypatch, free, there):
-    gauge = Measured(free)
-    trainer = trainer_with(gauge)
-    assert gauge.asked == ["ran"]
+    measured = Measured(free)
+    trainer = trainer_with(measured)
+    assert measured.asked == ["ran"]
     assert trainer.memory.data_on_device is there
     assert all(part.grad is None for part in trainer.parameters.values())
-    monkeypatch.setattr(memory, "gauge_of", lambda device: Measured(free))
+    monkeypatch.setattr(memory, "device_memory", lambda device: Measured(free))
     found = tiny_run()
     monkeypatch.undo()
     assert torch.equal(found.task_vector().flat, tiny_run().task_vector().flat)
 
 
 def test_too_little_memory_is_told_before_a_folder_is_made(tmp_path, monkeypatch):
-    class Small(FakeGauge):
+    class Small(FakeMemory):
         def peak(self, call):
             before = len(sizes)
             call()
             return None if sizes[before] > 4 else 0
 
-    sizes, real = [], Trainer._backward
+    sizes, real = [], Trainer.backward
 
-    def watched(self, task, rows, weight):
+    def watched(self, task, rows, *, weight):
         sizes.append(len(rows))
-        return real(self, task, rows, weight)
+        return real(self, task, rows, weight=weight)
 
-    monkeypatch.setattr(Trainer, "_backward", watched)
-    monkeypatch.setattr(memory, "gauge_of", lambda device: Small(10**9))
+    monkeypatch.setattr(Trainer, "backward", watched)
+    monkeypatch.setattr(memory, "device_memory", lambda device: Small(10**9))
     with pytest.raises(TooLittleMemoryError, match="micro_batch_size=4 fits") as caught:
         tiny_run(folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -227,7 +233,7 @@ def test_the_words_say_where_the_data_are_and_how_much_is_free():
 # --- the calls of CUDA -----------------------------------------------------------------------------------
 
 
-def test_the_gauge_of_cuda_asks_driver_and_allocator(monkeypatch):
+def test_the_memory_of_cuda_asks_driver_and_allocator(monkeypatch):
     taken, calls = [300], []
     fakes = {
         "mem_get_info": lambda _: (5_000, 80_000),
@@ -240,14 +246,14 @@ def test_the_gauge_of_cuda_asks_driver_and_allocator(monkeypatch):
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    gauge = memory.gauge_of(torch.device("cuda"))
-    assert isinstance(gauge, CudaGauge)
-    assert gauge.free() == 5_700
-    assert gauge.peak(lambda: calls.append("call")) == 2_000
+    measured = memory.device_memory(torch.device("cuda"))
+    assert isinstance(measured, CudaMemory)
+    assert measured.free() == 5_700
+    assert measured.peak(lambda: calls.append("call")) == 2_000
     assert calls == ["wait", "reset", "call", "wait"]
 
     def too_much():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert gauge.peak(too_much) is None
+    assert measured.peak(too_much) is None
     assert calls[-1] == "empty"

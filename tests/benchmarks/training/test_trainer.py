@@ -8,11 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
-from taskvec_mini.benchmarks.training.finetune import DivergedError, Settings, Speed, finetune_jointly
-from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
-from taskvec_mini.benchmarks.training.progress import ProgressLine
-from taskvec_mini.benchmarks.training.tally import Part, Tally
-from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.benchmarks.training import (
+    DivergedError,
+    Settings,
+    Speed,
+    Trainer,
+    finetune_jointly,
+    full_batch_gradient,
+)
 
 
 def apart(found, expected):
@@ -86,54 +89,61 @@ def test_an_accumulated_gradient_is_that_of_one_pass(size, dtype, limit):
 # --- numbers that wait -----------------------------------------------------------------------------------
 
 
-def step(loss, images=4, norm=1.0):
-    return [Part(images, torch.tensor(loss), torch.tensor(3))], torch.tensor(norm), 0.1
-
-
-def test_numbers_that_wait_add_up_to_the_same():
-    sums = []
-    for unseen in (0, 1, 5):
-        tally = Tally("cars", 1, unseen)
-        for loss in (0.5, 0.25, 2.0):
-            tally.add(*step(loss))
-        assert tally.steps == max(0, 3 - unseen)
-        tally.look()
-        sums.append((tally.loss, tally.hits, tally.norms, tally.steps))
-    assert sums == [(11.0, 9, 3.0, 3)] * 3
-
-
-@pytest.mark.parametrize("unseen", [0, 1])
-@pytest.mark.parametrize("bad", [{"loss": float("nan")}, {"loss": 1.0, "norm": float("inf")}])
-def test_the_step_that_diverged_is_named_also_where_it_is_seen_later(unseen, bad):
-    tally = Tally("cars", 7, unseen)
-    tally.add(*step(1.0))
-    for each in [bad, {"loss": 1.0}][:unseen]:
-        tally.add(*step(**each))
-    with pytest.raises(DivergedError, match="cars diverged in epoch 7, step 2 of it") as caught:
-        tally.add(*step(**([bad, {"loss": 1.0}][unseen])))
-    assert (caught.value.step, tally.begun) == (2, 2 + unseen)
-
-
-def trainer_with(unseen, **changes):
+def trainer_with(unread, *, extra_loss=None, **changes):
     settings = Settings(**{"learning_rate": 0.01, "epochs": 1, "batch_size": 10, **changes})
     trainer = Trainer(
-        tiny_backbone(), {"quarters": tiny_head()}, {"quarters": tiny_task()}, settings,
-        extra_loss=None, device=torch.device("cpu"),
-    )  # fmt: skip
-    trainer.unseen = unseen  # what a GPU has
+        tiny_backbone(),
+        {"quarters": tiny_head()},
+        {"quarters": tiny_task()},
+        settings=settings,
+        extra_loss=extra_loss,
+    )
+    trainer.unread = unread  # on a GPU it is 1
     return trainer
 
 
-def test_a_run_whose_numbers_wait_is_the_same_run():
-    silent = ProgressLine("", 0, show=False)
-    first, second = (trainer_with(unseen).epoch(1, silent) for unseen in (0, 1))
-    timed = {"seconds", "images_per_second"}
-    assert {k: v for k, v in first.items() if k not in timed} == {
-        k: v for k, v in second.items() if k not in timed
-    }
+@pytest.mark.parametrize("recipe", [{}, {"optimizer": "gd"}])
+@pytest.mark.parametrize("unread", [1, 3, 9])
+def test_a_run_whose_numbers_wait_is_the_same_run(unread, recipe):
+    first, second = (trainer_with(each, **recipe) for each in (0, unread))
+    records = [each.epoch(1) for each in (first, second)]
+    for record in records:
+        del record["seconds"], record["images_per_second"]
+    assert records[0] == records[1]
+    assert all(torch.equal(part, second.parameters[name]) for name, part in first.parameters.items())
+
+
+class Spoiled:
+    """An extra loss whose value or gradient in one step is no finite number; it counts the steps."""
+
+    def __init__(self, step, gradient):
+        self.step, self.gradient, self.steps = step, gradient, 0
+
+    def __call__(self, model, generator):
+        self.steps += 1
+        return next(model.parameters()).sum() * (self.gradient if self.steps == self.step else 0.0)
+
+
+@pytest.mark.parametrize(("unread", "steps"), [(0, 2), (1, 3), (9, 4)])
+@pytest.mark.parametrize("gradient", [float("nan"), float("inf")])
+def test_the_step_that_diverged_is_named_also_where_it_is_seen_later(unread, steps, gradient):
+    spoiled = Spoiled(2, gradient)
+    with pytest.raises(DivergedError, match="quarters diverged in epoch 1, step 2 of it") as caught:
+        trainer_with(unread, extra_loss=spoiled).epoch(1)
+    assert (caught.value.step, spoiled.steps) == (2, steps)
+
+
+def test_a_loss_that_is_no_number_is_found_too():
+    trainers = [trainer_with(unread, learning_rate=1e30, optimizer="sgd") for unread in (0, 1)]
     steps = []
-    for unseen in (0, 1):
+    for trainer in trainers:
         with pytest.raises(DivergedError) as caught:
-            trainer_with(unseen, learning_rate=1e30, optimizer="sgd").epoch(1, silent)
+            trainer.epoch(1)
         steps.append(caught.value.step)
     assert steps[0] == steps[1] > 1
+
+
+def test_progress_is_told_of_every_image():
+    counts = []
+    trainer_with(0).epoch(1, progress=counts.append)
+    assert counts == [10, 10, 10, 7]

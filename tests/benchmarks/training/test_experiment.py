@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -15,13 +16,14 @@ import time
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_benchmarks_finetuning import jointly, nan_in_step, two_tasks
+from test_finetune import jointly, nan_in_step, two_tasks
 
 from conftest import ROOT
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
+from taskvec_mini import _files
 from taskvec_mini.benchmarks.heads import PrototypeHead
-from taskvec_mini.benchmarks.training import checkpoints
-from taskvec_mini.benchmarks.training.finetune import DivergedError
+from taskvec_mini.benchmarks.training import DivergedError
+from taskvec_mini.errors import UserError
 
 HEAVY = {"optimizer": "sgd", "momentum": 0.9}  # an optimiser with a memory
 posix = pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
@@ -36,6 +38,12 @@ def records(folder):
     """What the JSON files say, but for the time it took."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("epoch_*.json"))]
     return [{n: v for n, v in each.items() if n not in ("seconds", "images_per_second")} for each in found]
+
+
+def leftovers(folder):
+    """What lies there beside the files of a run."""
+    own = ("settings.json", "epoch_*", "latest.safetensors", "head.safetensors", ".lock")
+    return [path.name for path in folder.iterdir() if not any(map(path.match, own))]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +138,7 @@ def train(folder, epochs, deadly=None):
             count += 1
 
     if deadly is not None:
-        checkpoints.os.replace = replace_or_die
+        os.replace = replace_or_die
     tiny_run(folder=folder, epochs=epochs, **HEAVY)
 
 
@@ -138,7 +146,7 @@ def train(folder, epochs, deadly=None):
 def spawn():
     """A function that starts `train` in a fresh process; a server that has imported torch makes it quick."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "test_checkpoints"])
+    context.set_forkserver_preload(["torch._dynamo", "test_experiment"])
 
     def start(*words):
         process = context.Process(target=train, args=words)
@@ -172,7 +180,7 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path, spawn):
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
     assert len(weights(tmp_path / "whole")) == epochs
-    assert not list(tmp_path.rglob("*.part"))
+    assert leftovers(tmp_path / "killed") == []
 
 
 def wait_for(process, folder, epoch):
@@ -200,28 +208,29 @@ def test_a_kill_around_every_renaming_changes_no_bit(tmp_path, spawn):
 # --- a disk that is full ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["epoch_003.safetensors", "latest.safetensors", "epoch_003.json"])
-def test_a_full_disk_leaves_earlier_checkpoints_and_the_run_goes_on_later(folder, whole, monkeypatch, name):
-    """Half of the file is written, then there is no space."""
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds the name of an open file in /proc")
+@pytest.mark.parametrize(
+    ("turn", "name"), [(1, "epoch_003.safetensors"), (2, "latest.safetensors"), (3, "epoch_003.json")]
+)
+def test_a_full_disk_leaves_earlier_checkpoints_and_the_run_goes_on_later(
+    folder, whole, monkeypatch, turn, name
+):
+    """Half of the file is on the disk, then there is no space."""
     back_to(folder, 2)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    save, write_text = save_file, type(folder).write_text
+    fsync, written = os.fsync, []
 
-    def full(path):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def save_or_fill(tensors, path, metadata=None):
-        save(tensors, path, metadata=metadata)
-        return full(path) if path.name == f"{name}.part" else None
-
-    def write_or_fill(path, text, encoding=None):
-        write_text(path, text, encoding=encoding)
-        return full(path) if path.name == f"{name}.part" else None
+    def fsync_or_fill(number):
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{number}"))
+        if path.is_file():
+            written.append(path)
+        if len(written) == turn:
+            os.truncate(path, path.stat().st_size // 2)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", save_or_fill)
-        patch.setattr(type(folder), "write_text", write_or_fill)
+        patch.setattr(os, "fsync", fsync_or_fill)
         with pytest.raises(
             OSError, match=r"No space left on device.*free some space and start the same run"
         ) as caught:
@@ -229,7 +238,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_the_run_goes_on_later(folder
     assert str(folder / name) in str(caught.value)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "epoch_003.json" not in after
-    assert not [each for each in after if each.endswith(".part")]
+    assert leftovers(folder) == []
     for each in set(before) - {"latest.safetensors"}:
         assert after[each] == before[each]
     tiny_run(folder=folder)
@@ -278,36 +287,156 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def braces(path):
+    path.write_text("{}")
+
+
+def a_list(path):
+    path.write_text("[]")
+
+
 def replace_by_another(path):
     save_file({"a": torch.ones(2)}, path)
 
 
-@pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, replace_by_another])
-def test_a_spoiled_checkpoint_is_named_with_the_remedy(folder, spoil):
-    spoil(folder / "epoch_002.safetensors")
+tensors_spoiled = pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, replace_by_another])
+json_spoiled = pytest.mark.parametrize("spoil", [truncate, empty, braces, a_list])
+
+
+def refused(call, path):
+    """The message with which a damaged file is refused before anything is changed."""
+    before = {each: each.read_bytes() for each in path.parent.iterdir()}
+    with pytest.raises(UserError) as caught:
+        call()
+    assert {each: each.read_bytes() for each in path.parent.iterdir()} == before
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+@tensors_spoiled
+def test_a_spoiled_checkpoint_is_named_and_comes_back_from_another_folder(folder, tmp_path, spoil):
+    path, expected = folder / "epoch_002.safetensors", tiny_run(folder=folder).state(2)
+    spoil(path)
     run = tiny_run(folder=folder)
-    with pytest.raises(
-        ValueError, match=r"is truncated or corrupted \(.*\); delete its folder .* again"
-    ) as caught:
-        run.task_vector(2)
-    assert str(folder / "epoch_002.safetensors") in str(caught.value)
+    message = refused(lambda: run.task_vector(2), path)
+    assert "finetune again into another folder and copy this file from there" in message
     assert len(run.task_vector(1)) == len(run.task_vector(3))
+    tiny_run(folder=tmp_path / "other")
+    shutil.copy(tmp_path / "other" / path.name, path)
+    assert all(torch.equal(part, expected[name]) for name, part in run.state(2).items())
 
 
-@pytest.mark.parametrize("spoil", [truncate, flip_a_bit, empty, replace_by_another])
-def test_a_run_does_not_go_on_from_a_spoiled_file(folder, spoil):
-    before = weights(folder)
-    spoil(folder / "latest.safetensors")
-    with pytest.raises(ValueError, match=r"latest.safetensors is truncated or corrupted \("):
-        tiny_run(folder=folder, epochs=4)
-    assert weights(folder) == before
+@tensors_spoiled
+def test_a_run_does_not_go_on_from_a_spoiled_file_and_begins_anew_without_it(folder, tmp_path, spoil):
+    path = folder / "latest.safetensors"
+    spoil(path)
+    message = refused(lambda: tiny_run(folder=folder, epochs=4), path)
+    assert "delete this file and finetune again: the run then begins anew" in message
+    path.unlink()
+    tiny_run(folder=folder, epochs=4)
+    tiny_run(folder=tmp_path / "other", epochs=4)
+    assert weights(folder) == weights(tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["settings.json", "epoch_002.json"])
-def test_a_spoiled_record_is_named(folder, name):
-    truncate(folder / name)
-    with pytest.raises(ValueError, match=rf"{name} is truncated or corrupted \(.*\); delete its folder"):
-        tiny_run(folder=folder)
+@json_spoiled
+@pytest.mark.parametrize("epochs", [3, 4])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_spoiled_record_is_found_first_and_comes_back_without_training(folder, spoil, epoch, epochs):
+    path, before = folder / f"epoch_00{epoch}.json", records(folder)
+    expected = path.read_bytes()
+    spoil(path)
+    message = refused(lambda: tiny_run(folder=folder, epochs=epochs), path)
+    assert "delete this file and finetune again: the same command writes it anew from latest" in message
+    path.unlink()
+    run = tiny_run(folder=folder, epochs=epochs)
+    assert path.read_bytes() == expected
+    assert records(folder)[:3] == before
+    assert len(run.records) == epochs
+
+
+def test_a_record_of_a_finished_run_from_which_nothing_goes_on_comes_back_by_training(folder):
+    path, before = folder / "epoch_002.json", records(folder)
+    (folder / "latest.safetensors").unlink()
+    empty(path)
+    assert "delete this file and finetune again: the run begins anew" in refused(
+        lambda: tiny_run(folder=folder), path
+    )
+    path.unlink()
+    tiny_run(folder=folder)
+    assert records(folder) == before
+
+
+@json_spoiled
+def test_spoiled_settings_are_found_first_and_come_back(folder, spoil):
+    path = folder / "settings.json"
+    expected = path.read_bytes()
+    spoil(path)
+    message = refused(lambda: tiny_run(folder=folder, epochs=4), path)
+    assert "delete this file and give the command that made the run again" in message
+    path.unlink()
+    tiny_run(folder=folder)
+    assert path.read_bytes() == expected
+
+
+def test_without_settings_the_files_of_another_run_are_refused_all_the_same(folder):
+    (folder / "settings.json").unlink()
+    with pytest.raises(UserError, match=r"epoch_001.json is the record of another run than .*settings.json"):
+        tiny_run(folder=folder, seed=1)
+
+
+# --- files of another run --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The folder of a run on another task."""
+    tiny_run(folder=tmp_path / "other", task=tiny_task("other", seed=3))
+    return tmp_path / "other"
+
+
+def test_the_checkpoint_of_another_run_is_refused(folder, other):
+    path = folder / "epoch_003.safetensors"
+    shutil.copy(other / path.name, path)
+    message = refused(lambda: tiny_run(folder=folder).state(), path)
+    assert "is the checkpoint of another run than" in message
+
+
+def test_the_checkpoint_of_another_epoch_is_refused(folder):
+    path = folder / "epoch_003.safetensors"
+    shutil.copy(folder / "epoch_002.safetensors", path)
+    assert "holds the parameters after epoch 2" in refused(lambda: tiny_run(folder=folder).state(), path)
+
+
+def test_a_run_does_not_go_on_from_the_state_of_another(folder, other):
+    path = folder / "latest.safetensors"
+    shutil.copy(other / path.name, path)
+    assert "is of another run than" in refused(lambda: tiny_run(folder=folder, epochs=4), path)
+
+
+def test_the_record_of_another_run_or_epoch_is_refused(folder, other):
+    path = folder / "epoch_002.json"
+    shutil.copy(folder / "epoch_001.json", path)
+    assert "is damaged, it is no record of epoch 2" in refused(lambda: tiny_run(folder=folder), path)
+    shutil.copy(other / path.name, path)
+    assert "is the record of another run than" in refused(lambda: tiny_run(folder=folder), path)
+
+
+def test_leftovers_of_every_machine_are_swept_but_links_are_left(folder, tmp_path):
+    with _files.replacing(folder / "any") as place:
+        place.touch()
+        own = place.parent.name
+    (folder / "any").unlink()
+    _, process, letters = own.removeprefix(".taskvec_mini-").split("-")
+    for name in (own, f".taskvec_mini-00000000-{process}-{letters}"):
+        (folder / name).mkdir()
+        (folder / name / ".tmpAbCdEf").write_bytes(b"what safetensors had begun")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (folder / ".taskvec_mini-00000000-7-link").symlink_to(kept, target_is_directory=True)
+    tiny_run(folder=folder)
+    assert leftovers(folder) == [".taskvec_mini-00000000-7-link"]
+    assert kept.is_dir()
 
 
 # --- another run in the same folder ----------------------------------------------------------------------
@@ -370,9 +499,9 @@ def test_a_run_that_diverges_leaves_earlier_checkpoints_untouched(tmp_path):
 # --- two processes in one folder -------------------------------------------------------------------------
 
 HOLDING = """
-import sys, time
-from taskvec_mini.benchmarks.training import checkpoints
-with checkpoints.locked(sys.argv[1]):
+import pathlib, sys, time
+from taskvec_mini.benchmarks.training import RunFolder
+with RunFolder(pathlib.Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -383,12 +512,12 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as first:
         try:
             assert first.stdout.readline().strip() == b"held"
-            part = tmp_path / "epoch_001.safetensors.part"
-            part.write_bytes(b"what the first one is writing")
+            written = tmp_path / ".taskvec_mini-00000000-1-x"  # what the first one is writing
+            written.mkdir()
             with pytest.raises(OSError, match=r"another process is finetuning in .*; wait for it, or give"):
                 tiny_run(epochs=1, folder=tmp_path)
-            assert part.exists()
+            assert written.exists()
         finally:
             first.kill()  # the system lets its lock go
-    part.unlink()
     assert tiny_run(epochs=1, folder=tmp_path).epochs == (1,)
+    assert not written.exists()

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import math
 
 import numpy as np
@@ -13,12 +12,15 @@ from torch.nn import functional as F
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini import descent
-from taskvec_mini.benchmarks.encoders.parameters import trained_parameters
+from taskvec_mini.benchmarks.encoders import trained_parameters
 from taskvec_mini.benchmarks.heads import LinearHead
-from taskvec_mini.benchmarks.training.finetune import DivergedError, Settings, finetune_jointly
-from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
-from taskvec_mini.benchmarks.training.progress import ProgressLine
-from taskvec_mini.benchmarks.training.trainer import plan
+from taskvec_mini.benchmarks.training import (
+    DivergedError,
+    Settings,
+    finetune_jointly,
+    full_batch_gradient,
+    plan,
+)
 
 
 def assert_near(found, expected, rtol=1e-4):
@@ -71,7 +73,7 @@ def ordinary_training(changes):
     both = lambda s: ramp(s) * (fall(s) if settings.schedule == "cosine" else 1)  # noqa: E731
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, both)
     for epoch in (1, 2, 3):
-        for _, rows in plan([len(labels)], settings, epoch):
+        for _, rows in plan([len(labels)], settings, epoch=epoch):
             optimizer.zero_grad()
             F.cross_entropy(logits_by_hand(head, model(inputs[rows])), labels[rows]).backward()
             if settings.clip_norm is not None:
@@ -141,7 +143,7 @@ def test_a_run_says_loss_accuracy_and_norm_as_they_were_met():
     assert run.losses == pytest.approx([loss] * 2, rel=1e-5)
     assert run.accuracies == pytest.approx([float(right.double().mean())] * 2)
     norms = []
-    for _, rows in plan([37], run.settings, 1):
+    for _, rows in plan([37], run.settings, epoch=1):
         slopes = torch.autograd.grad(
             F.cross_entropy(logits[rows], task.train_labels[rows]),
             list(backbone.model.parameters()),
@@ -183,11 +185,11 @@ def test_a_run_with_no_epoch_kept_still_says_how_it_went():
 
 def test_every_epoch_visits_every_image_once_in_an_order_of_its_own():
     settings = Settings(learning_rate=1.0, epochs=1, batch_size=16)
-    orders = [torch.cat([rows for _, rows in plan([37], settings, epoch)]).tolist() for epoch in (1, 2)]
-    assert [len(rows) for _, rows in plan([37], settings, 1)] == [16, 16, 5]
+    orders = [torch.cat([rows for _, rows in plan([37], settings, epoch=epoch)]).tolist() for epoch in (1, 2)]
+    assert [len(rows) for _, rows in plan([37], settings, epoch=1)] == [16, 16, 5]
     assert all(sorted(order) == list(range(37)) for order in orders)
     other = dataclasses.replace(settings, seed=1)
-    orders.append(torch.cat([rows for _, rows in plan([37], other, 1)]).tolist())
+    orders.append(torch.cat([rows for _, rows in plan([37], other, epoch=1)]).tolist())
     assert len(set(map(tuple, orders))) == 3
 
 
@@ -195,7 +197,7 @@ def test_the_order_comes_from_seed_and_epoch_alone():
     """Other epochs, rates and sizes of batches change nothing in it."""
     first = Settings(learning_rate=1.0, epochs=1, batch_size=16)
     second = Settings(learning_rate=2.0, epochs=9, batch_size=10, optimizer="sgd")
-    a, b = (torch.cat([rows for _, rows in plan([37], each, 4)]) for each in (first, second))
+    a, b = (torch.cat([rows for _, rows in plan([37], each, epoch=4)]) for each in (first, second))
     assert torch.equal(a, b)
 
 
@@ -271,10 +273,10 @@ def jointly(heads, tasks, *, folder=None, **changes):
 
 def test_joint_training_shows_every_image_of_every_task_once_in_mixed_order():
     settings = Settings(learning_rate=1.0, epochs=1, batch_size=10)
-    steps = plan([37, 12], settings, 1)
+    steps = plan([37, 12], settings, epoch=1)
     assert sorted(torch.cat([rows for task, rows in steps if task == 0]).tolist()) == list(range(37))
     assert sorted(torch.cat([rows for task, rows in steps if task == 1]).tolist()) == list(range(12))
-    turns = {tuple(task for task, _ in plan([37, 12], settings, epoch)) for epoch in range(1, 9)}
+    turns = {tuple(task for task, _ in plan([37, 12], settings, epoch=epoch)) for epoch in range(1, 9)}
     assert len(turns) > 3  # batches of the small task come at many places
 
 
@@ -284,7 +286,7 @@ def test_joint_training_is_ordinary_training_with_a_head_for_each_batch():
     model, inputs = tiny_backbone().model, {n: prepared_by_hand(t.train_images) for n, t in tasks.items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for epoch in (1, 2):
-        for number, rows in plan([37, 12], run.settings, epoch):
+        for number, rows in plan([37, 12], run.settings, epoch=epoch):
             name = ("big", "small")[number]
             logits = logits_by_hand(heads[name], model(inputs[name][rows]))
             optimizer.zero_grad()
@@ -404,64 +406,3 @@ def test_a_run_that_diverges_says_where():
     assert isinstance(caught.value, descent.DivergedError)
     with pytest.raises(DivergedError, match=r"at learning_rate 1e\+38; lower the learning rate"):
         tiny_run(optimizer="sgd", learning_rate=1e38)
-
-
-# --- the line of progress --------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that is set by hand."""
-    now = [0.0]
-    monkeypatch.setattr("taskvec_mini.benchmarks.training.progress.time.monotonic", lambda: now[0])
-    return now
-
-
-def test_the_line_says_speed_and_remaining_time(clock):
-    stream = Terminal()
-    line = ProgressLine("cars", 4000, stream=stream)
-    clock[0] = 4.0
-    line.add(1000, "epoch 1/4")
-    clock[0] = 4.1
-    line.add(1, "epoch 1/4")  # too soon to be shown
-    clock[0] = 8.0
-    line.add(999, "epoch 2/4")
-    line.end_epoch("loss 1.5")
-    lines = stream.getvalue().replace("\r", "\n").splitlines()
-    assert [each.rstrip() for each in lines] == [
-        "cars  epoch 1/4  1,000/4,000 images  250 images/s  0:12 left",
-        "cars  epoch 2/4  2,000/4,000 images  250 images/s  0:08 left",
-        "cars  epoch 2/4  2,000/4,000 images  250 images/s  0:08 left  loss 1.5",
-    ]
-
-
-def test_a_shorter_line_covers_the_longer_one_before(clock):
-    stream = Terminal()
-    line = ProgressLine("cars", 4000, stream=stream)
-    for seconds, place in ((1.0, "epoch 1/2, the first"), (2.0, "epoch 2/2")):
-        clock[0] = seconds
-        line.add(2000, place)
-    first, second = stream.getvalue().split("\r")[:2]
-    assert len(first.rstrip()) > len(second.rstrip())
-    assert len(second) == len(first)
-
-
-def test_progress_goes_to_stderr_and_can_be_silenced(capsys):
-    heads, tasks = two_tasks()
-    settings = Settings(learning_rate=0.01, epochs=2)
-    finetune_jointly(tiny_backbone(), heads, tasks, settings=settings)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    first, *lines = shown.err.splitlines()
-    assert first.startswith("big + small  memory on cpu: ")
-    assert [line.split("  ")[:3] for line in lines] == [
-        ["big + small", "epoch 1/2", "49/98 images"],
-        ["big + small", "epoch 2/2", "98/98 images"],
-    ]
-    tiny_run()
-    assert capsys.readouterr().err == ""
