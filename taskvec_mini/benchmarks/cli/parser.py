@@ -181,7 +181,8 @@ def _add_options(
         else:
             if typing.get_origin(hint) is tuple:
                 hint = typing.get_args(hint)[0]
-                option |= {"action": "extend", "nargs": each.metadata.get("nargs", "+")}
+                option["nargs"] = each.metadata.get("nargs", "+")
+                option["action"] = each.metadata.get("action", "store")
             if typing.get_origin(hint) is typing.Literal:
                 option["choices"] = typing.get_args(hint)
                 hint = str

@@ -1,9 +1,9 @@
 """What each command is asked for: one frozen dataclass a command, from which its options are made.
 
-A field is an option, its default the default, and its metadata hold the `help` and may hold `metavar`,
-`choices`, `nargs`, and `recorded: False` where it is about one machine. A field without a default is a word
-without `--`. A field that holds another dataclass is a group of options, with the fields of that class. The
-docstring is what `--help` says. The commands themselves are functions of these, for use from Python too.
+A field is an option, and its default the default. Its metadata hold the `help`, and may hold `metavar`,
+`choices`, `nargs`, `action`, and `recorded: False` where it is about one machine. A field without a default
+is a word without `--`. A field that holds another dataclass is a group of options, with the fields of that
+class. The docstring is what `--help` says. The commands are functions of these, for use from Python too.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class FinetuneRequest:
         default=None, metadata={"help": "at most N training images, or texts, of each task"}
     )
     settings: Settings = field(
-        default_factory=lambda: Settings(learning_rate=1e-4, epochs=1),
+        default_factory=Settings,
         metadata={"help": "settings of finetuning; the seed is that of the splits too"},
     )
     speed: Speed = field(default_factory=Speed, metadata=_SPEED)
@@ -132,7 +132,8 @@ class MergeRequest:
     )
     rule: str = field(default="task_arithmetic", metadata={"help": "see `list`", "metavar": "NAME"})
     option: tuple[str, ...] = field(
-        default=(), metadata={"help": "of the rule; may be repeated", "metavar": "NAME=VALUE"}
+        default=(),
+        metadata={"help": "of the rule; may be repeated", "metavar": "NAME=VALUE", "action": "extend"},
     )
     seed: int = field(default=0, metadata={"help": "for rules that draw at random"})
     out: Path = field(

@@ -25,7 +25,7 @@ from taskvec_mini.benchmarks.encoders import Encoder, backbone_info, device_of, 
 from taskvec_mini.benchmarks.evaluation import accuracies, tune
 from taskvec_mini.benchmarks.heads import Head, check_classes, kind_of, templates_in
 from taskvec_mini.benchmarks.training import Experiment, Run
-from taskvec_mini.errors import UserError
+from taskvec_mini.errors import MissingFileError, UserError
 from taskvec_mini.merging import RULES
 from taskvec_mini.vectors import TaskVector
 
@@ -160,6 +160,11 @@ def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
             is damaged.
     """
     experiment = Experiment.open(request.runs)
+    if not request.vector.is_file():
+        raise MissingFileError(
+            f"{request.vector} is {'a folder' if request.vector.is_dir() else 'not there'}; make the file "
+            "with `merge`, or name another one with --vector"
+        )
     merged = TaskVector.load(request.vector)
     names = experiment.chosen(request.tasks)
     epoch = experiment.epoch(names, request.epoch)

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import DATA_VARIABLE
-from taskvec_mini.benchmarks.data import Task
-from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini.benchmarks.data import DATA_VARIABLE, Task
+from taskvec_mini.benchmarks.encoders import Encoder
 from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.training.finetune import Run, finetune, finetune_jointly
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.speed import Speed
+from taskvec_mini.benchmarks.training import Run, Settings, Speed, finetune, finetune_jointly
 from taskvec_mini.errors import UserError
 
 ENGINES = ("local", "ray")

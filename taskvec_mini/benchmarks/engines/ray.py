@@ -88,7 +88,10 @@ def finetune_all(
             retries=options.retries,
             report=_Report(placed, show=progress),
         )
-    return {name: _read(job, pretrained=pretrained) for name, job in jobs.items()}
+    return {
+        name: Run.read(_folder(job), settings=job.settings, pretrained=pretrained, keep=job.keep)
+        for name, job in jobs.items()
+    }
 
 
 # --- the cluster -----------------------------------------------------------------------------------------
@@ -309,8 +312,3 @@ class _Report:
 
 def _folder(job: Job | JointJob) -> Path:
     return Path(os.fspath(job.folder or ""))
-
-
-def _read(job: Job | JointJob, *, pretrained: dict[str, torch.Tensor]) -> Run:
-    """The run that a worker left in its folder."""
-    return Run.read(_folder(job), settings=job.settings, pretrained=pretrained, keep=job.keep)

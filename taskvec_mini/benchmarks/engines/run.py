@@ -13,10 +13,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders.protocols import Encoder
+from taskvec_mini.benchmarks.encoders import Encoder
 from taskvec_mini.benchmarks.engines import ray as ray_engine
 from taskvec_mini.benchmarks.engines.jobs import EngineOptions, Job, JobError, JointJob
-from taskvec_mini.benchmarks.training.finetune import Run
+from taskvec_mini.benchmarks.training import Run
 from taskvec_mini.errors import UserError
 
 
@@ -56,15 +56,12 @@ def finetune_all(
 
     Example:
         >>> from functools import partial
-        >>> from taskvec_mini.benchmarks.encoders.load import load_backbone
         >>> from taskvec_mini.benchmarks.data import load_tasks
-        >>> from taskvec_mini.benchmarks.heads.fitted import prototype_head
-        >>> from taskvec_mini.benchmarks.training.settings import Settings
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> from taskvec_mini.benchmarks.heads import prototype_head
+        >>> from taskvec_mini.benchmarks.training import Settings
         >>> task = load_tasks(["digits"], suite="digits", limit=60)["digits"]
-        >>> job = Job(
-        ...     load=lambda encoder: (prototype_head(encoder, task), task),
-        ...     settings=Settings(learning_rate=1e-4, epochs=1),
-        ... )
+        >>> job = Job(load=lambda encoder: (prototype_head(encoder, task), task), settings=Settings())
         >>> runs = finetune_all(partial(load_backbone, "random-pocket"), {"digits": job}, progress=False)
         >>> runs["digits"].epochs
         (1,)
@@ -92,7 +89,8 @@ def opened(options: EngineOptions, *, jobs: int) -> Iterator[int]:
     With "ray" the cluster is joined, or started on this machine, once for all of them.
 
     Args:
-        options: the engine and how it works. The calls in between take the same.
+        options: the engine and how it works. The calls in between take the same, but for the address, which
+            is joined already: `dataclasses.replace(options, address=None)`.
         jobs: the most jobs of a call.
 
     Raises:

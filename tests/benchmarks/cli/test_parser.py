@@ -76,6 +76,7 @@ def test_words_become_settings_speed_and_engine():
     ("line", "name", "value"),
     [
         ("merge --option density=0.3 --option elect=count", "option", ("density=0.3", "elect=count")),
+        ("finetune --tasks a b --tasks c", "tasks", ("c",)),
         ("evaluate --tune", "tune", ()),
         ("evaluate --tune 0.5 1", "tune", (0.5, 1.0)),
         ("record clip --data here", "data", Path("here")),
