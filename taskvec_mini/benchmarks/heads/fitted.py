@@ -1,4 +1,4 @@
-"""Frozen heads: how an embedding becomes an answer. Made before finetuning, which trains the encoder alone.
+"""Heads that are fitted to training data, on embeddings of the encoder as it is.
 
 `prototype_head` compares directions with class means, as nearest-class-mean and prototypical classifiers do
 (Mensink et al. 2013; Snell et al. 2017, arXiv:1703.05175). `linear_probe` learns a linear map on frozen
@@ -9,21 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import PARTS
-from taskvec_mini.benchmarks.encoders import embed
+from taskvec_mini.benchmarks.data import PARTS, Task
+from taskvec_mini.benchmarks.encoders import Encoder, embed
 from taskvec_mini.benchmarks.heads.base import LinearHead, PrototypeHead
 from taskvec_mini.errors import UserError
-
-if TYPE_CHECKING:
-    from taskvec_mini.benchmarks.data import Task
-    from taskvec_mini.benchmarks.encoders import Encoder
 
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
 
@@ -67,7 +62,7 @@ def prototype_head(
         batch_size: images embedded at a time.
 
     Raises:
-        ValueError: if a class has no training image, or `shots` is below 1.
+        UserError: if a class has no training image, or `shots` is below 1.
 
     Example:
         >>> from taskvec_mini.benchmarks.encoders import load_backbone
@@ -100,7 +95,7 @@ def linear_probe(
     images play no part in the choice.
 
     Raises:
-        ValueError: if there is no inverse penalty, one is not above 0, or a class has no training image.
+        UserError: if there is no inverse penalty, one is not above 0, or a class has no training image.
 
     Example:
         >>> from taskvec_mini.benchmarks.encoders import load_backbone
@@ -109,36 +104,37 @@ def linear_probe(
         >>> linear_probe(load_backbone("random-pocket"), task, inverse_penalties=[0.1]).accuracy > 0.3
         True
     """
+    from sklearn.linear_model import LogisticRegression  # here, because it takes a second to import
+
     check_classes(task)
     numbers = [_checks.positive_number("an inverse penalty", each) for each in inverse_penalties]
     choices = sorted(_checks.not_empty("inverse_penalties", numbers))
-    (train, labels), val, test = (_embedded(backbone, task, part, batch_size) for part in PARTS)
-    heads = [_fitted(train, labels, choice) for choice in choices]
-    scores = [_accuracy(head, *val) for head in heads]
-    best = scores.index(max(scores))
-    return Probe(heads[best], _accuracy(heads[best], *test), scores[best], choices[best])
-
-
-def _embedded(backbone: Encoder, task: Task, part: str, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of one part, on the CPU."""
-    inputs, labels = task.part(part)
-    return embed(backbone, inputs, batch_size=batch_size).cpu(), labels.cpu()
-
-
-def _fitted(embeddings: Tensor, labels: Tensor, inverse_penalty: float) -> LinearHead:
-    """The logistic regression, with the standardisation of its inputs folded into weight and bias."""
-    from sklearn.linear_model import LogisticRegression  # here, because it takes a second to import
-
-    values = embeddings.double()
-    centre, spread = values.mean(0), values.std(0, correction=0)
+    embeddings = {}
+    labels = {}
+    for part in PARTS:
+        inputs, part_labels = task.part(part)
+        embeddings[part] = embed(backbone, inputs, batch_size=batch_size).cpu()
+        labels[part] = part_labels.cpu()
+    values = embeddings["train"].double()
+    centre = values.mean(0)
+    spread = values.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)  # a feature that never changes stays 0
-    model = LogisticRegression(C=inverse_penalty, max_iter=2000)
-    model.fit(((values - centre) / spread).numpy(), labels.cpu().numpy())
-    weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
-    if len(weight) == 1:  # of two classes only the difference was learnt
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    weight = weight / spread
-    return LinearHead(weight.float(), (bias - weight @ centre).float())
+    standardised = ((values - centre) / spread).numpy()
+    probes = []
+    for choice in choices:
+        model = LogisticRegression(C=choice, max_iter=2000)
+        model.fit(standardised, labels["train"].numpy())
+        weight = torch.tensor(model.coef_)
+        bias = torch.tensor(model.intercept_)
+        if len(weight) == 1:  # of two classes only the difference was learnt
+            weight = torch.cat([-weight, weight]) / 2
+            bias = torch.cat([-bias, bias]) / 2
+        weight = weight / spread  # the standardisation becomes part of the head
+        head = LinearHead(weight.float(), (bias - weight @ centre).float())
+        right = {part: head(embeddings[part]).argmax(1) == labels[part] for part in ("val", "test")}
+        share = {part: float(hits.double().mean()) for part, hits in right.items()}
+        probes.append(Probe(head, accuracy=share["test"], val_accuracy=share["val"], inverse_penalty=choice))
+    return max(probes, key=lambda probe: probe.val_accuracy)  # of equals the first, with the smallest number
 
 
 def _mean(rows: Tensor) -> Tensor:
@@ -146,15 +142,11 @@ def _mean(rows: Tensor) -> Tensor:
     return rows.double().mean(0).to(rows.dtype)
 
 
-def _accuracy(head: LinearHead, embeddings: Tensor, labels: Tensor) -> float:
-    return float((head(embeddings).argmax(1) == labels.cpu()).double().mean())
-
-
 def check_classes(task: Task) -> None:
     """Whether every class has a training image, without which nothing would point to it.
 
     Raises:
-        ValueError: if one has none.
+        UserError: if one has none.
     """
     counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
     missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.data import Task
+from taskvec_mini.benchmarks.encoders import BACKBONES, backbone_info, clip
 from taskvec_mini.benchmarks.heads.base import PrototypeHead
 from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
 from taskvec_mini.errors import InputTypeError, UserError
@@ -22,20 +22,21 @@ def kind_of(backbone: str, wanted: str | None = None) -> str:
     """The kind of head an encoder gets: the one wanted, else zero-shot for CLIP's, prototypes for others.
 
     Raises:
-        ValueError: if there is no such kind, or zero-shot is wanted of an encoder that has no text side.
+        UserError: if there is no such kind, or zero-shot is wanted of an encoder that has no text side.
 
     Example:
         >>> kind_of("tiny-clip"), kind_of("tiny-clip", "prototypes"), kind_of("pocket")
         ('zero-shot', 'prototypes', 'prototypes')
     """
-    clip.refuse_gelu(backbone)
+    info = backbone_info(backbone)
     if wanted is None:
-        return "zero-shot" if backbone in clip.PARAMETERS else "prototypes"
+        return "zero-shot" if info.text_side else "prototypes"
     _checks.named_choice("kind of heads", wanted, dict.fromkeys(KINDS))
-    if wanted == "zero-shot" and backbone not in clip.PARAMETERS:
+    if wanted == "zero-shot" and not info.text_side:
+        able = ", ".join(name for name, each in BACKBONES.items() if each.text_side)
         raise UserError(
             f"{backbone} has no text encoder, which zero-shot heads are made with; take --heads prototypes, "
-            f"or one of CLIP's encoders: {', '.join(clip.PARAMETERS)}"
+            f"or one of CLIP's encoders: {able}"
         )
     return wanted
 
@@ -58,15 +59,15 @@ def zero_shot_head(
             name it is loaded and dropped again: for several tasks, load it once. `save_head` keeps a head for
             machines that shall not load the text encoder.
         task: the names of its classes are read, and with its own name our templates are looked up.
-        templates: texts with one `{}`, where the class goes; by default those of `clip_templates`.
+        templates: texts with one `{}`, where the class goes; by default ours.
         device: where a model that is loaded by name embeds the texts.
 
     Raises:
-        ValueError: if there is no such model, there are no templates for the task, one has not exactly one
+        UserError: if there is no such model, there are no templates for the task, one has not exactly one
             `{}`, or a filled one is too long for the model.
-        TypeError: if the model has no text encoder.
-        OSError: if the weights cannot be read or downloaded.
-        ImportError: if open_clip is not installed.
+        InputTypeError: if the model has no text encoder.
+        FileError: if the weights cannot be read or downloaded.
+        MissingPackageError: if open_clip is not installed.
 
     Example:
         >>> from taskvec_mini.benchmarks.data import load_tasks
@@ -81,17 +82,10 @@ def zero_shot_head(
             f"a zero-shot head needs both encoders of a CLIP model, got {type(both).__name__}; "
             "clip.load_clip(name) loads them"
         )
-    columns: Tensor = clip.open_clip().build_zero_shot_classifier(
-        both, _tokenizer(both.context_length), words_for(task), texts, device=next(both.parameters()).device
-    )
-    prototypes = columns.T.float().contiguous()
-    return PrototypeHead(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
-
-
-def _tokenizer(length: int) -> Any:
-    """CLIP's tokenizer, which would cut texts of more tokens than this without a word."""
+    length: int = both.context_length
 
     def tokens_of(texts: list[str]) -> Tensor:
+        """CLIP's own tokenizer would cut texts of more tokens than this without a word."""
         tokens: Tensor = clip.open_clip().tokenize(texts, length)
         full = tokens[:, -1].nonzero()
         if len(full):
@@ -101,4 +95,8 @@ def _tokenizer(length: int) -> Any:
             )
         return tokens
 
-    return tokens_of
+    columns: Tensor = clip.open_clip().build_zero_shot_classifier(
+        both, tokens_of, words_for(task), texts, device=next(both.parameters()).device
+    )
+    prototypes = columns.T.float().contiguous()
+    return PrototypeHead(prototypes, torch.zeros_like(prototypes[0]), float(both.logit_scale.detach().exp()))
