@@ -31,11 +31,20 @@ import torch
 
 import taskvec_mini
 from taskvec_mini import _files
-from taskvec_mini.errors import InputTypeError, UserError
+from taskvec_mini.errors import FileError, InputTypeError, UserError
 
 FIELDS = (
-    "command", "commit", "date", "device", "versions", "seeds", "seconds", "data", "settings", "results",
-)  # fmt: skip
+    "command",
+    "commit",
+    "date",
+    "device",
+    "versions",
+    "seeds",
+    "seconds",
+    "data",
+    "settings",
+    "results",
+)
 checksum = _files.sha256  # until its callers say _files.sha256
 _PACKAGE = Path(__file__).resolve().parent
 _MACHINE_PATH = re.compile(r"(?<![\w.:/~])(?:~?(?:/[\w.+-]+){2,}|[A-Za-z]:\\)")
@@ -96,9 +105,17 @@ def write(
         ValueError: if a float is NaN or infinite, a field is wrong, or a text names a path of this machine.
         OSError: if the folder does not exist, may not be written to, or is full.
     """
-    given = {"command": command, "seeds": seeds, "seconds": seconds}
-    found = {"settings": settings or {}, "data": data or {}, "results": results}
-    record = _complete({**given, **(provenance() if origin is None else origin), **found})
+    record = _complete(
+        {
+            **(provenance() if origin is None else origin),
+            "command": command,
+            "seeds": seeds,
+            "seconds": seconds,
+            "settings": settings or {},
+            "data": data or {},
+            "results": results,
+        }
+    )
     _files.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
 
@@ -127,7 +144,7 @@ def load_or_run(
     Raises:
         ValueError: if the record is not complete or tells of another run, or `command` or `seeds` is needed.
         TypeError: if the results are no JSON.
-        OSError: if the record cannot be written.
+        OSError: if the record cannot be written; nothing is computed where its folder is not there.
 
     Example:
         >>> import tempfile
@@ -141,7 +158,13 @@ def load_or_run(
     given = {name: value for name, value in given.items() if value is not None}
     older = read(path) if Path(path).exists() else {}
     if older and not rerun:
-        _check_same(path, older, given)
+        for name, value in given.items():
+            asked = _plain(value, name)
+            if older[name] != asked:
+                raise UserError(
+                    f"{path} tells of another run: its {name!r} is {_short(older[name])}, asked for is "
+                    f"{_short(asked)}; use rerun=True to record anew"
+                )
         return older["results"]
     about: dict[str, Any] = {
         name: given.get(name, older.get(name)) for name in ("command", "seeds", "settings", "data")
@@ -149,7 +172,10 @@ def load_or_run(
     for name in ("command", "seeds"):
         if about[name] is None:
             raise UserError(f"there is no record {path} yet, and {name} is missing; give {name}=...")
-    origin, begun = provenance(), time.perf_counter()
+    if not os.access(Path(path).parent, os.W_OK):  # said before the hours, not after
+        raise FileError(f"{path} cannot be written: {Path(path).parent} is no folder that you may write into")
+    origin = provenance()
+    begun = time.perf_counter()
     results = compute()
     return write(path, results, **about, seconds=time.perf_counter() - begun, origin=origin)["results"]
 
@@ -165,20 +191,46 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
         ['commit', 'date', 'device', 'versions']
     """
     versions = {
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
         "taskvec_mini": taskvec_mini.__version__,
-    }  # fmt: skip
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        commit = f"no repository, taskvec_mini {taskvec_mini.__version__}"
+    elif _git("status", "--porcelain", "--", "taskvec_mini", "scripts"):
+        commit += "+changes"
+    place = torch.device(device)
+    if place.type == "cuda":
+        computer = f"{torch.cuda.get_device_name(place)} (CUDA {torch.version.cuda})"
+    else:
+        threads = torch.get_num_threads()
+        instructions = torch.backends.cpu.get_cpu_capability()
+        plural = "s" if threads > 1 else ""
+        computer = f"{platform.machine()} CPU ({instructions}), {threads} thread{plural}"
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"commit": _commit(), "date": date, "device": _device(torch.device(device)), "versions": versions}
+    return {"commit": commit, "date": date, "device": computer, "versions": versions}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about the repository of this package; None where the package lies in none."""
+    root = _PACKAGE.parent
+    if not (root / ".git").exists():  # else git would look further up, and find somebody else's
+        return None
+    command = ["git", "--no-optional-locks", *arguments]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 # what a complete record is
 
 
-def _complete(record: Any) -> dict[str, Any]:
+def _complete(record: Mapping[str, Any]) -> dict[str, Any]:
     """`record` as plain JSON in the order of the fields; an error that names the first field in want."""
-    if not isinstance(record, Mapping):
-        raise InputTypeError(f"a record is a dictionary of {len(FIELDS)} fields, got {type(record).__name__}")
     for name in FIELDS:
         if name not in record:
             raise UserError(f"the field {name!r} is missing; record it anew, or add it from the run's notes")
@@ -238,17 +290,17 @@ def _plain(value: Any, place: str) -> Any:
                 f"{place} is {value}, which no record may hold; leave it out or find what diverged"
             )
         return float(value)
-    if isinstance(value, Mapping):
-        return {_key(key, place): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    raise InputTypeError(_refusal(value, place))
-
-
-def _key(key: Any, place: str) -> str:
-    if not isinstance(key, str):
-        raise InputTypeError(f"{place} has the key {key!r}, but keys must be texts; use str(...)")
-    return _portable(key, f"a key of {place}")
+    if isinstance(value, Mapping):
+        plain = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputTypeError(f"{place} has the key {key!r}, but keys must be texts; use str(...)")
+            plain[_portable(key, f"a key of {place}")] = _plain(item, f"{place}[{key!r}]")
+        return plain
+    remedy = "use .tolist()" if hasattr(value, "tolist") else "use numbers, texts, lists and dictionaries"
+    raise InputTypeError(f"{place} is of type {type(value).__name__}, which JSON cannot hold; {remedy}")
 
 
 def _portable(text: str, place: str) -> str:
@@ -261,52 +313,6 @@ def _portable(text: str, place: str) -> str:
     return text
 
 
-def _refusal(value: Any, place: str) -> str:
-    remedy = "use .tolist()" if hasattr(value, "tolist") else "use numbers, texts, lists and dictionaries"
-    return f"{place} is of type {type(value).__name__}, which JSON cannot hold; {remedy}"
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _check_same(path: str | os.PathLike[str], record: dict[str, Any], given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        if record[name] != _plain(value, name):
-            raise UserError(
-                f"{path} tells of another run: its {name!r} is {_short(record[name])}, asked for is "
-                f"{_short(_plain(value, name))}; use rerun=True to record anew"
-            )
-
-
-# where results come from
-
-
-def _commit() -> str:
-    """The commit of the repository, "+changes" behind it where the library or a script differs from it."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return f"no repository, taskvec_mini {taskvec_mini.__version__}"
-    return commit + ("+changes" if _git("status", "--porcelain", "--", "taskvec_mini", "scripts") else "")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the repository of this package; None where the package lies in none."""
-    root = _PACKAGE.parent
-    if not (root / ".git").exists():  # else git would look further up, and find somebody else's
-        return None
-    try:
-        words = ["git", "--no-optional-locks", *arguments]
-        done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
-    threads = torch.get_num_threads()
-    kind = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} CPU ({kind}), {threads} thread{'s' if threads > 1 else ''}"
