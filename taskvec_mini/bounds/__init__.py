@@ -6,15 +6,14 @@ has an explicit bound for such networks is a claim of Zhou et al., *On Task Vect
 
 weights   `network_bounds`: gradient and Hessian from the norms of weights and inputs
 local     `local_bounds`: the same from what each example does in the network, far tighter
-measured  `curvature_range`: the curvature that Lanczos finds, for comparison
-gap       `drift_bound` and `gap_bound`: from those numbers to the gap, at every learning rate
+gap       `drift_bound` and `gap_bound`: from those numbers to the gap, at every learning rate; and
+          `curvature_range`: the curvature that Lanczos finds, for comparison
 ladder    `gap_ladder`: all of them side by side on one comparison
 """
 
-from taskvec_mini.bounds.gap import drift_bound, gap_bound
+from taskvec_mini.bounds.gap import curvature_range, drift_bound, gap_bound
 from taskvec_mini.bounds.ladder import Rung, gap_ladder
 from taskvec_mini.bounds.local import LocalBounds, local_bounds
-from taskvec_mini.bounds.measured import curvature_range
 from taskvec_mini.bounds.weights import NetworkBounds, network_bounds
 
 __all__ = [

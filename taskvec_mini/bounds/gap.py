@@ -1,5 +1,7 @@
 """How far the paths of finetuning part, and how large the gap grows, from four numbers: β, R, G and μ.
 
+Bounds on β, μ and G come from `bounds.weights` and `bounds.local`; `curvature_range` measures β and μ.
+
 With H_t the Hessian and g_t the gradient of task t, ĝ = Σ_t g_t, α the scaling coefficient and η the learning
 rate, r_t = αĝ − g_t is the disagreement of task t with multitask descent. The bounds hold at every η.
 """
@@ -7,12 +9,14 @@ rate, r_t = αĝ − g_t is the disagreement of task t with multitask descent. T
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
+from taskvec_mini.theory import hessian_products
 
 Numbers = float | Tensor
 
@@ -47,7 +51,14 @@ def drift_bound(
         >>> drift_bound(2.0, 1.0, learning_rate=0.5, epochs=2)
         1.5
     """
-    distances = _distances(curvature, disagreement, learning_rate, epochs, negative_curvature, speed)
+    distances = _distances(
+        curvature,
+        disagreement,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        negative_curvature=negative_curvature,
+        speed=speed,
+    )
     return float(distances[:, -1].max())
 
 
@@ -83,16 +94,66 @@ def gap_bound(
     """
     tasks = _checks.whole_number("tasks", tasks)
     weight = abs(_checks.finite_number("scaling_coef", scaling_coef))
-    speed = (1 + weight * tasks) * gradient
-    distances = _distances(curvature, disagreement, learning_rate, epochs, negative_curvature, speed, tasks)
-    beta = _per_epoch("curvature", curvature, tasks, epochs)
+    distances = _distances(
+        curvature,
+        disagreement,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        negative_curvature=negative_curvature,
+        speed=(1 + weight * tasks) * gradient,
+        tasks=tasks,
+    )
+    beta = _per_epoch("curvature", curvature, tasks=tasks, epochs=epochs)
     brackets = _times(beta[:, 1:], distances[:, 1:-1]).clamp(max=2 * gradient)
     return float(weight * learning_rate * brackets.sum())
+
+
+def curvature_range(
+    loss: Callable[[Tensor], Tensor], theta: Tensor, *, steps: int = 30, generator: torch.Generator
+) -> tuple[float, float]:
+    """The lowest and the highest curvature of a loss that Lanczos finds at `theta`, from a random direction.
+
+    Both lie between the true extreme eigenvalues of the Hessian, and close to them after some dozens of
+    steps: a measurement, from the inside, not a bound. One Hessian-vector product a step; the basis is kept
+    orthogonal, which costs `steps` vectors of memory.
+
+    Args:
+        loss: a function from theta (D,) to a scalar.
+        theta: where to look (D,).
+        steps: how many directions to try, at least 1; never more than D.
+        generator: draws the first direction.
+
+    Raises:
+        TypeError, ValueError: if theta is not a flat vector of finite numbers, or steps is below 1.
+
+    Example:
+        >>> bowl = lambda theta: (theta[0] ** 2 - 3 * theta[1] ** 2) / 2
+        >>> low, high = curvature_range(bowl, torch.zeros(2).double(), generator=torch.Generator())
+        >>> round(low, 9), round(high, 9)
+        (-3.0, 1.0)
+    """
+    point = _checks.flat_parameters("theta", theta).detach()[None]
+    steps = min(_checks.whole_number("steps", steps), point.shape[1])
+    product = hessian_products([loss])
+    first = torch.randn(point.shape[1], generator=generator, dtype=point.dtype)
+    basis, bands = [first / first.norm()], torch.zeros(steps, steps, dtype=point.dtype)
+    for step in range(steps):
+        image = product(point, basis[-1][None])[2][0]
+        known = torch.stack(basis)
+        bands[: step + 1, step] = known @ image
+        for _ in range(2):  # once is not enough in floating point
+            image = image - known.T @ (known @ image)
+        if float(image.norm()) <= 1e-10 * float(bands.abs().max()):  # the basis holds all that it can reach
+            break
+        basis.append(image / image.norm())
+    values = torch.linalg.eigvalsh(bands[: step + 1, : step + 1], UPLO="U")
+    return float(values[0]), float(values[-1])
 
 
 def _distances(
     curvature: Numbers,
     disagreement: Numbers,
+    *,
     learning_rate: float,
     epochs: int,
     negative_curvature: Numbers | None,
@@ -102,11 +163,11 @@ def _distances(
     """Bounds (T, k + 1) on ‖θ_t^j − M^j‖, from d ← ‖I − ηH̄‖ d + ηR, H̄ the mean Hessian between the two."""
     rate = _checks.positive_number("learning_rate", learning_rate)
     epochs = _checks.whole_number("epochs", epochs)
-    beta = _per_epoch("curvature", curvature, tasks, epochs)
-    push = _per_epoch("disagreement", disagreement, tasks, epochs)
+    beta = _per_epoch("curvature", curvature, tasks=tasks, epochs=epochs)
+    push = _per_epoch("disagreement", disagreement, tasks=tasks, epochs=epochs)
     growth = beta
     if negative_curvature is not None:
-        mu = _per_epoch("negative_curvature", negative_curvature, tasks, epochs)
+        mu = _per_epoch("negative_curvature", negative_curvature, tasks=tasks, epochs=epochs)
         growth = torch.maximum(mu, beta - 2 / rate)
     distances = [torch.zeros(len(beta), dtype=torch.float64)]
     for factor, part in zip(growth.T, push.T, strict=True):
@@ -119,7 +180,7 @@ def _times(factor: Tensor, distance: Tensor) -> Tensor:
     return torch.where(distance.isinf(), distance, factor * distance)
 
 
-def _per_epoch(name: str, values: Numbers, tasks: int | None, epochs: int) -> Tensor:
+def _per_epoch(name: str, values: Numbers, *, tasks: int | None, epochs: int) -> Tensor:
     given = torch.as_tensor(values, dtype=torch.float64)
     if given.ndim not in (0, 2) or bool((given < 0).any()) or not bool(torch.isfinite(given).all()):
         raise UserError(f"{name} must be finite numbers of at least 0, one or (T, k) of them, got {values}")

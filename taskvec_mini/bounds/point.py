@@ -81,10 +81,37 @@ def point_at(loss: FlatLoss, theta: Tensor) -> Point:
     model = loss.model
     assert isinstance(model, MLP)
     weights, biases = layers_at(model, theta, loss.outputs)
-    inputs, slopes, bends = _forward(model.activation, weights, biases, loss.inputs.double())
-    residual = residuals(loss, theta)
-    jacobians = _jacobians(weights, slopes, len(residual))
     last = len(weights) - 1
+
+    hidden = loss.inputs.double()
+    ones = torch.ones_like(hidden[:, :1])
+    inputs = [torch.cat([hidden, ones], dim=1)]
+    slopes, bends = [], []
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        z = (hidden @ weight.T + bias).detach().requires_grad_()
+        value = ACTIVATIONS[model.activation](z)
+        (first,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+        second = torch.zeros_like(z)
+        if first.requires_grad:  # not for the identity
+            (second,) = torch.autograd.grad(first.sum(), z)
+        hidden = value.detach()
+        inputs.append(torch.cat([hidden, ones], dim=1))
+        slopes.append(first.detach())
+        bends.append(second.detach())
+
+    residual = residuals(loss, theta)
+    if loss.loss == "squared_error":
+        curvature = torch.eye(residual.shape[1], dtype=residual.dtype).expand(len(residual), -1, -1)
+    else:  # diag(p) − ppᵀ
+        predicted = residual + torch.nn.functional.one_hot(loss.targets, residual.shape[1])
+        curvature = torch.diag_embed(predicted) - predicted[:, :, None] * predicted[:, None, :]
+
+    jacobians: dict[Pair, Tensor] = {}
+    for i, own in enumerate(weights):
+        jacobians[i, i] = torch.eye(len(own), dtype=own.dtype).expand(len(residual), -1, -1)
+        for layer in range(i + 1, len(weights)):
+            earlier = slopes[layer - 1][:, :, None] * jacobians[layer - 1, i]
+            jacobians[layer, i] = weights[layer] @ earlier
     signals = [(residual[:, None, :] @ jacobians[last, layer])[:, 0] for layer in range(last + 1)]
     return Point(
         sigma=ACTIVATION_CONSTANTS[model.activation],
@@ -94,7 +121,7 @@ def point_at(loss: FlatLoss, theta: Tensor) -> Point:
         slopes=slopes,
         bends=bends,
         residual=residual,
-        curvature=_loss_curvature(loss, residual),
+        curvature=curvature,
         jacobians=jacobians,
         signals=signals,
         pulls=[signals[m + 1] @ weights[m + 1] for m in range(last)],
@@ -106,50 +133,6 @@ def norms_of(matrices: Tensor) -> Tensor:
     wide = matrices.shape[1] <= matrices.shape[2]
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
     return torch.sqrt(torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0))
-
-
-def _forward(
-    activation: str, weights: list[Tensor], biases: list[Tensor], hidden: Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    inputs, slopes, bends = [_extended(hidden)], [], []
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        hidden, slope, bend = _activate(activation, hidden @ weight.T + bias)
-        inputs.append(_extended(hidden))
-        slopes.append(slope)
-        bends.append(bend)
-    return inputs, slopes, bends
-
-
-def _extended(hidden: Tensor) -> Tensor:
-    return torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
-
-
-def _activate(activation: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """σ, σ' and σ'' at z."""
-    points = z.detach().requires_grad_()
-    value = ACTIVATIONS[activation](points)
-    (first,) = torch.autograd.grad(value.sum(), points, create_graph=True)
-    second = torch.zeros_like(z)
-    if first.requires_grad:  # not for the identity
-        (second,) = torch.autograd.grad(first.sum(), points)
-    return value.detach(), first.detach(), second
-
-
-def _jacobians(weights: list[Tensor], slopes: list[Tensor], count: int) -> dict[Pair, Tensor]:
-    found: dict[Pair, Tensor] = {}
-    for i, own in enumerate(weights):
-        found[i, i] = torch.eye(len(own), dtype=own.dtype).expand(count, -1, -1)
-        for layer in range(i + 1, len(weights)):
-            found[layer, i] = weights[layer] @ (slopes[layer - 1][:, :, None] * found[layer - 1, i])
-    return found
-
-
-def _loss_curvature(loss: FlatLoss, residual: Tensor) -> Tensor:
-    """diag(p) − ppᵀ for cross-entropy, the identity for squared error."""
-    if loss.loss == "squared_error":
-        return torch.eye(residual.shape[1], dtype=residual.dtype).expand(len(residual), -1, -1)
-    predicted = residual + torch.nn.functional.one_hot(loss.targets, residual.shape[1])
-    return torch.diag_embed(predicted) - predicted[:, :, None] * predicted[:, None, :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,19 +161,55 @@ class Moves:
 
 def moves_in(point: Point, radii: Sequence[float]) -> Moves:
     """The moves in a region around the centre: every step is a product rule or a mean value theorem."""
-    inputs, outputs = _shifts(point, radii)
+    last = point.depth - 1
+    steepest = [slope.abs().amax(dim=1) for slope in point.slopes]
+
+    # ĥ_l and z_l: z' − z = (ΔW, Δb) ĥ' + W (h' − h), with h' − h = σ'(z) Δz + ½ σ''(ξ) Δz²
+    inputs = [torch.zeros_like(point.lengths[0])]
+    outputs = [radii[0] * point.lengths[0]]
+    for layer in range(1, point.depth):
+        before, norm = outputs[-1], point.norms[layer]
+        bent = point.sigma.curvature / 2 * before**2
+        inputs.append(torch.minimum(point.sigma.slope * before, steepest[layer - 1] * before + bent))
+        onward = torch.minimum(norm * inputs[-1], point.reaches[layer, layer - 1] * before + norm * bent)
+        outputs.append(radii[layer] * (point.lengths[layer] + inputs[-1]) + onward)
     slopes = [point.sigma.curvature * shift for shift in outputs[:-1]]
     residual = point.loss.curvature * outputs[-1]
-    jacobians = _jacobian_moves(point, radii, slopes)
-    last = point.depth - 1
+
+    # J'_li − J_li = ΔW D' J' + W ΔD J' + W D ΔJ, from layer to layer
+    jacobians: dict[Pair, Tensor] = {}
+    for i in range(point.depth):
+        jacobians[i, i] = torch.zeros_like(point.lengths[0])
+        for layer in range(i + 1, point.depth):
+            earlier = jacobians[layer - 1, i]
+            steep = steepest[layer - 1] + slopes[layer - 1]
+            turned = radii[layer] * steep + point.norms[layer] * slopes[layer - 1]
+            moved = turned * (point.reaches[layer - 1, i] + earlier)
+            jacobians[layer, i] = moved + point.reaches[layer, layer - 1] * earlier
+
     size = point.residual.norm(dim=1)
     signals = [
         growth((point.reaches[last, layer], jacobians[last, layer]), (size, residual))
         for layer in range(last + 1)
     ]
-    bends = [_bend_move(point, m, radii, signals, outputs) for m in range(last)]
-    curvature = point.loss.third * outputs[-1]
-    return Moves(list(radii), inputs, slopes, residual, curvature, jacobians, signals, bends)
+
+    # e'σ''(z') − eσ''(z) = (e' − e) σ''(z') + e (σ''(z') − σ''(z)), with e_m = W_{m+1}ᵀ δ_{m+1}
+    bends = []
+    for m in range(last):
+        weight = (point.norms[m + 1], radii[m + 1])
+        pull = growth(weight, (point.signals[m + 1].norm(dim=1), signals[m + 1]))
+        largest = point.pulls[m].abs().amax(dim=1)
+        bends.append(point.sigma.curvature * pull + point.sigma.third * largest * outputs[m])
+    return Moves(
+        radii=list(radii),
+        inputs=inputs,
+        slopes=slopes,
+        residual=residual,
+        curvature=point.loss.third * outputs[-1],
+        jacobians=jacobians,
+        signals=signals,
+        bends=bends,
+    )
 
 
 def growth(*factors: tuple[Tensor | float, Tensor | float]) -> Tensor:
@@ -204,40 +223,3 @@ def growth(*factors: tuple[Tensor | float, Tensor | float]) -> Tensor:
     for size, move in factors:
         moved, still = moved * (size + move), still * size
     return moved - still
-
-
-def _shifts(point: Point, radii: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
-    """Changes of ĥ_l and of z_l: z' − z = (ΔW, Δb) ĥ' + W (h' − h), with h' − h = σ'(z) Δz + ½ σ''(ξ) Δz²."""
-    beta_1, beta_2 = point.sigma.slope, point.sigma.curvature
-    inputs, outputs = [torch.zeros_like(point.lengths[0])], [radii[0] * point.lengths[0]]
-    for layer in range(1, point.depth):
-        before, norm = outputs[-1], point.norms[layer]
-        bent = beta_2 / 2 * before**2
-        steep = point.slopes[layer - 1].abs().amax(dim=1)
-        inputs.append(torch.minimum(beta_1 * before, steep * before + bent))
-        onward = torch.minimum(norm * inputs[-1], point.reaches[layer, layer - 1] * before + norm * bent)
-        outputs.append(radii[layer] * (point.lengths[layer] + inputs[-1]) + onward)
-    return inputs, outputs
-
-
-def _jacobian_moves(point: Point, radii: Sequence[float], slopes: list[Tensor]) -> dict[Pair, Tensor]:
-    """J'_li − J_li = ΔW D' J' + W ΔD J' + W D ΔJ, from layer to layer."""
-    found: dict[Pair, Tensor] = {}
-    for i in range(point.depth):
-        found[i, i] = torch.zeros_like(point.lengths[0])
-        for layer in range(i + 1, point.depth):
-            earlier = found[layer - 1, i]
-            moved = point.reaches[layer - 1, i] + earlier
-            steep = point.slopes[layer - 1].abs().amax(dim=1) + slopes[layer - 1]
-            turned = radii[layer] * steep + point.norms[layer] * slopes[layer - 1]
-            found[layer, i] = turned * moved + point.reaches[layer, layer - 1] * earlier
-    return found
-
-
-def _bend_move(
-    point: Point, m: int, radii: Sequence[float], signals: list[Tensor], outputs: list[Tensor]
-) -> Tensor:
-    """e'σ''(z') − eσ''(z) = (e' − e) σ''(z') + e (σ''(z') − σ''(z)), with e_m = W_{m+1}ᵀ δ_{m+1}."""
-    pull = growth((point.norms[m + 1], radii[m + 1]), (point.signals[m + 1].norm(dim=1), signals[m + 1]))
-    largest = point.pulls[m].abs().amax(dim=1)
-    return point.sigma.curvature * pull + point.sigma.third * largest * outputs[m]

@@ -133,9 +133,15 @@ def network_bounds(
     checked = None if targets is None else flat_loss(model, inputs, targets, loss=loss, outputs=outputs)
     weights, biases = layers_at(model, centre, outputs)
     sigma = ACTIVATION_CONSTANTS[model.activation]
-    norms, offsets = _weight_norms(weights, radii), _bias_norms(biases, radii)
-    longest = float(inputs.double().norm(dim=1).max())
-    hidden = _activation_norms(norms, offsets, [len(w) for w in weights], longest, sigma)
+    norms = _weight_norms(weights, radii)
+    offsets = _bias_norms(biases, radii)
+    hidden = _activation_norms(
+        norms,
+        offsets,
+        widths=[len(weight) for weight in weights],
+        longest_input=float(inputs.double().norm(dim=1).max()),
+        sigma=sigma,
+    )
     reaches = _reaches(norms, hidden, sigma)
     residual = constants.residual
     if checked is not None and math.isinf(residual):
@@ -166,6 +172,7 @@ def _bias_norms(biases: Sequence[Tensor], radii: Sequence[float]) -> list[float]
 def _activation_norms(
     norms: Sequence[float],
     offsets: Sequence[float],
+    *,
     widths: Sequence[int],
     longest_input: float,
     sigma: ActivationConstants,

@@ -37,8 +37,8 @@ def shrink_result(name, index=None):
     def mutate(patch):
         right = getattr(weights, name)
 
-        def wrong(*args):
-            found = right(*args)
+        def wrong(*args, **named):
+            found = right(*args, **named)
             if index is None:
                 return shrink(found)
             return [shrink(each) if place == index else each for place, each in enumerate(found)]
