@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +39,10 @@ def code_cells(notebook: Any) -> list[Any]:
 
 def markdown_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def every_code_cell() -> list[tuple[Path, Any]]:
+    return [(path, cell) for path in CHAPTERS for cell in code_cells(read(path))]
 
 
 def tags(cell: Any) -> set[str]:
@@ -93,74 +95,73 @@ def test_there_are_chapters_and_the_table_of_contents_names_every_page() -> None
     assert len(list((ROOT / "book").glob("*.ipynb"))) == len(chapters)
 
 
-@every_chapter
-def test_the_stored_file_is_canonical(path: Path) -> None:
-    assert execute.tidy(read(path), path.stem) == path.read_bytes().decode(), (
-        f"run: make execute CHAPTERS=book/{path.name}"
-    )
+def test_stored_files_are_canonical() -> None:
+    stale = [
+        path.name for path in CHAPTERS if execute.tidy(read(path), path.stem) != path.read_bytes().decode()
+    ]
+    assert not stale, f"run: make execute CHAPTERS=... for {stale}"
 
 
-@every_chapter
-def test_every_cell_ran_and_none_failed(path: Path) -> None:
-    for cell in code_cells(read(path)):
-        assert cell.execution_count, cell.source
-        failed = [output for output in cell.outputs if output.output_type == "error"]
-        assert not failed or "raises-exception" in tags(cell), cell.source
+def test_every_cell_ran_and_its_outputs_come_out_again_elsewhere() -> None:
+    """None failed unmeant; none shows a widget or an address of memory; only sliders are compared apart.
+
+    The rows of those are compared in test_execution.py, with room for the rounding of another machine.
+    """
+    bad = []
+    for path, cell in every_code_cell():
+        shown = [
+            output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs
+        ]
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        found = {
+            "never ran": not cell.execution_count,
+            "failed": failed and "raises-exception" not in tags(cell),
+            "shows a widget": any("widget" in kind for o in cell.outputs for kind in o.get("data", {})),
+            "shows an address": any(re.search(r"0x[0-9a-f]{6,}", text) for text in shown),
+            "is skipped": "nbval-skip" in tags(cell),
+            "is not compared": ("nbval-ignore-output" in tags(cell)) != shows_chart(cell),
+        }
+        bad += [f"{path.stem}: {what}: {cell.source[:60]!r}" for what, is_so in found.items() if is_so]
+    bad += [f"{path.stem} stores widgets" for path in CHAPTERS if "widgets" in read(path).metadata]
+    assert not bad, "\n".join(bad)
 
 
-@every_chapter
-def test_outputs_hold_neither_widgets_nor_addresses_of_memory(path: Path) -> None:
-    notebook = read(path)
-    assert "widgets" not in notebook.metadata
-    for cell in code_cells(notebook):
-        for output in cell.outputs:
-            assert not any("widget" in kind for kind in output.get("data", {}))
-            shown = output.get("text", "") + output.get("data", {}).get("text/plain", "")
-            assert not re.search(r"0x[0-9a-f]{6,}", shown), shown
+def test_cells_are_short_and_the_prose_is_as_long_as_a_chapter() -> None:
+    bad = []
+    for path in CHAPTERS:
+        cells = [cell for cell in code_cells(read(path)) if "remove-cell" not in tags(cell)]
+        lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells)
+        most = lengths[math.ceil(0.9 * len(lengths)) - 1]
+        if statistics.median(lengths) > 6 or most > 18 or lengths[-1] > 25:
+            bad.append(f"{path.stem}: lines of its cells: {lengths}")
+        words = len(re.findall(r"\w[\w'’-]*", prose(read(path))))
+        if not 1000 <= words <= 2000:
+            bad.append(f"{path.stem}: {words} words")
+    assert not bad, "\n".join(bad)
 
 
-@every_chapter
-def test_only_charts_with_sliders_are_left_out_of_the_strict_comparison(path: Path) -> None:
-    """Their rows are compared in test_execution.py, with room for the rounding of another machine."""
-    for cell in code_cells(read(path)):
-        assert "nbval-skip" not in tags(cell)
-        assert ("nbval-ignore-output" in tags(cell)) == shows_chart(cell), cell.source
-
-
-@every_chapter
-def test_a_chapter_has_a_chart_with_sliders(path: Path) -> None:
-    assert any(shows_chart(cell) for cell in code_cells(read(path)))
-
-
-@every_chapter
-def test_cells_are_short(path: Path) -> None:
-    cells = [cell for cell in code_cells(read(path)) if "remove-cell" not in tags(cell)]
-    lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells)
-    assert statistics.median(lengths) <= 6, lengths
-    assert lengths[math.ceil(0.9 * len(lengths)) - 1] <= 18, lengths
-    assert lengths[-1] <= 25, lengths
-
-
-@every_chapter
-def test_the_first_cell_says_what_it_is(path: Path) -> None:
-    first = read(path).cells[0]
-    title, thesis = first.source.split("\n\n")[:2]
+def test_every_chapter_begins_with_thesis_seconds_badge_and_a_figure_and_has_sliders() -> None:
     badge = "https://colab.research.google.com/assets/colab-badge.svg"
     owner = home.current().removeprefix("https://github.com/")
-    link = f"https://colab.research.google.com/github/{owner}/blob/main/book/{path.name}"
-    assert re.fullmatch(r"# \S.*", title)
-    assert thesis.startswith("> *")
-    assert f"[![Open in Colab]({badge})]({link})" in first.source
-    assert "· needs " in first.source
-
-
-@every_chapter
-def test_the_promised_seconds_are_the_recorded_ones(path: Path) -> None:
-    seconds = RECORD["chapters"][path.stem]
-    stated = execute.RUNS_IN.search(read(path).cells[0].source)
-    assert stated is not None, "the first cell has no line 'runs on a CPU in N s'"
-    assert int(stated.group(1)) == execute.stated_seconds(seconds)
-    assert seconds <= 60
+    bad = []
+    for path in CHAPTERS:
+        cells = read(path).cells
+        first = cells[0].source
+        title, thesis = first.split("\n\n")[:2]
+        link = f"https://colab.research.google.com/github/{owner}/blob/main/book/{path.name}"
+        seconds = RECORD["chapters"][path.stem]
+        stated = execute.RUNS_IN.search(first)
+        found = {
+            "title": re.fullmatch(r"# \S.*", title),
+            "thesis": thesis.startswith("> *"),
+            "badge": f"[![Open in Colab]({badge})]({link})" in first,
+            "needs": "· needs " in first,
+            "seconds": stated and int(stated.group(1)) == execute.stated_seconds(seconds) and seconds <= 60,
+            "figure": any(cell.cell_type == "code" and shows_picture(cell) for cell in cells[:5]),
+            "sliders": any(shows_chart(cell) for cell in code_cells(read(path))),
+        }
+        bad += [f"{path.stem}: {what}" for what, is_there in found.items() if not is_there]
+    assert not bad, "\n".join(bad)
 
 
 def test_the_record_names_these_chapters_and_no_others() -> None:
@@ -176,18 +177,12 @@ def test_set_up_cells_are_identical_and_name_the_book_s_address() -> None:
     assert f'HOME = "{home.current()}"' in cells[0].source
 
 
-@every_chapter
-def test_the_first_figure_stands_within_the_first_five_cells(path: Path) -> None:
-    assert any(cell.cell_type == "code" and shows_picture(cell) for cell in read(path).cells[:5])
-
-
-def figures(paths: Iterable[Path]) -> list[tuple[str, Any]]:
-    return [(path.stem, cell) for path in paths for cell in code_cells(read(path)) if shows_picture(cell)]
-
-
 def test_every_figure_has_a_name_a_caption_and_an_alternative_text() -> None:
     names = []
-    for chapter, cell in figures(CHAPTERS):
+    for path, cell in every_code_cell():
+        if not shows_picture(cell):
+            continue
+        chapter = path.stem
         described = cell.metadata.get("mystnb", {})
         names.append(described.get("figure", {}).get("name", ""))
         assert re.fullmatch(r"fig-[a-z0-9-]+", names[-1]), f"{chapter}: {cell.source}"
@@ -219,22 +214,18 @@ def test_three_exercises_with_time_check_hint_and_folded_solution(path: Path) ->
         assert said.startswith("correct"), said
 
 
-@every_chapter
-def test_length_of_the_prose(path: Path) -> None:
-    words = re.findall(r"\w[\w'’-]*", prose(read(path)))
-    assert 1000 <= len(words) <= 2000, len(words)
-
-
-@every_chapter
-def test_no_result_is_typed_into_the_prose(path: Path) -> None:
-    assert unprinted_numbers(read(path)) == []
-
-
-@every_chapter
-def test_prose_is_plain_markdown(path: Path) -> None:
-    """MyST directives and roles show raw on GitHub and in Colab."""
-    for cell in markdown_cells(read(path)):
-        assert not re.search(r"^(```|:::)\s*\{|\{[a-z:]+\}`", cell.source, re.MULTILINE), cell.source
+def test_results_in_the_prose_are_printed_by_a_cell_or_quoted_with_their_source() -> None:
+    """MyST directives and roles would show raw on GitHub and in Colab, so the prose has none."""
+    bad = []
+    for path in CHAPTERS:
+        notebook = read(path)
+        bad += [f"{path.stem}: {number} is typed" for number in unprinted_numbers(notebook)]
+        quoted = notebook.metadata.get("taskvec_mini", {}).get("quoted", {})
+        bad += [f"{path.stem}: {number} has no source" for number in quoted if len(quoted[number]) <= 10]
+        for cell in markdown_cells(notebook):
+            if re.search(r"^(```|:::)\s*\{|\{[a-z:]+\}`", cell.source, re.MULTILINE):
+                bad.append(f"{path.stem}: a directive in {cell.source[:60]!r}")
+    assert not bad, "\n".join(bad)
 
 
 def notebook_of(markdown: str, *outputs: str, code: str = "f()", **metadata: Any) -> Any:
@@ -262,12 +253,6 @@ def test_unprinted_numbers_are_found(markdown: str, output: str, found: list[str
 def test_a_quoted_number_needs_its_source() -> None:
     quoted = {"taskvec_mini": {"quoted": {"0.92": "Ilharco et al. 2023, table 1"}}}
     assert unprinted_numbers(notebook_of("They report 0.92 and 0.93.", **quoted)) == ["0.93"]
-
-
-@every_chapter
-def test_quoted_numbers_name_their_source(path: Path) -> None:
-    quoted = read(path).metadata.get("taskvec_mini", {}).get("quoted", {})
-    assert all(isinstance(source, str) and len(source) > 10 for source in quoted.values()), json.dumps(quoted)
 
 
 # --- the cells that need a GPU, which no test of the chapters runs -----------------------------------------
