@@ -7,18 +7,20 @@ are known; sources.json names the repository, the commit and the files behind ea
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from taskvec_mini import _checks
-from taskvec_mini.errors import MissingFileError, UserError
+from taskvec_mini import _checks, _files
+from taskvec_mini.errors import UserError
 
 __all__ = ["names", "source", "table"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "book" / "reported"
+_REMEDY = (
+    "the tables come with the book's repository: clone it and install the library from there with "
+    "`pip install -e .`, or restore them with `git checkout -- book/reported`"
+)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -51,8 +53,10 @@ def table(name: str, **where: int | float | str | None) -> list[dict[str, Any]]:
         [{'dataset': 'DTD', 'epoch': 1, 'mean_minibatch_gradient_norm': 123.46044, 'share': 0.124217}]
     """
     recorded = _checks.named_choice("table", name, _sources()["tables"])
-    lines = _checked_text(FOLDER / f"{name}.csv", recorded["sha256"]).splitlines()
-    rows = [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(lines)]
+    path = FOLDER / f"{name}.csv"
+    _files.check_sha256(path, recorded["sha256"], remedy=_REMEDY)
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(file)]
     for column, wanted in where.items():
         present = {row[_checks.named_choice("column", column, dict.fromkeys(row, column))] for row in rows}
         rows = [row for row in rows if row[column] == wanted]
@@ -81,30 +85,8 @@ def source(name: str) -> str:
     return f"{'; '.join(places)}. {sources['licence']}"
 
 
-def _sources() -> Any:
-    return json.loads(_text(FOLDER / "sources.json"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path.name} is not at {path.parent}; the tables come with the book's repository: "
-            "clone it and install the library from there with `pip install -e .`"
-        ) from error
-
-
-def _checked_text(path: Path, sha256: str) -> str:
-    """A file's text; an error unless it is the one whose checksum was recorded."""
-    text = _text(path)
-    found = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    if found != sha256:
-        raise UserError(
-            f"{path.name} has the SHA-256 {found[:12]}… where {sha256[:12]}… was recorded; "
-            "it was edited or cut short: restore it with `git checkout -- book/reported`"
-        )
-    return text
+def _sources() -> dict[str, Any]:
+    return _files.read_json(FOLDER / "sources.json", what="list of sources", remedy=_REMEDY)
 
 
 def _value(text: str) -> int | float | str | None:

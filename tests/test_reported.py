@@ -170,13 +170,13 @@ def test_an_unknown_table_column_or_value_is_named_with_a_way_out():
 def test_an_edited_or_truncated_table_is_refused(copy, damage):
     path = copy / "gradient_norms.csv"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"gradient_norms\.csv has the SHA-256 .*git checkout"):
+    with pytest.raises(ValueError, match=r"gradient_norms\.csv is truncated or corrupted .*git checkout"):
         reported.table("gradient_norms")
 
 
 def test_without_the_book_s_files_the_error_says_where_they_come_from(tmp_path, monkeypatch):
     monkeypatch.setattr(reported, "FOLDER", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"sources\.json is not at .*; .* clone it"):
+    with pytest.raises(FileNotFoundError, match=r"there is no list of sources .*sources\.json; .* clone it"):
         reported.names()
 
 

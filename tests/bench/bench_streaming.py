@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from taskvec_mini import TaskVector, merging, records, scores
+from taskvec_mini import TaskVector, _files, merging, records, scores
 from taskvec_mini.merging import merge_files
 
 Shapes = dict[str, tuple[int, ...]]
@@ -149,7 +149,7 @@ def show(options: argparse.Namespace, folder: Path) -> None:
     in_a_process("--make", str(folder), "--width", options.width, "--tasks", str(options.tasks))
     pretrained, finetuned = files_of(folder)
     for file in (pretrained, *finetuned):  # from here on in the memory of the operating system
-        records.checksum(file)
+        _files.sha256(file)
     origin = records.provenance()
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     print(f"{origin['device']}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {versions}")
