@@ -365,6 +365,7 @@ def test_nothing_else_is_swept(tmp_path, gone):
     (tmp_path / f"{own}-file").write_text("text")
     (tmp_path / ".taskvec_mini").mkdir()
     (tmp_path / f"x{own}-abc").mkdir()
+    os.utime(tmp_path / f"x{own}-abc", (0, 0))
     leftover(tmp_path, _files._machine(), 10**25)
     leftover(tmp_path, _files._machine(), "x")
     leftover(tmp_path, _files._machine(), os.getpid())  # of another thread, say

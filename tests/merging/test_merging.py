@@ -583,11 +583,8 @@ def test_ridges_out_of_range_are_refused(ridge, error, words):
         merging.regmean_from_vectors([vector([1.0])], ridge=ridge)
 
 
-RULES = ["task_arithmetic", "mean", "ties", "dare", "breadcrumbs", "tsv", "regmean_from_vectors"]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", merging.RULES.values(), ids=merging.RULES)
 def test_every_rule_has_one_signature_style(rule):
-    first, *others = inspect.signature(getattr(merging, rule)).parameters.values()
+    first, *others = inspect.signature(rule.function).parameters.values()
     assert first.name == "task_vectors"
     assert all(other.kind is inspect.Parameter.KEYWORD_ONLY for other in others)

@@ -319,6 +319,20 @@ def test_a_truncated_file_is_named(four, kept):
         merge_files(pretrained, finetuned)
 
 
+def test_what_is_no_file_of_tensors_is_called_what_it_is(four):
+    pretrained, finetuned, (start, *_) = four
+    torch.save(start, finetuned[0])
+    with pytest.raises(ValueError, match=r"1\.safetensors is a pickle .* and is not loaded"):
+        merge_files(pretrained, finetuned)
+    with pytest.raises(OSError, match="could not be read"):
+        merge_files(pretrained, [pretrained.parent])
+    entry = {"dtype": "F32", "shape": [1] * 10_000, "data_offsets": [0, 4]}
+    header = json.dumps({"w": entry}).encode()
+    pretrained.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match=r"0\.safetensors is no safetensors file: 'w' has 10000 axes"):
+        merge_files(pretrained, finetuned)
+
+
 def test_a_file_that_is_not_there(four):
     pretrained, finetuned, _ = four
     with pytest.raises(FileNotFoundError, match="nowhere"):

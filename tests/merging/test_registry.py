@@ -1,0 +1,75 @@
+"""What the table says of each rule, against what the rule does."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from small_vectors import noise, source
+from taskvec_mini import TaskVector, merging
+from taskvec_mini.merging import RULES, _stored, merge_files
+
+KEEPING_ALL = {  # options under which a rule leaves nothing out
+    "ties": {"density": 1.0},
+    "dare": {"drop_rate": 0.0, "generator": source()},
+    "breadcrumbs": {"smallest": 0.0, "largest": 0.0},
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def test_no_rule_is_missing():
+    functions = [function for function in vars(merging).values() if inspect.isfunction(function)]
+    rules = {each for each in functions if "task_vectors" in inspect.signature(each).parameters}
+    assert {rule.function for rule in RULES.values()} == rules
+
+
+@every_rule
+def test_the_form_says_what_equal_vectors_give(rule):
+    """Of rank 1, so that TSV-M cuts nothing either."""
+    matrix = noise(4, 1) @ noise(1, 6, seed=1)
+    vector = TaskVector(torch.cat([matrix.reshape(-1), noise(3, seed=2)]), [("w", (4, 6)), ("b", (3,))])
+    merged = rule.function([vector] * 3, **KEEPING_ALL.get(rule.name, {}))
+    times = {"sum": 3, "mean": 1}[rule.form]
+    torch.testing.assert_close(merged.flat, times * vector.flat, rtol=1e-9, atol=1e-9)
+
+
+@every_rule
+def test_what_streams_maps_no_tensor(rule, tmp_path, monkeypatch):
+    files = [tmp_path / f"{place}.safetensors" for place in range(3)]
+    for place, file in enumerate(files):
+        save_file({"w": noise(4, 4, seed=place)}, file)
+    walked = []
+    walk = _stored.Stored.walk
+    monkeypatch.setattr(_stored.Stored, "walk", lambda self, files: walked.append(1) or walk(self, files))
+    merge_files(files[0], files[1:], rule=rule.name, **({"generator": source()} if rule.draws else {}))
+    assert bool(walked) is not rule.streams
+
+
+def test_options_have_the_published_defaults():
+    assert RULES["mean"].options == {}
+    assert RULES["dare"].options == {"drop_rate": 0.9}
+    assert RULES["breadcrumbs"].options == {"smallest": 0.85, "largest": 0.01}
+    assert [name for name, rule in RULES.items() if rule.draws] == ["dare"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("ties", {"densty": 0.3}, ValueError, "unknown option of ties 'densty': did you mean 'density'?"),
+        ("mean", {"density": 0.3}, ValueError, "mean has no options, but 'density' is given; leave it out"),
+        ("tsv", {"generator": source()}, ValueError, "unknown option of tsv 'generator'"),
+        ("dare", {"drop_rate": 0.3}, TypeError, "generator must be a torch.Generator, got None"),
+        ("dare", {"generator": 3}, TypeError, "generator must be a torch.Generator, got 3"),
+    ],
+)
+def test_options_that_a_rule_does_not_take_are_refused(name, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        RULES[name].check_options(options)
+
+
+def test_options_that_a_rule_takes_pass():
+    RULES["ties"].check_options({"density": 0.3, "elect": "count"})
+    RULES["dare"].check_options({"generator": source()})
+    RULES["mean"].check_options({})
