@@ -10,7 +10,7 @@ from torch import nn
 from small_images import quarters
 from taskvec_mini.benchmarks.encoders import Backbone
 from taskvec_mini.benchmarks.heads import PrototypeHead
-from taskvec_mini.benchmarks.training.finetune import Settings, finetune
+from taskvec_mini.benchmarks.training import Settings, finetune
 
 
 def tiny_backbone(seed=0):

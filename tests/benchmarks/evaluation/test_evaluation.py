@@ -6,23 +6,19 @@ import dataclasses
 import gc
 import math
 import weakref
-import zlib
 
-import numpy as np
 import pytest
 import torch
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
-from taskvec_mini.benchmarks.encoders import parameters
-from taskvec_mini.benchmarks.encoders.parameters import (
-    checksum,
+from taskvec_mini.benchmarks.encoders import (
     holding,
     state_of,
     trained_parameters,
     write_parameters,
 )
+from taskvec_mini.benchmarks.evaluation import accuracies, sweep, tune
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep, tune
 from taskvec_mini.vectors import TaskVector
 
 COEFS = [-1.0, 0.0, 0.3, 1.0, 2.0]
@@ -230,88 +226,6 @@ def test_a_state_is_a_copy():
     state["0.weight"].zero_()
     assert model[0].weight.abs().sum() > 0
     assert list(state) == list(trained_parameters(model))
-
-
-def test_a_checksum_sees_names_entries_shapes_and_words():
-    base = {"a": torch.arange(4.0), "b": torch.ones(2)}
-    others = [
-        {"a": base["a"], "c": base["b"]},
-        {"a": base["a"].flip(0), "b": base["b"]},
-        {"a": base["a"].reshape(2, 2), "b": base["b"]},
-        {"a": base["a"].view(torch.int32), "b": base["b"]},
-    ]
-    sums = [checksum(base), checksum(base, "words"), *map(checksum, others)]
-    assert len(set(sums)) == 6
-    assert checksum(dict(reversed(base.items()))) == checksum(base)
-
-
-def slow_checksum(tensors, words=""):
-    """All bytes in one string, one number after the other."""
-    whole = words.encode()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        whole += f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        for entry in tensor.clone(memory_format=torch.contiguous_format).reshape(-1):
-            whole += bytes(entry.reshape(1).view(torch.uint8).tolist())
-    return f"{zlib.crc32(whole):08x}"
-
-
-NUMBERS = torch.linspace(-3.0, 3.0, 120)
-KINDS = {
-    "float32": NUMBERS,
-    "bfloat16": NUMBERS.bfloat16(),
-    "float16": NUMBERS.half().reshape(4, 30),
-    "int64": torch.arange(-50, 50),
-    "bool": NUMBERS > 0,
-    "one number": torch.tensor(2.5, dtype=torch.float64),
-    "no numbers": torch.zeros(0, 3),
-    "no columns": torch.zeros(3, 0)[:, ::2],
-    "one of a column": NUMBERS.reshape(60, 2)[:1, 1],
-    "a row": NUMBERS.reshape(1, 120),
-    "a trained one": NUMBERS.clone().requires_grad_(),
-    "every other": NUMBERS[::2],
-    "transposed": NUMBERS.reshape(10, 12).t(),
-    "columns": NUMBERS.reshape(10, 12)[:, 2:7],
-    "one for all": NUMBERS[:3].expand(5, 3),
-    "images": NUMBERS.reshape(2, 3, 4, 5).to(memory_format=torch.channels_last),
-    "short images": NUMBERS.bfloat16().reshape(2, 3, 4, 5).to(memory_format=torch.channels_last),
-    "turned images": NUMBERS.reshape(1, 2, 6, 10).permute(0, 3, 2, 1),
-}
-
-
-@pytest.mark.parametrize("piece", [8, 28, 100, 10**6])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_checksum_is_that_of_all_bytes_at_once_however_large_the_pieces(monkeypatch, kind, piece):
-    monkeypatch.setattr(parameters, "_PIECE", piece)
-    tensors = {kind: KINDS[kind], "another": torch.ones(2)}
-    assert checksum(tensors, "words") == slow_checksum(tensors, "words")
-
-
-def test_a_checksum_stays_what_it_was():
-    """Folders of runs hold such numbers: with others they would count as other runs."""
-    assert checksum({}) == "00000000"
-    assert checksum({"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.bfloat16)}, "words") == "3a675cb9"
-    assert checksum(state_of(tiny_backbone().model)) == "683e7c63"
-
-
-def test_a_checksum_reads_what_is_in_order_in_place_and_copies_pieces_of_the_rest(monkeypatch):
-    read = []
-
-    def watched(data, *rest):
-        if isinstance(data, memoryview):
-            read.append(np.frombuffer(data, dtype=np.uint8))
-        return crc32(data, *rest)
-
-    crc32 = zlib.crc32
-    monkeypatch.setattr(zlib, "crc32", watched)
-    monkeypatch.setattr(parameters, "_PIECE", 100)
-    whole = NUMBERS[8:]
-    checksum({"whole": whole})
-    assert [(part.ctypes.data, part.nbytes) for part in read] == [(whole.data_ptr(), whole.nbytes)]
-    read.clear()
-    checksum({"images": KINDS["images"]})
-    assert sum(part.nbytes for part in read) == KINDS["images"].nbytes
-    assert max(part.nbytes for part in read) <= 100
 
 
 # --- refusals --------------------------------------------------------------------------------------------

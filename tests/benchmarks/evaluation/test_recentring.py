@@ -9,12 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
-from taskvec_mini.benchmarks.encoders.load import embed
-from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep, tune
+from taskvec_mini.benchmarks.encoders import embed, state_of
+from taskvec_mini.benchmarks.evaluation import accuracies, sweep, tune
 from taskvec_mini.benchmarks.heads import LinearHead, PrototypeHead, centre_of, prototype_head
-from taskvec_mini.benchmarks.training.finetune import Settings, finetune_jointly
-from taskvec_mini.benchmarks.training.trainer import plan
+from taskvec_mini.benchmarks.training import Settings, finetune_jointly, plan
 from taskvec_mini.vectors import TaskVector
 
 LINEAR = LinearHead(torch.eye(4, 6), torch.zeros(4))
@@ -127,7 +125,7 @@ def training_by_hand(heads, tasks, settings):
     optimizer = kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     inputs = [backbone.prepare(task.train_images) for task in tasks]
     for epoch in range(1, settings.epochs + 1):
-        for number, rows in plan([len(each) for each in inputs], settings, epoch):
+        for number, rows in plan([len(each) for each in inputs], settings, epoch=epoch):
             optimizer.zero_grad()
             loss_by_hand(
                 heads[number], model(inputs[number][rows]), tasks[number].train_labels[rows]
