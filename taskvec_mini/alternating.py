@@ -61,7 +61,7 @@ def alternate(
         epochs: epochs of a task in a round: full-batch steps, or what your own `finetune` does.
         learning_rate: of the full-batch steps; left out with a `finetune` of your own.
         finetune: from (losses, theta, number of the round) to finetuned parameters (T, D);
-            `descent.gradient_descent` by default. `benchmarks.task_rounds` has one for benchmark tasks.
+            `descent.gradient_descent` by default. `benchmarks.studies.rounds` has one for benchmark tasks.
         merge: from task vectors (T, D) to one vector (D,), the mean by default; see `matrix_rule`.
         scaling_coef: what the merged vector is multiplied with; 1 and the mean make the weights' average.
         measure: from theta to numbers by name, such as accuracies, kept with the round.

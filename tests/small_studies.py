@@ -14,7 +14,7 @@ from taskvec_mini.benchmarks.data import SUITES
 from taskvec_mini.benchmarks.studies import StudyRequest, ablations, base, early_or_late, first_epoch
 from taskvec_mini.benchmarks.studies import rounds as study_rounds
 from taskvec_mini.benchmarks.studies import subsets as study_subsets
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings
 
 CORE = SUITES["bundle"].default_tasks
 FEW = ("gtsrb", "rsscn7", "cars")
@@ -65,7 +65,7 @@ def hard_task(name, *, train, seed):
     return dataclasses.replace(task, **parts)
 
 
-def load_small(name):
+def load_small(name, *, folder=None):
     """A tiny encoder under the name that was asked for."""
     if name == "pocket-text":
         return tiny_text_encoder()

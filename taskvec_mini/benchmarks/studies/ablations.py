@@ -21,8 +21,7 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
     study_tasks,
 )
-from taskvec_mini.benchmarks.training.finetune import finetune
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings, finetune
 
 TASKS = SuiteSettings(share=0.15)
 CHOSEN = Settings(learning_rate=3e-4, epochs=4, batch_size=64, centre="batch")
@@ -50,7 +49,7 @@ class Search(Study):
         """All variants, one after the other."""
         rows = []
         for variant, changes in VARIANTS.items():
-            backbone = load_backbone(changes.get("backbone", "pocket"))
+            backbone = load_backbone(changes.get("backbone", "pocket"), folder=request.data)
             of_suite = {name: changes[name] for name in ("shots", "recentre") if name in changes}
             of_training = {
                 name: value for name, value in changes.items() if name not in ("backbone", *of_suite)
@@ -96,10 +95,10 @@ class Probes(Study):
         """Every encoder on every task."""
         tasks = study_tasks(IMAGES, folder=request.data, seed=0)
         self.settings = {"share_of_training_images": IMAGES.share, "encoders": list(ENCODERS)}
-        self.data = data_files(tasks)
+        self.data = data_files(tasks, suite=IMAGES.suite)
         results: dict[str, Any] = {}
         for name in ENCODERS:
-            backbone = load_backbone(name)
+            backbone = load_backbone(name, folder=request.data)
             results[name] = {}
             for task in tasks.values():
                 accuracy = linear_probe(backbone, task).accuracy

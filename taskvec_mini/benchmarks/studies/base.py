@@ -18,11 +18,9 @@ from torch import Tensor
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.data import SUITES, Task, TextTask, file_checksums, load_tasks, unit_of
 from taskvec_mini.benchmarks.encoders import Encoder, state_of
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, forget_prepared_images, sweep
+from taskvec_mini.benchmarks.evaluation import accuracies, forget_prepared_images, sweep
 from taskvec_mini.benchmarks.heads import Head, prototype_head
-from taskvec_mini.benchmarks.training.experiment import Experiment
-from taskvec_mini.benchmarks.training.finetune import Run, finetune, finetune_jointly
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Experiment, Run, Settings, finetune, finetune_jointly
 from taskvec_mini.vectors import TaskVector
 
 SEEDS = (0, 1, 2)
@@ -217,13 +215,20 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
         chosen: which tasks, and how they are judged.
         folder: of the data; None for the one that the environment names.
         seed: decides the splits, and later the order in training.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> chosen = SuiteSettings(suite="digits", tasks=("digits", "mirrored"), limit=60, recentre=0)
+        >>> suite = make_suite(load_backbone("random-pocket"), chosen, folder=None, seed=0)
+        >>> suite.sizes(), list(suite.scores(None, ["mirrored"]))
+        ({'images': {'digits': 60, 'mirrored': 60}}, ['mirrored'])
     """
     forget_prepared_images()
     tasks = study_tasks(chosen, folder=folder, seed=seed)
     unit = unit_of(tasks.values())
-    amount = (
-        {f"training_{unit}": chosen.limit} if chosen.limit else {f"share_of_training_{unit}": chosen.share}
-    )
+    amount: dict[str, Any] = {f"share_of_training_{unit}": chosen.share}
+    if chosen.limit is not None:
+        amount = {f"training_{unit}": chosen.limit}
     return Suite(
         backbone=backbone,
         tasks=tasks,
@@ -237,7 +242,7 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
             "recentre": chosen.recentre,
             f"test_{unit}": chosen.test,
         },
-        data=data_files(tasks),
+        data=data_files(tasks, suite=chosen.suite),
         test=chosen.test,
         recentre=chosen.recentre,
     )
@@ -268,14 +273,14 @@ def inputs_of(task: Task) -> str:
     return "tokens" if isinstance(task, TextTask) else "images"
 
 
-def data_files(tasks: Mapping[str, Task]) -> dict[str, str]:
-    """The SHA-256 of each file that the tasks of the bundle came from."""
+def data_files(tasks: Mapping[str, Task], *, suite: str) -> dict[str, str]:
+    """The SHA-256 of each file of the suites "bundle" and "text"; of others that of each task's data."""
     files: dict[str, str] = {}
     for name, task in tasks.items():
-        if isinstance(task, TextTask):
+        if suite == "text":
             files |= file_checksums(name)
         else:
-            files[f"{name}.npz"] = task.sha256
+            files[f"{name}.npz" if suite == "bundle" else name] = task.sha256
     return files
 
 

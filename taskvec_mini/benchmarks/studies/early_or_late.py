@@ -25,7 +25,7 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
     suite_record,
 )
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class EarlyOrLate(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
-        backbone = load_backbone(self.backbone)
+        backbone = load_backbone(self.backbone, folder=request.data)
         zero_shot: dict[str, Any] = {}
         individual: dict[str, Any] = {}
         joint: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import torch
 
 from taskvec_mini import trajectories
 from taskvec_mini.benchmarks.encoders import load_backbone
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
+from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.base import (
     Study,
@@ -22,9 +22,7 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
     study_tasks,
 )
-from taskvec_mini.benchmarks.training.finetune import finetune
-from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings, finetune, full_batch_gradient
 
 EPOCHS = 6
 TASKS = SuiteSettings(share=0.2)
@@ -50,12 +48,12 @@ class FirstEpoch(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """One run for each optimiser, seed and task; heads are made from all training images."""
-        backbone = load_backbone("pocket")
+        backbone = load_backbone("pocket", folder=request.data)
         runs = []
         paths = []
         for seed in self.seeds:
             tasks = study_tasks(TASKS, folder=request.data, seed=seed)
-            self.data = data_files(tasks)
+            self.data = data_files(tasks, suite=TASKS.suite)
             for task in tasks.values():
                 head = prototype_head(backbone, task)
                 for name, recipe in self.recipes.items():

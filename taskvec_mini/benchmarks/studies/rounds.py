@@ -40,8 +40,7 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
     suite_record,
 )
-from taskvec_mini.benchmarks.training.finetune import finetune, finetune_jointly
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings, finetune, finetune_jointly
 from taskvec_mini.rounds import Round
 from taskvec_mini.vectors import TaskVector
 
@@ -79,7 +78,7 @@ class Rounds(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
-        backbone = load_backbone(self.backbone)
+        backbone = load_backbone(self.backbone, folder=request.data)
         zero_shot: dict[str, Any] = {}
         individual: dict[str, Any] = {}
         joint: dict[str, Any] = {}

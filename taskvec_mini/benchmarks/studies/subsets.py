@@ -43,7 +43,7 @@ class Subsets(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other; encoders that `EarlyOrLate` finished are read again."""
-        backbone = load_backbone("pocket")
+        backbone = load_backbone("pocket", folder=request.data)
         rows = []
         for seed in self.seeds:
             suite = make_suite(backbone, IMAGES, folder=request.data, seed=seed)

@@ -10,8 +10,7 @@ from small_encoder import tiny_backbone
 from small_studies import FEW, FEW_IMAGES, GRIDS, check_record, counted, make_small, run, tiny_tasks
 from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 from taskvec_mini.benchmarks.studies import ablations
-from taskvec_mini.benchmarks.training.finetune import finetune
-from taskvec_mini.benchmarks.training.settings import Settings
+from taskvec_mini.benchmarks.training import Settings, finetune
 
 NAMES = (
     "chosen",

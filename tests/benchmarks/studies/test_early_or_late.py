@@ -20,16 +20,15 @@ from small_studies import (
 )
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.data import file_checksums
-from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
+from taskvec_mini.benchmarks.encoders import state_of
+from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies import base
 from taskvec_mini.benchmarks.studies import subsets as study_subsets
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
-from taskvec_mini.benchmarks.training.finetune import finetune
-from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.benchmarks.training import Trainer, finetune
 
 
 @pytest.fixture(autouse=True)

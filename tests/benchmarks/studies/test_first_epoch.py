@@ -9,8 +9,7 @@ from small_encoder import tiny_backbone
 from small_studies import FEW_IMAGES, check_record, counted, make_small, run, tiny_tasks
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies import first_epoch
-from taskvec_mini.benchmarks.training.finetune import finetune
-from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
+from taskvec_mini.benchmarks.training import finetune, full_batch_gradient
 
 RECIPES = {
     name: dataclasses.replace(recipe, epochs=2, learning_rate=0.02)

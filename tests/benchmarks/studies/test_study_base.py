@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import re
+import sys
 
 import pytest
 import torch
 
 from small_studies import CORE, IMAGES, RECIPE, load_small, load_tiny, make_small
-from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
+from taskvec_mini.benchmarks.encoders import state_of
+from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.studies import STUDIES, base
 from taskvec_mini.benchmarks.studies.subsets import some_subsets
 
@@ -99,3 +100,19 @@ def test_every_study_can_be_listed_and_asked_for(name):
 
 def test_descriptions_tell_studies_apart():
     assert len({study.description for study in STUDIES.values()}) == len(STUDIES)
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "clip"])
+def test_encoders_may_lie_in_the_folder_that_is_asked_for(monkeypatch, tmp_path, name):
+    class FoundError(Exception):
+        pass
+
+    def load_backbone(_name, *, folder):
+        assert folder == tmp_path
+        raise FoundError
+
+    study = STUDIES[name]
+    monkeypatch.setattr(base, "load_tasks", lambda *_, **__: {})
+    monkeypatch.setattr(sys.modules[type(study).__module__], "load_backbone", load_backbone)
+    with pytest.raises(FoundError):
+        study.run(base.StudyRequest(data=tmp_path))

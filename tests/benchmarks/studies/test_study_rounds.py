@@ -10,14 +10,12 @@ import study_checks
 from small_encoder import tiny_backbone, tiny_task
 from small_studies import FEW, FEW_IMAGES, GRIDS, RECIPE, check_record, make_small, run, tiny_tasks
 from taskvec_mini import merging
-from taskvec_mini.benchmarks.encoders.parameters import state_of
-from taskvec_mini.benchmarks.evaluation.accuracy import accuracies
+from taskvec_mini.benchmarks.encoders import state_of
+from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.rounds import Rounds, alternate_tasks
-from taskvec_mini.benchmarks.training.finetune import finetune, finetune_jointly
-from taskvec_mini.benchmarks.training.settings import Settings
-from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.benchmarks.training import Settings, Trainer, finetune, finetune_jointly
 
 SETTINGS = Settings(learning_rate=0.02, epochs=2, batch_size=16, centre="batch")
 

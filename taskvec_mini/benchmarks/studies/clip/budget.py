@@ -11,10 +11,7 @@ import torch
 from taskvec_mini import scores
 from taskvec_mini.benchmarks.encoders import Backbone, embed
 from taskvec_mini.benchmarks.evaluation.throughput import CLASSES, noise_task, random_head
-from taskvec_mini.benchmarks.training import memory
-from taskvec_mini.benchmarks.training.experiment import JOINT
-from taskvec_mini.benchmarks.training.settings import Settings, Speed
-from taskvec_mini.benchmarks.training.trainer import Trainer
+from taskvec_mini.benchmarks.training import JOINT, Settings, Speed, Trainer, memory
 from taskvec_mini.errors import UserError
 
 STEPS = 4  # of the measurement; as many before them do not count

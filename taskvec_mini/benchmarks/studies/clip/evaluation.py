@@ -19,7 +19,7 @@ from taskvec_mini.benchmarks.studies.base import (
     grid,
     say,
 )
-from taskvec_mini.benchmarks.training.experiment import JOINT, RunFolder
+from taskvec_mini.benchmarks.training import JOINT, RunFolder
 from taskvec_mini.vectors import TaskVector
 
 VALIDATION, TEST = 250, 2000  # images of a task that tune the coefficients, and that judge

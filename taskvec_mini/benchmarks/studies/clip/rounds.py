@@ -12,8 +12,7 @@ from taskvec_mini.benchmarks.encoders import Encoder
 from taskvec_mini.benchmarks.engines import EngineOptions, Job, JointJob, finetune_all
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.studies.clip.budget import Plan, makespan
-from taskvec_mini.benchmarks.training.experiment import JOINT, Experiment, RunFolder
-from taskvec_mini.benchmarks.training.settings import Settings, Speed
+from taskvec_mini.benchmarks.training import JOINT, Experiment, RunFolder, Settings, Speed
 from taskvec_mini.errors import UserError
 
 RECIPE = Settings(learning_rate=1e-5, epochs=1, weight_decay=0.1, batch_size=128, clip_norm=10.0)

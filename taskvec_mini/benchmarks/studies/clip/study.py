@@ -25,7 +25,7 @@ from taskvec_mini.benchmarks.data import DATA_VARIABLE, SUITES, Task, hub, load_
 from taskvec_mini.benchmarks.data.splits import VALIDATION_MOST, VALIDATION_SHARE
 from taskvec_mini.benchmarks.encoders import Backbone, Encoder, clip, state_of
 from taskvec_mini.benchmarks.engines import EngineOptions, opened, shared_folder
-from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images
+from taskvec_mini.benchmarks.evaluation import forget_prepared_images
 from taskvec_mini.benchmarks.heads import (
     TEMPLATES,
     Head,
@@ -37,9 +37,7 @@ from taskvec_mini.benchmarks.heads import (
 from taskvec_mini.benchmarks.studies import base
 from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, say
 from taskvec_mini.benchmarks.studies.clip import budget, evaluation, rounds
-from taskvec_mini.benchmarks.training import memory
-from taskvec_mini.benchmarks.training.experiment import Experiment
-from taskvec_mini.benchmarks.training.settings import Speed
+from taskvec_mini.benchmarks.training import Experiment, Speed, memory
 from taskvec_mini.errors import FileError, UserError
 
 BACKBONE, BUDGET = "ViT-B-32-quickgelu", 60.0  # minutes
