@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taskvec_mini import records
+from taskvec_mini import _files, records
 from taskvec_mini.benchmarks.encoders.load import IMAGENET_MEAN, IMAGENET_STD
 from taskvec_mini.benchmarks.encoders.mobilenet import load_mobilenet
 from taskvec_mini.benchmarks.encoders.pocket import Pocket
@@ -238,7 +238,7 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,
-        "sha256": records.checksum(OUT / "pocket.safetensors"),
+        "sha256": _files.sha256(OUT / "pocket.safetensors"),
     }
     records.write(
         OUT / "pocket.json",
@@ -248,7 +248,7 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
         seeds=[options.seed],
         seconds=round(progress["seconds"], 1),
         settings={k: v for k, v in vars(options).items() if k not in ("images", "teacher", "work")},
-        data={path.name: records.checksum(path) for path in (options.images, options.teacher)},
+        data={path.name: _files.sha256(path) for path in (options.images, options.teacher)},
     )
     print(results)
 

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taskvec_mini import records
+from taskvec_mini import _files, records
 from taskvec_mini.benchmarks.data import (
     MAX_LENGTH,
     SPECIAL,
@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     files = [options.data / "text" / "pretrain.txt.gz", *sorted((options.data / "text").glob("*.train.tsv"))]
-    options.sources = {path.name: records.checksum(path) for path in files}
+    options.sources = {path.name: _files.sha256(path) for path in files}
     training, modern, held_out = read_texts(files[0], files[1:])
     everything = training + modern * options.modern_weight
     key = (
@@ -371,8 +371,8 @@ def write(progress: dict, scores: dict, vocabulary: Path, options: argparse.Name
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,
-        "sha256": records.checksum(weights),
-        "vocabulary_sha256": records.checksum(vocabulary),
+        "sha256": _files.sha256(weights),
+        "vocabulary_sha256": _files.sha256(vocabulary),
     }
     about = {
         "command": "python scripts/pretrain_pocket_text.py --data $TASKVEC_MINI_DATA --work local/pocket-text"

@@ -45,7 +45,6 @@ FIELDS = (
     "settings",
     "results",
 )
-checksum = _files.sha256  # until its callers say _files.sha256
 _PACKAGE = Path(__file__).resolve().parent
 _MACHINE_PATH = re.compile(r"(?<![\w.:/~])(?:~?(?:/[\w.+-]+){2,}|[A-Za-z]:\\)")
 
@@ -94,7 +93,7 @@ def write(
         seeds: every seed that was used; none for a run that draws nothing.
         seconds: how long the run took.
         settings: what was chosen.
-        data: the SHA-256 of each data file, by the file's name (`sha256sum` gives it).
+        data: the SHA-256 of each data file, by the file's name (`sha256sum` prints it).
         origin: what `provenance` said before the run began; by default what it says now.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import pretrain_pocket_text as pretrain
-from taskvec_mini import records
+from taskvec_mini import _files, records
 from taskvec_mini.benchmarks.encoders.pocket_text import PocketText
 
 WORDS = 40  # entries of the tiny vocabulary
@@ -250,7 +250,7 @@ def test_the_command_writes_weights_vocabulary_and_record(data, tmp_path, monkey
     tensors = load_file(weights / "pocket_text.safetensors")
     assert record["results"]["parameters"] == sum(value.numel() for value in tensors.values())
     assert {str(value.dtype) for value in tensors.values()} == {"torch.float16"}
-    assert record["results"]["sha256"] == records.checksum(weights / "pocket_text.safetensors")
+    assert record["results"]["sha256"] == _files.sha256(weights / "pocket_text.safetensors")
     assert record["data"].keys() == {"pretrain.txt.gz", "cats.train.tsv"}
     assert record["settings"]["steps"] == 4
     assert str(tmp_path) not in str(record)
