@@ -28,13 +28,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskvec_mini.benchmarks.data import suites as datasets
-from taskvec_mini.benchmarks.encoders.base import Backbone
-from taskvec_mini.benchmarks.encoders.load import load_backbone
-from taskvec_mini.benchmarks.evaluation import throughput
-from taskvec_mini.benchmarks.evaluation.accuracy import forget_prepared_images, sweep
+from taskvec_mini.benchmarks.data import ImageTask, load_tasks
+from taskvec_mini.benchmarks.encoders import Backbone, load_backbone
+from taskvec_mini.benchmarks.evaluation import forget_prepared_images, sweep, throughput
 from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.training.finetune import Settings, Speed
+from taskvec_mini.benchmarks.training import Settings, Speed
 from taskvec_mini.vectors import TaskVector
 
 COEFS = [i / 20 for i in range(1, 21)]
@@ -72,7 +70,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - begin[0], time.process_time() - begin[1], result
 
 
-def show_finetuning(backbone: Backbone, task: datasets.ImageTask, speed: Speed) -> None:
+def show_finetuning(backbone: Backbone, task: ImageTask, speed: Speed) -> None:
     """Images a second, the two ways in turn, as `python -m taskvec_mini.benchmarks throughput` has it."""
     found = throughput.measure(
         backbone,
@@ -90,7 +88,7 @@ def show_finetuning(backbone: Backbone, task: datasets.ImageTask, speed: Speed) 
     )
 
 
-def show_evaluation(backbone: Backbone, tasks: dict[str, datasets.ImageTask], *, channels_last: bool) -> None:
+def show_evaluation(backbone: Backbone, tasks: dict[str, ImageTask], *, channels_last: bool) -> None:
     """All scaling coefficients on all tasks, the first preparation of the images included."""
     heads = {name: throughput.random_head(backbone, len(task.class_names)) for name, task in tasks.items()}
     pretrained = {name: part.detach() for name, part in backbone.model.named_parameters()}
@@ -133,7 +131,7 @@ def forward_flops(backbone: Backbone) -> int:
     return int(counter.get_total_flops())
 
 
-def noise_tasks(count: int) -> dict[str, datasets.ImageTask]:
+def noise_tasks(count: int) -> dict[str, ImageTask]:
     """Eight tasks of noise, 32 x 32 pixels in colour."""
     tasks = {}
     for number in range(8):
@@ -143,7 +141,7 @@ def noise_tasks(count: int) -> dict[str, datasets.ImageTask]:
     return tasks
 
 
-def shortened(task: datasets.ImageTask, count: int) -> datasets.ImageTask:
+def shortened(task: ImageTask, count: int) -> ImageTask:
     """The first test images alone."""
     return dataclasses.replace(
         task, test_images=task.test_images[:count], test_labels=task.test_labels[:count]
@@ -168,7 +166,7 @@ def main() -> None:
     if options.data is None:
         tasks = noise_tasks(options.images)
     else:
-        tasks = datasets.load_tasks(folder=options.data, limit=options.images)
+        tasks = load_tasks(folder=options.data, limit=options.images)
     backbone = load_backbone(options.backbone)
     speed = Speed(channels_last=options.channels_last, micro_batch_size=options.micro_batch_size)
     show_finetuning(backbone, next(iter(tasks.values())), speed)
