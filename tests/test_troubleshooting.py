@@ -27,8 +27,7 @@ from taskvec_mini.benchmarks.data import (
     load_tokenizer,
     torchvision_sets,
 )
-from taskvec_mini.benchmarks.encoders import clip
-from taskvec_mini.benchmarks.encoders import load as backbones
+from taskvec_mini.benchmarks.encoders import clip, load_backbone
 from taskvec_mini.benchmarks.engines import ray as ray_engine
 from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.studies.clip import CONVERGED, MeasuredSpeed, Plan, plan
@@ -93,8 +92,9 @@ def no_network(*_: object, **__: object) -> object:
 
 
 def weights_without_network() -> object:
-    url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-    return backbones._downloaded("resnet18", SimpleNamespace(url=url, get_state_dict=no_network))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+        return load_backbone("resnet18")
 
 
 def images_without_network(folder: Path) -> object:
@@ -306,8 +306,8 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "no such folder": lambda folder: load_tasks(folder=folder / "data"),
     "no data file": lambda folder: bundle(folder),
     "data cut short": lambda folder: bundle(folder, b"cut short"),
-    "no mobilenet": lambda _: backbones.load_backbone("mobilenet"),
-    "no pocket": lambda folder: backbones.load_backbone("pocket", weights=folder / "pocket.safetensors"),
+    "no mobilenet": lambda _: load_backbone("mobilenet"),
+    "no pocket": lambda folder: load_backbone("pocket", weights=folder / "pocket.safetensors"),
     "no network, weights": lambda _: weights_without_network(),
     "no network, images": images_without_network,
     "other runs": lambda folder: experiment(folder, "pocket") and experiment(folder, "mobilenet"),

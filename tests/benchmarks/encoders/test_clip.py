@@ -1,22 +1,17 @@
 """CLIP's image encoders: against closed forms, open_clip's own transform and model, files of all kinds."""
 
-import dataclasses
 import sys
 import time
-from types import SimpleNamespace
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from taskvec_mini.benchmarks.cli import list as _cli_list
-from taskvec_mini.benchmarks.encoders import Backbone, clip, embed, load_backbone, trained_parameters
+from taskvec_mini.benchmarks.encoders import clip, embed, load_backbone, trained_parameters
 
 LARGE = [name for name in clip.PARAMETERS if name != clip.TINY]
 
@@ -84,31 +79,12 @@ def test_mean_and_spread_are_openais():
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14"])
 def test_names_of_gelu_models_are_refused_with_the_reason(name):
     with pytest.raises(ValueError, match=f"'{name}' has the activation GELU.*QuickGELU.*'{name}-quickgelu'"):
-        load_backbone(name)
-    with pytest.raises(ValueError, match="GELU"):
         clip.load_clip(name)
 
 
 def test_an_unknown_name_brings_the_near_ones():
-    with pytest.raises(ValueError, match=r"unknown backbone 'ViT-B-32-quikgelu': .*'ViT-B-32-quickgelu'"):
-        load_backbone("ViT-B-32-quikgelu")
     with pytest.raises(ValueError, match="unknown CLIP model 'tiny_clip': did you mean 'tiny-clip'"):
         clip.load_clip("tiny_clip")
-
-
-def test_the_size_of_the_images_is_fixed():
-    assert load_backbone("tiny-clip", image_size=32).image_size == 32
-    with pytest.raises(ValueError, match="tiny-clip takes images of 32 pixels, not 64; leave image_size out"):
-        load_backbone("tiny-clip", image_size=64)
-
-
-def test_the_command_list_knows_the_models_without_open_clip_or_a_network(monkeypatch):
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    for name, count in clip.PARAMETERS.items():
-        assert name in _cli_list.BACKBONES
-        line = _cli_list._backbone(name, SimpleNamespace())
-        assert f"{count:,} parameters" in line
-        assert ("not pretrained" in line) == (name == "tiny-clip")
 
 
 def test_without_open_clip_the_error_names_the_extra(monkeypatch):
@@ -150,73 +126,6 @@ def test_the_encoder_is_open_clips_own_without_the_texts(tiny):
     }
     assert not backbone.model.training
     assert float((expected[0] - expected[1]).abs().max()) > 0.01  # it tells images apart
-
-
-# --- preparation -----------------------------------------------------------------------------------------
-
-
-def picture(height, width):
-    """Waves, a sharp-edged block that bicubic resizing overshoots at, and some noise; (H, W, 3)."""
-    random = np.random.default_rng(height + width)
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    waves = [127 + 120 * np.sin(9 * x + 5 * y + i) * np.cos(21 * x * y + i) for i in range(3)]
-    image = np.stack(waves, -1) + random.normal(0, 10, (height, width, 3))
-    image[height // 4 : height // 2, width // 4 : width // 2] = (250, 5, 90)
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def levels(size, image):
-    """How far our preparation is from open_clip's, in levels from 0 to 255."""
-    own = Backbone(
-        "clip",
-        nn.Linear(1, 1),
-        image_size=size,
-        mean=clip.MEAN,
-        std=clip.STD,
-        features=1,
-        resize="crop",
-        interpolation="bicubic",
-    )
-    found = own.prepare(torch.from_numpy(image)[None])[0]
-    expected = open_clip.image_transform(size, is_train=False)(Image.fromarray(image))
-    assert found.shape == expected.shape == (3, size, size)
-    return (found - expected).abs() * torch.tensor(clip.STD)[:, None, None] * 255
-
-
-@pytest.mark.parametrize(
-    ("height", "width"), [(32, 32), (97, 33), (180, 224), (225, 224), (224, 301), (375, 500), (401, 299)]
-)
-def test_images_are_prepared_as_open_clip_prepares_them(height, width):
-    difference = levels(224, picture(height, width))
-    assert (
-        float(difference.max()) < 1.01
-    )  # a level, where a value lies between two and rounds to the other one
-    assert float((difference < 0.01).float().mean()) > 0.985
-
-
-def test_an_image_of_the_right_size_is_prepared_exactly_as_open_clip_does():
-    assert float(levels(224, picture(224, 224)).max()) < 1e-3
-    for shape in ((32, 50), (35, 32), (32, 33)):  # only cut; margins that are no whole number too
-        assert float(levels(32, picture(*shape)).max()) < 1e-3, shape
-
-
-def test_the_way_of_resizing_is_part_of_the_preparation_only_where_it_is_not_the_usual_one():
-    usual = Backbone(
-        "none", nn.Linear(1, 1), image_size=32, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), features=1
-    )
-    old = [32, [0.1, 0.2, 0.3], [1.0, 1.0, 1.0]]  # as the run folders of earlier versions have it
-    assert usual.preparation == old
-    assert dataclasses.replace(usual, resize="crop").preparation == [*old, "crop", "bilinear"]
-    assert dataclasses.replace(usual, interpolation="bicubic").preparation == [*old, "stretch", "bicubic"]
-    assert load_backbone("tiny-clip").preparation == [32, list(clip.MEAN), list(clip.STD), "crop", "bicubic"]
-
-
-@pytest.mark.parametrize("change", [{"resize": "croop"}, {"interpolation": "cubic"}])
-def test_other_ways_of_resizing_are_refused(change):
-    with pytest.raises(ValueError, match=f"unknown {next(iter(change))} '{next(iter(change.values()))}'"):
-        Backbone(
-            "none", nn.Linear(1, 1), image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3, features=1, **change
-        )
 
 
 # --- files -----------------------------------------------------------------------------------------------

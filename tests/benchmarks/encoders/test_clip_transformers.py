@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from taskvec_mini.benchmarks.encoders import (
+    _weights,
     clip,
     load_backbone,
     load_transformers_vision,
@@ -146,7 +147,7 @@ def test_mapping_file_and_folder_hold_the_same(state, backbone, tmp_path, monkey
     torch.save(state, tmp_path / "old" / "pytorch_model.bin")
     bare = {name.removeprefix("vision_model."): part for name, part in state.items()}
     buffer = {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
-    monkeypatch.setattr(clip, "hub_file", lambda repository, file, what: tmp_path / file)
+    monkeypatch.setattr(_weights, "hub_file", lambda repository, file, *, what: tmp_path / file)
     for source in (
         tmp_path,
         tmp_path / "model.safetensors",

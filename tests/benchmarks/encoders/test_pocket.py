@@ -1,12 +1,17 @@
 """The pocket encoder: a second, plain computation of its function, and what it must not depend on."""
 
+import hashlib
+import json
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from taskvec_mini import networks
 from taskvec_mini.benchmarks.encoders import load_backbone
-from taskvec_mini.benchmarks.encoders.pocket import EMBEDDING, Pocket
+from taskvec_mini.benchmarks.encoders.pocket import EMBEDDING, POCKET_WEIGHTS, Pocket
 
 
 def seeded(model, seed=0):
@@ -115,7 +120,83 @@ def test_its_gradient_agrees_with_finite_differences():
     torch.testing.assert_close(gradient @ direction, measured, rtol=1e-6, atol=0)
 
 
+def test_the_untrained_pocket_is_the_same_each_time_and_draws_from_no_global_source():
+    before = torch.get_rng_state()
+    first, second = (load_backbone("random-pocket").model for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(networks.flatten(first), networks.flatten(second))
+    kernel = first.blocks[3].conv2.weight.detach()
+    assert kernel.std().item() == pytest.approx((2 / (9 * kernel.shape[1])) ** 0.5, rel=0.01)
+    assert not first.project.bias.any()
+    with pytest.raises(ValueError, match="reads no weights"):
+        load_backbone("random-pocket", weights="some.safetensors")
+
+
 def test_the_backbone_named_pocket_is_this_network():
     model = load_backbone("random-pocket").model
     assert isinstance(model, Pocket)
     assert model.project.out_features == EMBEDDING
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("random-pocket")
+
+
+# --- its file ---------------------------------------------------------------------------------------
+
+
+def write_pocket(folder, state):
+    """Weights in float16 and a record, as the pretraining script writes them."""
+    path = folder / "pocket.safetensors"
+    save_file({name: value.half().contiguous() for name, value in state.items()}, path)
+    fields = {"command": "python make.py", "commit": "0" * 40, "date": "2026-01-02", "device": "a CPU"}
+    fields |= {"versions": {"python": "3"}, "seeds": [0], "seconds": 1.0, "data": {}, "settings": {}}
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(fields | {"results": {"sha256": checksum}}))
+    return path
+
+
+def test_pocket_is_read_from_half_precision_into_single(tmp_path, backbone):
+    path = write_pocket(tmp_path, backbone.model.state_dict())
+    loaded = load_backbone("pocket", weights=path)
+    assert (loaded.name, loaded.image_size, loaded.features) == ("pocket", 32, 256)
+    assert all(each.requires_grad for each in loaded.model.parameters())
+    assert {each.dtype for each in loaded.model.parameters()} == {torch.float32}
+    expected = networks.flatten(backbone.model).numpy().astype(np.float16).astype(np.float32)
+    assert np.array_equal(networks.flatten(loaded.model).numpy(), expected)
+
+
+@pytest.mark.parametrize("lost", [".safetensors", ".json"])
+def test_without_weights_or_record_the_error_names_the_script_that_makes_them(tmp_path, backbone, lost):
+    path = write_pocket(tmp_path, backbone.model.state_dict())
+    path.with_suffix(lost).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no file .*pocket{lost}.*scripts/pretrain_pocket.py"):
+        load_backbone("pocket", weights=path)
+
+
+def test_one_flipped_bit_in_pockets_file_is_noticed(tmp_path, backbone):
+    path = write_pocket(tmp_path, backbone.model.state_dict())
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        ValueError,
+        match=r"pocket.safetensors is truncated .* should be \w{64} and is \w{64}; .*pre",
+    ):
+        load_backbone("pocket", weights=path)
+
+
+def test_the_weights_of_another_network_are_refused(tmp_path):
+    path = write_pocket(tmp_path, Pocket(widths=(8, 8, 8, 8)).state_dict())
+    with pytest.raises(ValueError, match="does not hold the weights of pocket"):
+        load_backbone("pocket", weights=path)
+
+
+@pytest.mark.skipif(not POCKET_WEIGHTS.exists(), reason="pocket is not pretrained yet")
+def test_the_shipped_pocket_is_what_its_record_says():
+    record = json.loads(POCKET_WEIGHTS.with_suffix(".json").read_text())
+    theta = networks.flatten(load_backbone().model)
+    assert len(theta) == record["results"]["parameters"]
+    assert bool(torch.isfinite(theta).all())
+    assert POCKET_WEIGHTS.stat().st_size <= 8e6

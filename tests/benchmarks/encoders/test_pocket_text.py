@@ -7,15 +7,21 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from taskvec_mini.benchmarks.encoders.text import WEIGHTS
 from torch import nn
 from torch.func import functional_call
 
-from taskvec_mini import networks, records
+from taskvec_mini import _files, networks, records
 from taskvec_mini.benchmarks.data import VOCABULARY, TextTask, load_tokenizer
-from taskvec_mini.benchmarks.encoders import embed, load_backbone
-from taskvec_mini.benchmarks.encoders import text as text_encoder
-from taskvec_mini.benchmarks.encoders.pocket_text import HEADS, PocketText, draw_weights, nearness
+from taskvec_mini.benchmarks.encoders import embed, load_backbone, pocket_text
+from taskvec_mini.benchmarks.encoders.pocket_text import (
+    HEADS,
+    PocketText,
+    draw_weights,
+    nearness,
+)
+from taskvec_mini.benchmarks.encoders.pocket_text import (
+    POCKET_TEXT_WEIGHTS as WEIGHTS,
+)
 from taskvec_mini.benchmarks.heads import prototype_head
 
 TEXTS = [
@@ -201,7 +207,7 @@ def test_what_are_no_tokens_of_this_vocabulary_is_refused(backbone, tokens, kind
 
 
 def test_the_preparation_tells_length_and_vocabulary_and_is_json(backbone):
-    assert json.loads(json.dumps(backbone.preparation)) == [48, records.checksum(VOCABULARY)]
+    assert json.loads(json.dumps(backbone.preparation)) == [48, _files.sha256(VOCABULARY)]
 
 
 # --- loading ---------------------------------------------------------------------------------------------
@@ -217,8 +223,8 @@ def copied(tmp_path):
 
 def test_the_shipped_encoder_is_the_recorded_one(backbone):
     results = records.read(WEIGHTS.with_suffix(".json"))["results"]
-    assert records.checksum(WEIGHTS) == results["sha256"]
-    assert records.checksum(VOCABULARY) == results["vocabulary_sha256"] == load_tokenizer().sha256
+    assert _files.sha256(WEIGHTS) == results["sha256"]
+    assert _files.sha256(VOCABULARY) == results["vocabulary_sha256"] == load_tokenizer().sha256
     assert len(networks.flatten(backbone.model)) == results["parameters"]
     assert WEIGHTS.stat().st_size + VOCABULARY.stat().st_size < 6e6
     for name, stored in load_file(WEIGHTS).items():
@@ -255,7 +261,7 @@ def test_a_missing_file_is_named(copied, suffix):
 def test_a_changed_file_is_refused(copied, suffix):
     path = copied / f"pocket_text{suffix}"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(ValueError, match=f"pocket_text{suffix} has the sha256 .* expected"):
+    with pytest.raises(ValueError, match=f"pocket_text{suffix} is truncated or corrupted .* should be"):
         load_backbone("pocket-text", weights=copied / WEIGHTS.name)
 
 
@@ -264,7 +270,7 @@ def test_a_file_of_other_weights_is_refused_even_with_its_own_record(copied, con
     path, record = copied / WEIGHTS.name, copied / WEIGHTS.with_suffix(".json").name
     path.write_bytes(b"nothing") if content is None else save_file(content, path)
     told = json.loads(record.read_text(encoding="utf-8"))
-    told["results"]["sha256"] = records.checksum(path)
+    told["results"]["sha256"] = _files.sha256(path)
     record.write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ValueError, match="does not hold the weights of pocket-text"):
         load_backbone("pocket-text", weights=path)
@@ -282,7 +288,7 @@ def test_what_makes_no_sense_for_it_is_refused(monkeypatch, tmp_path):
         load_backbone("random-pocket-text", weights="some.safetensors")
     with pytest.raises(ValueError, match="takes texts, which have no image_size"):
         load_backbone("random-pocket-text", image_size=32)
-    monkeypatch.setattr(text_encoder, "VOCABULARY", tmp_path / "none.json")
+    monkeypatch.setattr(pocket_text, "VOCABULARY", tmp_path / "none.json")
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         load_backbone("random-pocket-text")
 
