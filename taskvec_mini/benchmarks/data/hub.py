@@ -250,13 +250,13 @@ def _check_room(listings: list[Listing], target: Path, *, cache: Path, size: int
         target: sum(images.values()) + max(images.values()),  # once more while they are not yet in order
     }
     print(f"{cache} needs {_megabytes(needs[cache])} MB meanwhile; it may be emptied afterwards", flush=True)
+    for path in needs:
+        path.mkdir(parents=True, exist_ok=True)
     disks: dict[int, list[Path]] = {}
     for path in needs:
-        existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-        disks.setdefault(existing.stat().st_dev, []).append(path)
+        disks.setdefault(path.stat().st_dev, []).append(path)
     for paths in disks.values():
-        existing = next(each for each in (paths[0].absolute(), *paths[0].absolute().parents) if each.exists())
-        wanted, free = sum(needs[path] for path in paths), shutil.disk_usage(existing).free
+        wanted, free = sum(needs[path] for path in paths), shutil.disk_usage(paths[0]).free
         if wanted > free:
             raise FileError(
                 errno.ENOSPC,
@@ -264,8 +264,6 @@ def _check_room(listings: list[Listing], target: Path, *, cache: Path, size: int
                 f"{_megabytes(wanted)} MB are needed: nothing was fetched; ask for fewer tasks, give another "
                 "folder, or set the environment variable HF_HOME to a folder on a larger disk",
             )
-    for path in needs:
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def _megabytes(size: int) -> str:

@@ -81,15 +81,12 @@ def checksum(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def image_task(
-    name: str, arrays: Arrays, *, where: str, sha256: str, limit: int | None, seed: int
-) -> ImageTask:
+def image_task(name: str, arrays: Arrays, *, sha256: str, limit: int | None, seed: int) -> ImageTask:
     """The task of some arrays: a part of its training images split off to validate, the test part as it is.
 
     Args:
         name: of the task.
         arrays: by the names of `REQUIRED`, and some of `OPTIONAL`.
-        where: they came from, for messages.
         sha256: of what they came from.
         limit: keep at most that many training images, the first of the shuffled order.
         seed: decides the validation part and the order.
@@ -98,47 +95,44 @@ def image_task(
         TypeError: if images are not uint8 or labels not int64.
         ValueError: if the arrays do not fit one another, or a group stands in the train and the test part.
     """
-    try:
-        class_names = tuple(map(str, arrays["class_names"]))
-        tensors = {
-            key: torch.from_numpy(np.ascontiguousarray(values))
-            for key, values in arrays.items()
-            if key != "class_names"
-        }
-        for part in ("train", "test"):
-            images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
-            check_images(part, images, labels, classes=len(class_names))
-        images, labels, groups = tensors["train_images"], tensors["train_labels"], tensors.get("train_groups")
-        if groups is not None:
-            if groups.shape != labels.shape:
-                raise UserError(
-                    f"train_groups has shape {tuple(groups.shape)} for {len(labels)} images; give one each"
-                )
-            both = np.intersect1d(arrays["train_groups"], arrays.get("test_groups", np.empty(0, np.int64)))
-            if len(both):
-                raise UserError(
-                    f"{len(both)} group(s) stand in the train and in the test part, the first is {both[0]}; "
-                    "the test part is leaked: split it anew by group"
-                )
-        fingerprints = splits.contents(images)
-        fresh = splits.without_test_copies(fingerprints, splits.contents(tensors["test_images"]))
-        train, val = splits.validation_split(
-            [fingerprints[i] for i in fresh.tolist()], None if groups is None else groups[fresh], seed=seed
-        )
-        train, val = fresh[train][:limit], fresh[val]
-        return ImageTask(
-            name=name,
-            class_names=class_names,
-            train_images=images[train],
-            train_labels=labels[train],
-            val_images=images[val],
-            val_labels=labels[val],
-            test_images=tensors["test_images"],
-            test_labels=tensors["test_labels"],
-            sha256=sha256,
-        )
-    except UserError as error:
-        raise type(error)(f"{where}: {error}") from error
+    class_names = tuple(map(str, arrays["class_names"]))
+    tensors = {
+        key: torch.from_numpy(np.ascontiguousarray(values))
+        for key, values in arrays.items()
+        if key != "class_names"
+    }
+    for part in ("train", "test"):
+        images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
+        check_images(part, images, labels, classes=len(class_names))
+    images, labels, groups = tensors["train_images"], tensors["train_labels"], tensors.get("train_groups")
+    if groups is not None:
+        if groups.shape != labels.shape:
+            raise UserError(
+                f"train_groups has shape {tuple(groups.shape)} for {len(labels)} images; give one each"
+            )
+        both = np.intersect1d(arrays["train_groups"], arrays.get("test_groups", np.empty(0, np.int64)))
+        if len(both):
+            raise UserError(
+                f"{len(both)} group(s) stand in the train and in the test part, the first is {both[0]}; "
+                "the test part is leaked: split it anew by group"
+            )
+    fingerprints = splits.contents(images)
+    fresh = splits.without_test_copies(fingerprints, splits.contents(tensors["test_images"]))
+    train, val = splits.validation_split(
+        [fingerprints[i] for i in fresh.tolist()], None if groups is None else groups[fresh], seed=seed
+    )
+    train, val = fresh[train][:limit], fresh[val]
+    return ImageTask(
+        name=name,
+        class_names=class_names,
+        train_images=images[train],
+        train_labels=labels[train],
+        val_images=images[val],
+        val_labels=labels[val],
+        test_images=tensors["test_images"],
+        test_labels=tensors["test_labels"],
+        sha256=sha256,
+    )
 
 
 def full_disk(error: BaseException) -> OSError | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,11 @@ from torch import Tensor
 from taskvec_mini import _checks, tasks
 from taskvec_mini.benchmarks.data import hub, image_files, texts, torchvision_sets
 from taskvec_mini.benchmarks.data import tokenizer as tokenizers
-from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, ImageTask, Task
+from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, Task
 from taskvec_mini.benchmarks.data.texts import TextTokenizer
 from taskvec_mini.errors import MissingFileError, UserError
 
 Row = dict[str, object]
-
-
-class _Loader(Protocol):
-    def __call__(
-        self, names: list[str], *, folder: Path, limit: int | None, seed: int, tokenizer: TextTokenizer | None
-    ) -> Iterable[Task]: ...
 
 
 @dataclass(frozen=True)
@@ -41,27 +35,28 @@ class Suite:
         name: what `load_tasks` takes.
         description: what it is, in a few words.
         unit: what its tasks are made of, "images" or "texts".
+        names: gives the names of all its tasks.
+        read: gives of a name, and the folder of the data, where the task is, for messages, its two parts (as
+            `image_task` or `text_task` takes them) and their sha256; None where `hub.load` does it all.
+        row: gives what there is to say about a name, see `overview`.
+        most: how many of its tasks, the first, are meant where none are named; None for all.
         needs_folder: whether it keeps files in the folder of the data.
         subfolder: where in that folder they are.
         downloads: whether it downloads what is not yet there.
         how_to_get: what to do where there is no folder.
-        names: gives the names of all its tasks.
-        most: how many of them, the first, are its tasks by default.
-        loader: gives the tasks of some names.
-        row: gives what there is to say about a task, see `overview`.
     """
 
     name: str
     description: str
     unit: str
-    needs_folder: bool
-    subfolder: str
-    downloads: bool
-    how_to_get: str
     names: Callable[[], Iterable[str]]
-    most: int | None
-    loader: _Loader
+    read: Callable[[str, Path], tuple[str, Any, str]] | None
     row: Callable[[str, Path | None], Row]
+    most: int | None = None
+    needs_folder: bool = False
+    subfolder: str = ""
+    downloads: bool = False
+    how_to_get: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -141,10 +136,25 @@ def load_tasks(
         limit = _checks.whole_number("limit", limit)
     if tokenizer is not None and asked.unit != "texts":
         raise UserError(f"suite {suite!r} has no texts to cut into tokens; leave tokenizer=... out")
-    loaded = asked.loader(
-        chosen, folder=_folder_of(asked, folder), limit=limit, seed=seed, tokenizer=tokenizer
-    )
-    return {task.name: task for task in loaded}
+    place = _folder_of(asked, folder)
+    if asked.read is None:
+        return dict(hub.load(chosen, place, limit=limit, seed=seed))
+    if asked.unit == "texts" and tokenizer is None:
+        tokenizer = tokenizers.load_tokenizer()
+    found: dict[str, Any] = {}
+    for name in chosen:
+        where, parts, sha256 = asked.read(name, place)
+        try:
+            if tokenizer is None:
+                task: Task = image_files.image_task(name, parts, sha256=sha256, limit=limit, seed=seed)
+            else:
+                task = texts.text_task(
+                    name, parts, sha256=sha256, tokenizer=tokenizer, limit=limit, seed=seed
+                )
+        except UserError as error:
+            raise type(error)(f"{where}: {error}") from error
+        found[name] = task
+    return found
 
 
 def _folder_of(suite: Suite, folder: str | os.PathLike[str] | None) -> Path:
@@ -191,32 +201,25 @@ def bundle_files() -> Mapping[str, BundleFile]:
         return {name: BundleFile(**entry) for name, entry in tomllib.load(table).items()}
 
 
-def _load_bundle(
-    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
-) -> Iterator[ImageTask]:
-    for name in names:
-        known = bundle_files()[name]
-        path = folder / known.file
-        if not path.is_file():
-            raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
-        arrays = image_files.read_arrays(
-            path, known.sha256, remedy="copy the file again from where it came from"
-        )
-        yield image_files.image_task(
-            name, arrays, where=str(path), sha256=known.sha256, limit=limit, seed=seed
-        )
+def _read_bundle(name: str, folder: Path) -> tuple[str, image_files.Arrays, str]:
+    known = bundle_files()[name]
+    path = folder / known.file
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
+    arrays = image_files.read_arrays(path, known.sha256, remedy="copy the file again from where it came from")
+    return str(path), arrays, known.sha256
 
 
 def _bundle_row(name: str, folder: Path | None) -> Row:
     if folder is None:
         return {"task": name, "file": bundle_files()[name].file}
-    return _image_row(name, lambda: load_tasks([name], folder=folder)[name])
+    return _image_row(name, suite="bundle", folder=folder)
 
 
-def _image_row(name: str, load: Callable[[], ImageTask]) -> Row:
+def _image_row(name: str, *, suite: str, folder: Path | None) -> Row:
     """A row with the sizes of a task, or with what is wrong with its data."""
     try:
-        task = load()
+        task = load_tasks([name], suite=suite, folder=folder)[name]
     except UserError as error:
         return {**dict.fromkeys(("task", "classes", "pixels", *PARTS), "-"), "task": name, "": error}
     shape = task.train_images.shape
@@ -236,35 +239,23 @@ def _digits() -> Mapping[str, tasks.Task]:
     return tasks.digit_tasks()
 
 
-def _load_digits(names: list[str], *, limit: int | None, seed: int, **_: object) -> Iterator[ImageTask]:
-    for name in names:
-        task = _digits()[name]
-        arrays: dict[str, image_files.Array] = {"class_names": np.array(task.class_names)}
-        for part, inputs, labels in (
-            ("train", task.train_inputs, task.train_labels),
-            ("test", task.test_inputs, task.test_labels),
-        ):
-            arrays[f"{part}_images"] = (inputs.reshape(-1, 8, 8) * 255).round().to(torch.uint8).numpy()
-            arrays[f"{part}_labels"] = labels.numpy().copy()  # another caller gets its own
-        sha256 = image_files.checksum(arrays)
-        yield image_files.image_task(
-            name, arrays, where=f"task {name!r}", sha256=sha256, limit=limit, seed=seed
-        )
+def _read_digits(name: str, _: Path) -> tuple[str, image_files.Arrays, str]:
+    task = _digits()[name]
+    arrays: dict[str, image_files.Array] = {"class_names": np.array(task.class_names)}
+    for part, inputs, labels in (
+        ("train", task.train_inputs, task.train_labels),
+        ("test", task.test_inputs, task.test_labels),
+    ):
+        arrays[f"{part}_images"] = (inputs.reshape(-1, 8, 8) * 255).round().to(torch.uint8).numpy()
+        arrays[f"{part}_labels"] = labels.numpy().copy()  # another caller gets its own
+    return f"task {name!r}", arrays, image_files.checksum(arrays)
 
 
 def _digits_row(name: str, _: Path | None) -> Row:
-    return _image_row(name, lambda: load_tasks([name], suite="digits")[name])
+    return _image_row(name, suite="digits", folder=None)
 
 
 # --- torchvision and hub: images that are downloaded ------------------------------------------------------
-
-
-def _load_torchvision(
-    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
-) -> Iterator[ImageTask]:
-    for name in names:
-        path, arrays, sha256 = torchvision_sets.load(name, folder)
-        yield image_files.image_task(name, arrays, where=str(path), sha256=sha256, limit=limit, seed=seed)
 
 
 def _torchvision_row(name: str, folder: Path | None) -> Row:
@@ -276,12 +267,6 @@ def _torchvision_row(name: str, folder: Path | None) -> Row:
         "test": f"{test:,}",
         "": "there" if there else "not yet there",
     }
-
-
-def _load_hub(
-    names: list[str], *, folder: Path, limit: int | None, seed: int, **_: object
-) -> Iterable[ImageTask]:
-    return hub.load(names, folder, limit=limit, seed=seed).values()
 
 
 def _hub_row(name: str, folder: Path | None) -> Row:
@@ -300,24 +285,6 @@ def _hub_row(name: str, folder: Path | None) -> Row:
 
 
 # --- text and text-hub -----------------------------------------------------------------------------------
-
-
-def _load_text(
-    names: list[str], *, folder: Path, limit: int | None, seed: int, tokenizer: TextTokenizer | None
-) -> Iterator[Task]:
-    cutter = tokenizers.load_tokenizer() if tokenizer is None else tokenizer
-    for name in names:
-        train, test, sha256 = texts.read_files(name, folder / "text")
-        yield texts.text_task(
-            name,
-            train,
-            test,
-            where=str(folder / "text" / name),
-            sha256=sha256,
-            tokenizer=cutter,
-            limit=limit,
-            seed=seed,
-        )
 
 
 def _text_row(name: str, folder: Path | None) -> Row:
@@ -339,18 +306,6 @@ class _Uncut:
         return torch.ones(len(texts), 1, dtype=torch.int32)
 
 
-def _load_text_hub(
-    names: list[str], *, limit: int | None, seed: int, tokenizer: TextTokenizer | None, **_: object
-) -> Iterator[Task]:
-    cutter = tokenizers.load_tokenizer() if tokenizer is None else tokenizer
-    for name in names:
-        train, test, sha256 = texts.read_hub(name)
-        where = texts.sources()[name].where
-        yield texts.text_task(
-            name, train, test, where=where, sha256=sha256, tokenizer=cutter, limit=limit, seed=seed
-        )
-
-
 def _text_hub_row(name: str, _: Path | None) -> Row:
     source = texts.sources()[name]
     return {"task": name, "repository": source.repository, "config": source.config or "-"}
@@ -366,81 +321,69 @@ SUITES: Mapping[str, Suite] = {
             name="bundle",
             description="real images in small files",
             unit="images",
+            names=bundle_files,
+            read=_read_bundle,
+            row=_bundle_row,
+            most=8,
             needs_folder=True,
-            subfolder="",
-            downloads=False,
             how_to_get="its files do not come with the library, the page 'How this book was built' says "
             "where each was taken from; suite='torchvision' downloads data sets of the same kind",
-            names=bundle_files,
-            most=8,
-            loader=_load_bundle,
-            row=_bundle_row,
         ),
         Suite(
             name="torchvision",
             description="public data sets, downloaded on first use",
             unit="images",
+            names=torchvision_sets.sources,
+            read=torchvision_sets.load,
+            row=_torchvision_row,
             needs_folder=True,
             subfolder="torchvision",
             downloads=True,
             how_to_get=_EMPTY,
-            names=torchvision_sets.sources,
-            most=None,
-            loader=_load_torchvision,
-            row=_torchvision_row,
         ),
         Suite(
             name="hub",
             description="benchmarks of CLIP merging, downloaded on first use",
             unit="images",
+            names=hub.sources,
+            read=None,  # all are asked for before the first is fetched, and images stay on the disk
+            row=_hub_row,
+            most=8,
             needs_folder=True,
             subfolder="hub",
             downloads=True,
             how_to_get=_EMPTY,
-            names=hub.sources,
-            most=8,
-            loader=_load_hub,
-            row=_hub_row,
         ),
         Suite(
             name="digits",
             description="scikit-learn's small digits, nothing to download",
             unit="images",
-            needs_folder=False,
-            subfolder="",
-            downloads=False,
-            how_to_get="",
             names=_digits,
-            most=None,
-            loader=_load_digits,
+            read=_read_digits,
             row=_digits_row,
         ),
         Suite(
             name="text",
             description="short English texts in small files",
             unit="texts",
+            names=texts.sources,
+            read=texts.read_files,
+            row=_text_row,
+            most=8,
             needs_folder=True,
             subfolder="text",
-            downloads=False,
             how_to_get="its files, in the folder 'text' of that folder, do not come with the library; "
             "suite='text-hub' downloads the same tasks",
-            names=texts.sources,
-            most=8,
-            loader=_load_text,
-            row=_text_row,
         ),
         Suite(
             name="text-hub",
             description="the same tasks, other subsets, downloaded from Hugging Face on first use",
             unit="texts",
-            needs_folder=False,
-            subfolder="",
-            downloads=True,
-            how_to_get="",
             names=texts.sources,
-            most=8,
-            loader=_load_text_hub,
+            read=lambda name, _: texts.read_hub(name),
             row=_text_hub_row,
+            most=8,
+            downloads=True,
         ),
     )
 }

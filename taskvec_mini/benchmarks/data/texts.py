@@ -92,10 +92,8 @@ def sources() -> Mapping[str, Source]:
 
 def text_task(
     name: str,
-    train: Rows,
-    test: Rows,
+    parts: tuple[Rows, Rows],
     *,
-    where: str,
     sha256: str,
     tokenizer: TextTokenizer,
     limit: int | None,
@@ -105,8 +103,7 @@ def text_task(
 
     Args:
         name: of the task.
-        train, test: the rows of the two parts.
-        where: they came from, for messages.
+        parts: the rows to learn from, and those to be judged on.
         sha256: of what they came from.
         tokenizer: turns texts into token ids.
         limit: keep at most that many training texts, the first of the shuffled order.
@@ -116,25 +113,23 @@ def text_task(
         TypeError: if the tokenizer gives something else than int32.
         ValueError: if there are too few rows, or a text has no token.
     """
+    train, test = parts
     classes = sources()[name].classes
     numbers = {each: i for i, each in enumerate(classes)}
-    try:
-        known = same_texts(train.texts)
-        fresh = splits.without_test_copies(known, same_texts(test.texts))
-        learnt, val = splits.validation_split([known[i] for i in fresh.tolist()], None, seed=seed)
-        tensors = {}
-        for part, rows, chosen in (
-            ("train", train, fresh[learnt][:limit].tolist()),
-            ("val", train, fresh[val].tolist()),
-            ("test", test, range(len(test.texts))),
-        ):
-            tensors[f"{part}_tokens"] = tokenizer.encode([rows.texts[i] for i in chosen])
-            labels = [numbers[rows.names[i]] for i in chosen]
-            tensors[f"{part}_labels"] = torch.tensor(labels, dtype=torch.int64)
-        both = hashlib.sha256(f"{sha256} {tokenizer.sha256}".encode()).hexdigest()
-        return TextTask(name=name, class_names=classes, sha256=both, **tensors)
-    except UserError as error:
-        raise type(error)(f"{where}: {error}") from error
+    known = same_texts(train.texts)
+    fresh = splits.without_test_copies(known, same_texts(test.texts))
+    learnt, val = splits.validation_split([known[i] for i in fresh.tolist()], None, seed=seed)
+    tensors = {}
+    for part, rows, chosen in (
+        ("train", train, fresh[learnt][:limit].tolist()),
+        ("val", train, fresh[val].tolist()),
+        ("test", test, range(len(test.texts))),
+    ):
+        tensors[f"{part}_tokens"] = tokenizer.encode([rows.texts[i] for i in chosen])
+        labels = [numbers[rows.names[i]] for i in chosen]
+        tensors[f"{part}_labels"] = torch.tensor(labels, dtype=torch.int64)
+    both = hashlib.sha256(f"{sha256} {tokenizer.sha256}".encode()).hexdigest()
+    return TextTask(name=name, class_names=classes, sha256=both, **tensors)
 
 
 def same_texts(texts: list[str]) -> list[bytes]:
@@ -161,10 +156,13 @@ def file_checksums(name: str) -> dict[str, str]:
     return {f"{name}.train.tsv": source.train_sha256, f"{name}.test.tsv": source.test_sha256}
 
 
-def read_files(name: str, folder: Path) -> tuple[Rows, Rows, str]:
-    """The rows to learn from and those to be judged on, from the two files of a task, and a sha256 of both.
+def read_files(name: str, folder: Path) -> tuple[str, tuple[Rows, Rows], str]:
+    """The two parts of a task from its files in the folder `text` of `folder`.
 
     A file has a header, then in each line a text, a tab and the name of its class.
+
+    Returns:
+        Where they are, for messages; the rows to learn from and those to be judged on; a sha256 of both.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -173,7 +171,7 @@ def read_files(name: str, folder: Path) -> tuple[Rows, Rows, str]:
     checksums, classes = file_checksums(name), sources()[name].classes
     parts = []
     for file, expected in checksums.items():
-        path = folder / file
+        path = folder / "text" / file
         if not path.is_file():
             raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
         _files.check_sha256(path, expected, remedy="copy the file again from where it came from")
@@ -196,17 +194,20 @@ def read_files(name: str, folder: Path) -> tuple[Rows, Rows, str]:
             rows.names.append(label)
         parts.append(rows)
     both = hashlib.sha256("".join(checksums.values()).encode()).hexdigest()
-    return parts[0], parts[1], both
+    return str(folder / "text" / name), (parts[0], parts[1]), both
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------
 
 
-def read_hub(name: str) -> tuple[Rows, Rows, str]:
-    """The rows to learn from and those to be judged on, from the Hugging Face Hub, and a sha256 of both.
+def read_hub(name: str) -> tuple[str, tuple[Rows, Rows], str]:
+    """The two parts of a task from the Hugging Face Hub.
 
     What was downloaded once is read from the cache of `datasets`, without a network. Rows without text, and
     rows of no class of the task (CLINC's out-of-scope queries), are left out.
+
+    Returns:
+        Where they are, for messages; the rows to learn from and those to be judged on; a sha256 of both.
 
     Raises:
         ValueError: if split, columns or classes are not what they were.
@@ -229,7 +230,7 @@ def read_hub(name: str) -> tuple[Rows, Rows, str]:
         for text, label in zip(rows.texts, rows.names, strict=True):
             digest.update(f"{text}\t{label}\n".encode())
         digest.update(b"\n")
-    return train, test, digest.hexdigest()
+    return source.where, (train, test), digest.hexdigest()
 
 
 def _hub_rows(source: Source, split: str) -> Rows:

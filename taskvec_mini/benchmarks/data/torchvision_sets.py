@@ -63,7 +63,7 @@ def sources() -> Mapping[str, Source]:
     return {name: Source(**entry) for name, entry in table.items()}
 
 
-def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:
+def load(name: str, folder: Path) -> tuple[str, dict[str, Array], str]:
     """A data set from its file below `folder`; the first call downloads it and makes the file.
 
     Images of many sizes go through the usual test transform: the short side to 64 pixels (bicubic,
@@ -111,7 +111,7 @@ def load(name: str, folder: Path) -> tuple[Path, dict[str, Array], str]:
         _keep_archives(raw, source)
     sha256 = image_files.recorded_checksum(file)
     remedy = f"delete it and call again: it is made anew from {raw}"
-    return file, image_files.read_arrays(file, sha256, remedy=remedy), sha256
+    return str(file), image_files.read_arrays(file, sha256, remedy=remedy), sha256
 
 
 def there(name: str, folder: Path) -> bool:

@@ -133,7 +133,7 @@ def in_memory(there, *, seed, limit=None):
     for part in ("train", "test"):
         arrays[f"{part}_images"] = stacked(there.parts[part]["image"])
         arrays[f"{part}_labels"] = np.array(list(there.parts[part]["label"]))
-    return image_files.image_task("mnist", arrays, where="here", sha256="0" * 64, limit=limit, seed=seed)
+    return image_files.image_task("mnist", arrays, sha256="0" * 64, limit=limit, seed=seed)
 
 
 def assert_same_parts(found, expected):

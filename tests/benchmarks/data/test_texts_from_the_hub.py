@@ -70,7 +70,8 @@ def test_numbered_classes_are_read_by_name_and_their_order_is_ours(hub, table):
     names = ["unacceptable", "acceptable"]
     hub["nyu-mll/glue", "cola", "train"] = table(names, sentence=["a  b", "c", "\n"], label=[1, 0, 1])
     hub["nyu-mll/glue", "cola", "validation"] = table(names, sentence=["d"], label=[0])
-    train, test, _ = read_hub("cola")
+    where, (train, test), _ = read_hub("cola")
+    assert where == "nyu-mll/glue (cola)"
     assert train == Rows(["a b", "c"], ["acceptable", "unacceptable"]), (
         "white space is one space, no empty text"
     )
@@ -80,7 +81,7 @@ def test_numbered_classes_are_read_by_name_and_their_order_is_ours(hub, table):
 def test_classes_in_words_are_translated_whatever_their_case(hub, table):
     for split, codes in (("train", ["DESC", "num"]), ("test", ["HUM", "ABBR"])):
         hub["SetFit/TREC-QC", None, split] = table(text=["q", "r"], label=[9, 9], label_coarse_original=codes)
-    train, test, _ = read_hub("trec6")
+    _, (train, test), _ = read_hub("trec6")
     assert train.names == ["description", "number"]
     assert test.names == ["human", "abbreviation"]
 
@@ -90,7 +91,7 @@ def test_queries_out_of_scope_are_left_out(hub, table):
     numbers = [intents.index(each) for each in ("routing", "oos", "apr")]
     for split in ("train", "test"):
         hub["clinc/clinc_oos", "plus", split] = table(intents, text=["x", "y", "z"], intent=numbers)
-    assert read_hub("clinc10")[0] == Rows(["x", "z"], ["banking", "credit_cards"])
+    assert read_hub("clinc10")[1][0] == Rows(["x", "z"], ["banking", "credit_cards"])
 
 
 def test_without_a_test_part_a_tenth_is_drawn_always_the_same(hub, table):
@@ -98,8 +99,8 @@ def test_without_a_test_part_a_tenth_is_drawn_always_the_same(hub, table):
     hub["ucirvine/sms_spam", "plain_text", "train"] = table(
         ["ham", "spam"], sms=texts, label=[i % 2 for i in range(100)]
     )
-    (train, test, sha256), again = read_hub("sms_spam"), read_hub("sms_spam")
-    assert (train, test, sha256) == again
+    (where, (train, test), sha256), again = read_hub("sms_spam"), read_hub("sms_spam")
+    assert (where, (train, test), sha256) == again
     assert len(test.texts) == 10
     assert sorted(train.texts + test.texts) == sorted(texts)
     assert not {each.lower() for each in train.texts} & {each.lower() for each in test.texts}
