@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvec_mini import TaskVector, _files
+from taskvec_mini.errors import UserError
 
 POSIX = os.name == "posix"
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -149,27 +150,6 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(path, monk
     assert same(TaskVector.load(path), OLD)
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_failure_in_the_middle_of_a_first_file_leaves_nothing(path, monkeypatch, error):
-    monkeypatch.setattr(_files, "save_file", half_written(error))
-    with pytest.raises((OSError, type(error))):
-        SMALL.save(path)
-    assert os.listdir(path.parent) == []
-
-
-def test_a_failure_to_move_the_new_file_leaves_the_old_one(path, monkeypatch):
-    OLD.save(path)
-
-    def refuse(*_):
-        raise PermissionError("file in use")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="could not be written .*file in use"):
-        SMALL.save(path)
-    assert os.listdir(path.parent) == [path.name]
-    assert same(TaskVector.load(path), OLD)
-
-
 @contextlib.contextmanager
 def room_for(size):
     """No file may grow beyond `size` bytes: the system itself stops the writer, as on a full disk."""
@@ -272,6 +252,24 @@ def test_a_file_without_the_checksum_is_refused(path):
     metadata = {"taskvec_mini.TaskVector/2": '{"layout": [["w", [3]]], "carried": []}'}
     safetensors.torch.save_file({"flat": torch.ones(3)}, path, metadata=metadata)
     assert_refused(path, "its checksum does not fit")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "description"),
+    [
+        ({}, {"layout": [["w", [3]]], "carried": []}),
+        ({"flat": torch.ones(3)}, {"layout": [["w", [3]]]}),
+        ({"flat": torch.ones(3)}, {"layout": [["w", [4]]], "carried": []}),
+        ({"flat": torch.ones(3)}, {"layout": 3, "carried": []}),
+        ({"flat": torch.ones(3, dtype=torch.int32)}, {"layout": [["w", [3]]], "carried": []}),
+    ],
+)
+def test_a_file_that_somebody_else_put_together_is_refused(path, tensors, description):
+    _files.write_tensors(path, tensors, description, kind="taskvec_mini.TaskVector/2")
+    with pytest.raises(
+        UserError, match=r"saved\.safetensors does not hold what a task vector needs .*; copy"
+    ):
+        TaskVector.load(path)
 
 
 def test_a_missing_file_is_named(path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from taskvec_mini import TaskVector
+from taskvec_mini import TaskVector, _files
+from taskvec_mini.errors import UserError
 from taskvec_mini.rounds import Round
 
 START = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([0.5])}
@@ -295,3 +296,12 @@ def test_a_round_is_not_taken_for_a_task_vector(tmp_path):
     Round(0, two, two, (1.0,), (0.0,), none, (0.0,), none).save(tmp_path / "round")
     with pytest.raises(ValueError, match=r"is a taskvec_mini\.Round/1 but no task vector"):
         TaskVector.load(tmp_path / "round")
+
+
+def test_a_round_without_its_facts_is_refused(tmp_path):
+    two = {"theta": torch.ones(2), "pretrained": torch.ones(2)}
+    _files.write_tensors(tmp_path / "round", two, {"number": 3}, kind="taskvec_mini.Round/1")
+    with pytest.raises(
+        UserError, match=r"round does not hold what a round needs \(.*losses.*; copy it again"
+    ):
+        Round.load(tmp_path / "round")
