@@ -1,4 +1,4 @@
-"""Frozen heads: prototypes against a slow loop, logits against the formula, a probe against scikit-learn."""
+"""Fitted heads: prototypes against a slow loop, a probe against scikit-learn."""
 
 import dataclasses
 
@@ -12,15 +12,7 @@ from torch import nn
 
 from small_images import images_of, quarters
 from taskvec_mini.benchmarks.encoders import Backbone, embed
-from taskvec_mini.benchmarks.heads import (
-    LinearHead,
-    PrototypeHead,
-    linear_probe,
-    load_head,
-    prototype_head,
-    save_head,
-)
-from taskvec_mini.vectors import TaskVector
+from taskvec_mini.benchmarks.heads import linear_probe, prototype_head
 
 
 class Pooled(nn.Module):
@@ -44,98 +36,6 @@ def backbone():
 @pytest.fixture(scope="module")
 def task():
     return quarters(4, train=60, val=40, test=40)
-
-
-def some_head(classes=3, features=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(classes + 1, features, generator=generator)
-    return PrototypeHead(nn.functional.normalize(rows[:-1], dim=1), rows[-1], 7.3)
-
-
-# --- a head ----------------------------------------------------------------------------------------------
-
-
-def test_logits_are_scaled_cosines_from_the_centre():
-    head = some_head()
-    embeddings = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
-    found = head(embeddings)
-    for i, embedding in enumerate(embeddings.double().numpy()):
-        away = embedding - head.centre.double().numpy()
-        for j, prototype in enumerate(head.prototypes.double().numpy()):
-            cosine = away @ prototype / np.sqrt(away @ away) / np.sqrt(prototype @ prototype)
-            assert found[i, j].item() == pytest.approx(7.3 * cosine, abs=1e-5)
-
-
-def test_gradients_reach_the_embeddings_and_not_the_head():
-    head, embeddings = some_head(), torch.ones(2, 5, requires_grad=True)
-    head(embeddings)[:, 0].sum().backward()
-    assert float(embeddings.grad.norm()) > 0
-    assert not head.prototypes.requires_grad
-    assert not head.centre.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"prototypes": torch.ones(3, 4)}, r"\(3, 4\) and \(5,\)"),
-        ({"prototypes": torch.ones(5)}, r"\(C, F\)"),
-        ({"centre": torch.zeros(3, 5)}, r"\(3, 5\) and \(3, 5\)"),
-        ({"prototypes": torch.tensor([[1.0] * 5, [0.0] * 5])}, "class 1 is zero"),
-        ({"centre": torch.full((5,), float("nan"))}, "centre holds 5 value"),
-        ({"prototypes": torch.full((3, 5), float("inf"))}, "prototypes holds 15 value"),
-        ({"logit_scale": 0.0}, "logit_scale must be above 0"),
-        ({"logit_scale": float("nan")}, "logit_scale must be finite"),
-    ],
-)
-def test_a_head_that_cannot_work_is_refused(changed, words):
-    with pytest.raises(ValueError, match=words):
-        PrototypeHead(
-            **{"prototypes": torch.eye(3, 5), "centre": torch.zeros(5), "logit_scale": 7.3, **changed}
-        )
-
-
-# --- files -----------------------------------------------------------------------------------------------
-
-
-def test_a_head_comes_back_from_its_file_bit_for_bit(tmp_path):
-    head = some_head()
-    save_head(head, tmp_path / "head.safetensors")
-    loaded = load_head(tmp_path / "head.safetensors")
-    assert torch.equal(loaded.prototypes, head.prototypes)
-    assert torch.equal(loaded.centre, head.centre)
-    assert loaded.logit_scale == head.logit_scale
-    assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]
-
-
-@pytest.mark.parametrize("position", [-1, -30, 60])
-def test_a_flipped_bit_is_noticed(tmp_path, position):
-    path = tmp_path / "head.safetensors"
-    save_head(some_head(), path)
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"head\.safetensors"):
-        load_head(path)
-
-
-def test_heads_and_task_vectors_are_not_taken_for_one_another(tmp_path):
-    vector = TaskVector(torch.ones(4), [("weight", (4,))])
-    vector.save(tmp_path / "vector.safetensors")
-    with pytest.raises(ValueError, match="is a safetensors file but no head; write it again with save_head"):
-        load_head(tmp_path / "vector.safetensors")
-    save_head(some_head(), tmp_path / "head.safetensors")
-    with pytest.raises(ValueError, match="no task vector"):
-        TaskVector.load(tmp_path / "head.safetensors")
-
-
-def test_a_pickle_and_a_missing_file_are_refused(tmp_path):
-    torch.save({"prototypes": torch.ones(2)}, tmp_path / "head.pt")
-    with pytest.raises(ValueError, match="pickle"):
-        load_head(tmp_path / "head.pt")
-    with pytest.raises(FileNotFoundError):
-        load_head(tmp_path / "none.safetensors")
-    with pytest.raises(OSError, match="none"):
-        save_head(some_head(), tmp_path / "none" / "head.safetensors")
 
 
 # --- prototypes ------------------------------------------------------------------------------------------
@@ -265,11 +165,6 @@ def test_a_feature_that_never_changes_does_no_harm(task):
     )
     assert probe.accuracy > 0.9
     assert bool(torch.isfinite(probe.head.weight).all())
-
-
-def test_a_linear_head_is_a_matrix_product():
-    weight, bias = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0])
-    assert LinearHead(weight, bias)(torch.tensor([[1.0, 1.0]])).tolist() == [[13.0, 27.0]]
 
 
 @pytest.mark.parametrize(("penalties", "words"), [([], "is empty"), ([1.0, 0.0], "above 0")])

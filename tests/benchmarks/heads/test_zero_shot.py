@@ -3,23 +3,17 @@
 import dataclasses
 import os
 import string
-from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
 from small_images import quarters
-from taskvec_mini.benchmarks.data import torchvision_sets as downloads
 from taskvec_mini.benchmarks.data import load_tasks
-from taskvec_mini.benchmarks.data.suites import bundle_files
 from taskvec_mini.benchmarks.encoders import clip, embed, load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation.accuracy import accuracies, sweep
-from taskvec_mini.benchmarks.heads import load_head, save_head, zero_shot_head
-from taskvec_mini.benchmarks.heads import templates as clip_templates
-from taskvec_mini.benchmarks.heads.templates import TEMPLATES, templates_for, words_for
+from taskvec_mini.benchmarks.heads import TEMPLATES, kind_of, load_head, save_head, words_for, zero_shot_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.merging import mean
 
@@ -98,101 +92,19 @@ def test_what_cannot_become_a_head_is_refused(tiny):
         zero_shot_head("ViT-B-32", task, templates=["{}"])
 
 
-@pytest.mark.parametrize(
-    ("templates", "error", "words"),
-    [
-        ("a {}", TypeError, r"several texts, got one; pass templates=\['a \{\}'\]"),
-        ([], ValueError, "templates is empty"),
-        (["a {}", "nothing"], ValueError, r"'nothing' must have one \{\}"),
-        (["{} or {}"], ValueError, r"must have one \{\}"),
-        (["{} {0}"], ValueError, r"must have one \{\}"),
-        (["{name}"], ValueError, r"must have one \{\}"),
-    ],
-)
-def test_templates_need_one_place_for_the_class(templates, error, words):
-    with pytest.raises(error, match=words):
-        templates_for(named("pets", ["cat", "dog", "owl", "newt"]), templates)
+# --- which kind ------------------------------------------------------------------------------------------
 
 
-# --- words -----------------------------------------------------------------------------------------------
-
-
-def test_every_data_set_has_as_many_templates_as_the_literature_uses():
-    counts = {
-        "cars": 8,
-        "dtd": 8,
-        "eurosat": 3,
-        "gtsrb": 3,
-        "mnist": 1,
-        "svhn": 1,
-        "resisc45": 18,
-        "sun397": 2,
-    }
-    assert {name: len(TEMPLATES[name]) for name in counts} == counts
-    for name, templates in TEMPLATES.items():
-        assert len(set(templates)) == len(templates), name
-        assert templates_for(named(name, "abcd"), templates) == templates_for(named(name, "abcd"))
-
-
-def test_classes_whose_names_are_codes_get_words():
-    assert words_for(named("mnist", ["0", "7", "9 - nine", "x"])) == [
-        "the digit 0",
-        "the digit 7",
-        "the digit 9",
-        "x",
-    ]
-    assert words_for(named("streetchars", ["8", "B", "Q", "0"])) == [
-        "the digit 8",
-        "the letter B",
-        "the letter Q",
-        "the digit 0",
-    ]
-    assert words_for(named("eurosat", ["SeaLake", "AnnualCrop", "forest", "River"]))[2:] == [
-        "forest",
-        "a river",
-    ]
-    assert words_for(named("resisc45", ["sea_ice", "a/b", "ship", " golf  course "])) == [
-        "sea ice",
-        "a b",
-        "ship",
-        "golf course",
-    ]
-
-
-def test_every_traffic_sign_has_words_under_its_name_and_under_its_number():
-    names = downloads.SOURCES["gtsrb"].class_names
-    numbers = [str(label) for label in range(43)]
-    words = words_for(named("gtsrb", names))
-    assert words == words_for(named("gtsrb", numbers))
-    assert len(set(words)) == 43
-    for name, sign in zip(names, words, strict=True):
-        if name.startswith("speed limit"):
-            assert sign == f"at most {name.split()[-1]} kilometres an hour"
-        for side in ("left", "right"):
-            if f" {side}" in name and "narrows" not in name:
-                assert f" {side}" in sign, name
-
-
-def test_the_texts_of_our_data_sets_differ_from_class_to_class_for_the_tokenizer():
-    """The tokenizer forgets capitals; no two classes may become one."""
-    for name, classes in (
-        ("gtsrb", downloads.SOURCES["gtsrb"].class_names),
-        ("eurosat", list(clip_templates._EUROSAT_WORDS)),
-        ("streetchars", [*string.digits, *string.ascii_uppercase]),
-    ):
-        words = words_for(named(name, classes))
-        tokens = open_clip.tokenize([TEMPLATES[name][0].replace("{}", each) for each in words])
-        assert len(tokens.unique(dim=0)) == len(classes), name
-        assert int((tokens > 0).sum(1).max()) < 40
-
-
-@pytest.mark.skipif(not DATA, reason="TASKVEC_MINI_DATA names no folder of real images")
-def test_every_task_of_the_bundle_has_templates_and_different_words():
-    for name, known in bundle_files().items():
-        with np.load(Path(DATA) / known.file, allow_pickle=False) as stored:
-            classes = list(map(str, stored["class_names"]))
-        assert templates_for(named(name, classes))
-        assert len(set(words_for(named(name, classes)))) == len(classes), name
+def test_encoders_with_a_text_side_get_zero_shot_heads_unless_others_are_wanted():
+    assert kind_of("ViT-L-14-quickgelu") == "zero-shot"
+    assert kind_of("ViT-L-14-quickgelu", "prototypes") == "prototypes"
+    assert kind_of("pocket-text") == "prototypes"
+    with pytest.raises(ValueError, match=r"mobilenet has no text encoder.*--heads prototypes.*tiny-clip"):
+        kind_of("mobilenet", "zero-shot")
+    with pytest.raises(ValueError, match="unknown kind of heads 'zeroshot': did you mean 'zero-shot'"):
+        kind_of("pocket", "zeroshot")
+    with pytest.raises(ValueError, match="unknown backbone 'poket'"):
+        kind_of("poket")
 
 
 # --- the whole pipeline ----------------------------------------------------------------------------------
