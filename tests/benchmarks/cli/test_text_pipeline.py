@@ -13,6 +13,7 @@ from small_encoder import tiny_task
 from small_texts import Words, as_read, files, texts_of, tiny_text_encoder, tiny_text_head, tiny_text_task
 from taskvec_mini import TaskVector
 from taskvec_mini.benchmarks import __main__ as command_line
+from taskvec_mini.benchmarks.cli import runs as run_commands
 from taskvec_mini.benchmarks.data import VOCABULARY, unit_of
 from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
@@ -20,6 +21,7 @@ from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.benchmarks.training.finetune import Settings, finetune
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
 from taskvec_mini.benchmarks.training.trainer import plan
+from taskvec_mini.errors import UserError
 
 __all__ = ["files"]  # a fixture
 needs_vocabulary = pytest.mark.skipif(
@@ -94,7 +96,7 @@ def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not_and_is_ordin
         torch.testing.assert_close(ends[0][name], expected[name], rtol=1e-4, atol=1e-5)
     assert resumed.accuracies[-1] == whole.accuracies[-1] > whole.accuracies[0]
     shown = capsys.readouterr().err
-    assert "31/93 texts" in shown
+    assert "epoch 1/3  loss" in shown
     assert "texts/s" in shown
     assert "image" not in shown
     assert "images_per_second" in json.loads((tmp_path / "a" / "epoch_001.json").read_text()), (
@@ -168,9 +170,7 @@ def backbone(request, monkeypatch):
     """The name of an encoder; the tiny one stands in for it, with its own words."""
     if request.param == "tiny":
         monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
-        monkeypatch.setattr(
-            "taskvec_mini.benchmarks.encoders.load.load_backbone", lambda *_, **__: tiny_text_encoder()
-        )
+        monkeypatch.setattr(run_commands, "load_backbone", lambda *_, **__: tiny_text_encoder())
     return "random-pocket-text"
 
 
@@ -181,8 +181,9 @@ def test_texts_are_finetuned_merged_and_judged_from_the_command_line(files, tmp_
     assert call("finetune", *words, *training, "--data", data, "--out", runs) == 0
     said = capsys.readouterr()
     assert "texts/s" in said.out.splitlines()[0]
-    assert "40/40 texts" in said.err
-    shared = json.loads((runs / "runs.json").read_text())
+    assert "texts/s" in said.err
+    assert "images" not in said.out + said.err.replace("images_per_second", "")
+    shared = json.loads((runs / "experiment.json").read_text())
     assert shared == {"suite": "text", "backbone": backbone, "heads": "prototypes", "limit": 40, "seed": 0}
     assert call("merge", "--runs", runs, "--out", merged) == 0
     assert (
@@ -204,30 +205,31 @@ def test_texts_are_finetuned_merged_and_judged_from_the_command_line(files, tmp_
     )
 
 
-def test_texts_have_an_encoder_of_their_own_by_default(files, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("suite", "expected"), [("text", "pocket-text"), ("text-hub", "pocket-text"), ("digits", "pocket")]
+)
+def test_texts_have_an_encoder_of_their_own_by_default(tmp_path, monkeypatch, suite, expected):
     asked = []
 
     def load_backbone(name, **_):
         asked.append(name)
-        raise ValueError("that is enough")
+        raise UserError("that is enough")
 
-    monkeypatch.setattr("taskvec_mini.benchmarks.encoders.load.load_backbone", load_backbone)
-    for suite in ("text", "text-hub", "digits"):
-        assert call("finetune", "--suite", suite, "--out", tmp_path / "runs") == 2
-    assert asked == ["pocket-text", "pocket-text", "pocket"]
+    monkeypatch.setattr(run_commands, "load_backbone", load_backbone)
+    assert call("finetune", "--suite", suite, "--out", tmp_path / "runs") == 2
+    assert asked == [expected]
 
 
-def test_an_encoder_of_images_is_refused_before_a_folder_is_made(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("taskvec_mini.benchmarks.data.tokenizer.load_tokenizer", Words)
+def test_an_encoder_of_images_is_refused_before_a_folder_is_made(files, tmp_path, capsys):
     words = ["--suite", "text", "--backbone", "random-pocket", "--tasks", "sst2", "--device", "cpu"]
     assert call("finetune", *words, "--data", some_files(files), "--out", tmp_path / "runs") == 2
-    assert "random-pocket does not take the texts of sst2 (images must be" in capsys.readouterr().err
+    assert (
+        "random-pocket takes images, but the tasks of the suite 'text' are texts" in capsys.readouterr().err
+    )
     assert not (tmp_path / "runs").exists()
 
 
-def test_list_shows_the_suites_of_texts(files, capsys, monkeypatch):
-    monkeypatch.setattr("taskvec_mini.benchmarks.cli.list.BACKBONES", ("random-pocket-text",))
-    monkeypatch.setattr("taskvec_mini.benchmarks.cli.list.digit_tasks", lambda: {"digits": None})
+def test_list_shows_the_suites_of_texts(files, capsys):
     folder = some_files(files)
     assert call("list", "--data", folder) == 0
     lines = capsys.readouterr().out.splitlines()
