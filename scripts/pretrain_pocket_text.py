@@ -151,7 +151,7 @@ def learn_vocabulary(texts: list[str], path: Path) -> None:
 def gather(tokenizer: Tokenizer, texts: list[str]) -> dict[int, Tensor]:
     """By length L, pairs of pieces (P, 2, L) of token ids; both of a pair come from one text."""
     found: dict[int, list[list[int]]] = {}
-    for encoding in tokenizer.words.encode_batch_fast(texts):
+    for encoding in tokenizer.wordpiece.encode_batch_fast(texts):
         for pair in cut(encoding.ids):
             found.setdefault(len(pair) // 2, []).append(pair)
     return {

@@ -136,7 +136,7 @@ def load(
     seed = _checks.seed("seed", seed)
     size = _checks.whole_number("size", size)
     places = {name: _folder(name, folder, size) for name in chosen}
-    missing = [name for name in places if not image_store.there(places[name])]
+    missing = [name for name in places if not image_store.is_prepared(places[name])]
     for name, place in places.items():
         if name in pinned and name not in missing:
             found = str(image_store.read_about(place).get("revision"))
@@ -154,9 +154,9 @@ def load(
     return {name: image_store.task(name, place, limit=limit, seed=seed) for name, place in places.items()}
 
 
-def there(name: str, folder: str | os.PathLike[str]) -> bool:
+def is_prepared(name: str, folder: str | os.PathLike[str]) -> bool:
     """Whether the images of a data set, at the usual size, are below `folder`: `load` downloads nothing."""
-    return image_store.there(_folder(name, folder, IMAGE_SIZE))
+    return image_store.is_prepared(_folder(name, folder, IMAGE_SIZE))
 
 
 def _folder(name: str, folder: str | os.PathLike[str], size: int) -> Path:

@@ -117,7 +117,7 @@ def make(
             }
             (place / _ABOUT).write_text(json.dumps(found, indent=1), encoding="utf-8")
     except FileError:
-        if not there(folder):  # else another process was quicker
+        if not is_prepared(folder):  # else another process was quicker
             raise
     return found
 
@@ -153,7 +153,7 @@ def _decode(
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def there(folder: Path) -> bool:
+def is_prepared(folder: Path) -> bool:
     """Whether the folder has been made."""
     return (folder / _ABOUT).is_file()
 

@@ -260,12 +260,12 @@ def _digits_row(name: str, _: Path | None) -> Row:
 
 def _torchvision_row(name: str, folder: Path | None) -> Row:
     train, test = torchvision_sets.sources()[name].sizes
-    there = folder is not None and torchvision_sets.there(name, folder)
+    prepared = folder is not None and torchvision_sets.is_prepared(name, folder)
     return {
         "task": name,
         "train + val": f"{train:,}",
         "test": f"{test:,}",
-        "": "there" if there else "not yet there",
+        "": "there" if prepared else "not yet there",
     }
 
 
@@ -280,7 +280,7 @@ def _hub_row(name: str, folder: Path | None) -> Row:
         "images MB": f"{source.bytes_of(sum(source.sizes), hub.IMAGE_SIZE) / 10**6:,.0f}",
         "repository": source.repository,
         "also in suite": "torchvision" if source.torchvision else "-",
-        "": "there" if folder is not None and hub.there(name, folder) else "not yet there",
+        "": "there" if folder is not None and hub.is_prepared(name, folder) else "not yet there",
     }
 
 

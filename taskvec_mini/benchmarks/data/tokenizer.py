@@ -27,7 +27,7 @@ class Tokenizer:
     """Lower-cased texts as numbers of sub-words (WordPiece: Wu et al. 2016, arXiv:1609.08144).
 
     Attributes:
-        words: the tokenizer of the library `tokenizers`.
+        wordpiece: the tokenizer of the library `tokenizers`.
         sha256: the checksum of the vocabulary's file.
         max_length: L, the most tokens that are kept of a text.
 
@@ -37,7 +37,7 @@ class Tokenizer:
         (torch.Size([2, 48]), torch.int32, [5, 2])
     """
 
-    words: Any
+    wordpiece: Any
     sha256: str
     max_length: int = MAX_LENGTH
 
@@ -54,7 +54,7 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise InputTypeError(f"text {i} must be a string, got {type(text).__name__}")
         tokens = torch.full((len(texts), self.max_length), PADDING, dtype=torch.int32)
-        for i, encoding in enumerate(self.words.encode_batch_fast(list(texts))):
+        for i, encoding in enumerate(self.wordpiece.encode_batch_fast(list(texts))):
             ids = encoding.ids[: self.max_length]
             if not ids:
                 raise UserError(f"text {i} has no token ({texts[i]!r}); leave empty texts out")
@@ -71,7 +71,7 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
         ImportError: if the library is not installed.
 
     Example:
-        >>> load_tokenizer().words.id_to_token(0)
+        >>> load_tokenizer().wordpiece.id_to_token(0)
         '[PAD]'
     """
     tokenizers = _imports.load(
@@ -80,10 +80,10 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
     if not os.path.isfile(vocabulary):
         raise MissingFileError(f"there is no file {vocabulary}; {_REMEDY}")
     try:
-        words = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
+        wordpiece = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
     except Exception as error:  # of no narrower kind: the library raises Exception itself
         raise UserError(f"{vocabulary} is no vocabulary of tokenizers ({error}); {_REMEDY}") from error
-    if tuple(words.id_to_token(i) for i in range(len(SPECIAL))) != SPECIAL:
+    if tuple(wordpiece.id_to_token(i) for i in range(len(SPECIAL))) != SPECIAL:
         raise UserError(f"the vocabulary {vocabulary} does not begin with {', '.join(SPECIAL)}; {_REMEDY}")
-    words.encode_special_tokens = True  # "[PAD]" in a text is text, not padding
-    return Tokenizer(words, _files.sha256(vocabulary))
+    wordpiece.encode_special_tokens = True  # "[PAD]" in a text is text, not padding
+    return Tokenizer(wordpiece, _files.sha256(vocabulary))

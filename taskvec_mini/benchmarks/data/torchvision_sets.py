@@ -81,7 +81,7 @@ def load(name: str, folder: Path) -> tuple[str, dict[str, Array], str]:
     """
     source = _checks.named_choice("task", name, sources())
     file, raw = _file(name, folder), folder / "torchvision" / "downloads" / name
-    if not there(name, folder):
+    if not is_prepared(name, folder):
         try:
             datasets = _torchvision("datasets")
             raw.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def load(name: str, folder: Path) -> tuple[str, dict[str, Array], str]:
     return str(file), image_files.read_arrays(file, sha256, remedy=remedy), sha256
 
 
-def there(name: str, folder: Path) -> bool:
+def is_prepared(name: str, folder: Path) -> bool:
     """Whether the file of a data set is below `folder`, so that `load` downloads nothing."""
     file = _file(name, folder)
     return file.exists() and image_files.checksum_file(file).exists()

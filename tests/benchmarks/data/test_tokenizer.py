@@ -35,7 +35,7 @@ def cut(text, vocabulary):
 def test_tokens_are_the_longest_pieces_of_the_vocabulary(text):
     tokenizer = load_tokenizer()
     (row,) = tokenizer.encode([text])
-    expected = cut(text, tokenizer.words.get_vocab())
+    expected = cut(text, tokenizer.wordpiece.get_vocab())
     assert row[: len(expected)].tolist() == expected
     assert int(row[len(expected) :].sum()) == 0
 
@@ -92,4 +92,4 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 
 
 def test_every_id_is_below_the_size_that_encoders_are_made_for():
-    assert load_tokenizer().words.get_vocab_size() == VOCABULARY_SIZE
+    assert load_tokenizer().wordpiece.get_vocab_size() == VOCABULARY_SIZE

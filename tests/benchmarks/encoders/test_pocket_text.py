@@ -229,7 +229,7 @@ def test_the_shipped_encoder_is_the_recorded_one(backbone):
     assert WEIGHTS.stat().st_size + VOCABULARY.stat().st_size < 6e6
     for name, stored in load_file(WEIGHTS).items():
         assert torch.equal(backbone.model.state_dict()[name], stored.float())
-    assert load_tokenizer().words.get_vocab_size() == backbone.model.tokens.num_embeddings
+    assert load_tokenizer().wordpiece.get_vocab_size() == backbone.model.tokens.num_embeddings
 
 
 def test_the_record_says_that_pretraining_helped():
