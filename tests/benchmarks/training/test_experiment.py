@@ -21,8 +21,9 @@ from test_finetune import jointly, nan_in_step, two_tasks
 from conftest import ROOT
 from small_encoder import tiny_backbone, tiny_head, tiny_run, tiny_task
 from taskvec_mini import _files
-from taskvec_mini.benchmarks.heads import PrototypeHead
-from taskvec_mini.benchmarks.training import DivergedError
+from taskvec_mini.benchmarks.encoders import state_of
+from taskvec_mini.benchmarks.heads import PrototypeHead, prototype_head
+from taskvec_mini.benchmarks.training import DivergedError, Experiment, Run
 from taskvec_mini.errors import UserError
 
 HEAVY = {"optimizer": "sgd", "momentum": 0.9}  # an optimiser with a memory
@@ -521,3 +522,101 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
             first.kill()  # the system lets its lock go
     assert tiny_run(epochs=1, folder=tmp_path).epochs == (1,)
     assert not written.exists()
+
+
+# --- an experiment ---------------------------------------------------------------------------------------
+
+SHARED = {"suite": "digits", "backbone": "tiny", "heads": "prototypes", "limit": None, "seed": 0}
+BACKBONE = tiny_backbone()
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Two tasks of two and three epochs, and both jointly."""
+    experiment = Experiment(tmp_path / "runs", SHARED)
+    experiment.create()
+    tasks = {name: tiny_task(name, seed=seed) for name, seed in (("a", 0), ("b", 3))}
+    for epochs, (name, task) in enumerate(tasks.items(), 2):
+        tiny_run(
+            head=experiment.head(BACKBONE, task), task=task, epochs=epochs, folder=experiment.run(name).path
+        )
+    heads = {name: experiment.head(BACKBONE, task) for name, task in tasks.items()}
+    jointly(heads, tasks, folder=experiment.joint().path, epochs=1)
+    return experiment
+
+
+def test_an_experiment_knows_its_tasks_epochs_parameters_and_heads(experiment):
+    opened = Experiment.open(experiment.folder)
+    assert opened.shared == SHARED
+    assert opened.chosen(None) == ["a", "b"]
+    assert opened.chosen(["b"]) == ["b"]
+    assert (opened.epoch(["a", "b"], None), opened.epoch(["b"], None), opened.epoch(["b"], 1)) == (2, 3, 1)
+    states = opened.states(["a", "b"], 2, pretrained=state_of(BACKBONE.model))
+    assert list(states["a"]) == list(state_of(BACKBONE.model))
+    assert all(torch.equal(part, opened.run("b").state(2)[name]) for name, part in states["b"].items())
+    assert torch.equal(
+        opened.heads(["a"])["a"].prototypes, prototype_head(BACKBONE, tiny_task("a")).prototypes
+    )
+
+
+def test_what_an_experiment_has_not_is_named(experiment):
+    with pytest.raises(UserError, match=r"unknown run in .*runs: 'c': "):
+        experiment.chosen(["c"])
+    with pytest.raises(UserError, match="the task 'a' is given twice"):
+        experiment.chosen(["a", "a"])
+    with pytest.raises(UserError, match=r"the runs of a, b in .* have not epoch 3 in common; there is 1, 2"):
+        experiment.epoch(["a", "b"], 3)
+    with pytest.raises(UserError, match=r"the run of a in .* began with other weights of tiny than"):
+        experiment.states(["a"], 1, pretrained=state_of(tiny_backbone(1).model))
+    with pytest.raises(FileNotFoundError, match=r"holds no runs; make some with `finetune`"):
+        Experiment.open(experiment.run("a").path)
+
+
+def test_an_experiment_of_other_runs_is_refused_before_anything_is_written(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"holds runs with seed = 0, not 1; choose another folder with --out"):
+        Experiment.prepare(experiment.folder, {**SHARED, "seed": 1})
+    assert Experiment.prepare(experiment.folder, SHARED).shared == SHARED
+    Experiment.prepare(tmp_path / "new", SHARED)
+    assert not (tmp_path / "new").exists()
+
+
+@json_spoiled
+def test_a_spoiled_description_is_found_first_and_comes_back(experiment, spoil):
+    path = experiment.folder / "experiment.json"
+    expected = path.read_bytes()
+    spoil(path)
+    for call in (Experiment.open, lambda folder: Experiment.prepare(folder, SHARED)):
+        with pytest.raises(UserError, match=r"experiment.json is damaged.*delete this file and give"):
+            call(experiment.folder)
+    path.unlink()
+    Experiment.prepare(experiment.folder, SHARED).create()
+    assert path.read_bytes() == expected
+
+
+def test_the_head_of_another_run_is_refused(experiment):
+    shutil.copy(experiment.run("b").head, experiment.run("a").head)
+    with pytest.raises(UserError, match=r"a/head.safetensors is not the head that the run of a was trained"):
+        experiment.heads(["b", "a"])
+
+
+def test_the_parameters_of_the_start_are_kept_once(experiment):
+    state = state_of(BACKBONE.model)
+    experiment.keep_pretrained(state)
+    before = experiment.pretrained.read_bytes()
+    experiment.keep_pretrained(state)
+    assert experiment.pretrained.read_bytes() == before
+    with pytest.raises(UserError, match="holds other parameters than the encoder has now"):
+        experiment.keep_pretrained(state_of(tiny_backbone(1).model))
+    truncate(experiment.pretrained)
+    with pytest.raises(UserError, match=r"pretrained.safetensors .*; delete this file and give the same"):
+        experiment.keep_pretrained(state)
+
+
+def test_a_run_that_is_read_is_the_run_that_was_finetuned(folder):
+    run = tiny_run(folder=folder, keep=[1, 3])
+    found = Run.read(folder, settings=run.settings, pretrained=run.pretrained, keep=[1, 3])
+    assert (found.epochs, found.records) == (run.epochs, run.records)
+    assert torch.equal(found.task_vector().flat, run.task_vector().flat)
+    (folder / "epoch_003.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"epoch_003.json"):
+        Run.read(folder, settings=run.settings, pretrained=run.pretrained)
