@@ -377,8 +377,13 @@ class Experiment:
     # --- what they share ---
 
     @classmethod
-    def prepare(cls, folder: Path, shared: Mapping[str, Any]) -> Experiment:
+    def prepare(cls, folder: Path, shared: Mapping[str, Any], *, option: str = "--out") -> Experiment:
         """The experiment that a folder is to hold; nothing is written before `create`.
+
+        Args:
+            folder: where it is.
+            shared: what its runs share.
+            option: what names the folder on the command line, for the message of an error.
 
         Raises:
             UserError: if the folder holds another one; the message names what differs. Or it is damaged.
@@ -389,7 +394,7 @@ class Experiment:
                 if there[name] != value:
                     raise UserError(
                         f"{folder} holds runs with {name} = {there[name]!r}, not {value!r}; "
-                        f"choose another folder with --out, or the same --{name} as there"
+                        f"choose another folder with {option}, or the same --{name} as there"
                     )
         return cls(folder, dict(shared))
 

@@ -259,7 +259,7 @@ def test_another_encoder_needs_another_folder(tmp_path, clock):
         "seed": 0,
     }
     Experiment(tmp_path, shared).create()
-    with pytest.raises(ValueError, match=r"holds runs with backbone = 'other'.*choose another folder"):
+    with pytest.raises(ValueError, match=r"backbone = 'other'.*another folder with --runs"):
         run_clip(clock, ask(tmp_path))
 
 

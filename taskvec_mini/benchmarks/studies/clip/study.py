@@ -174,9 +174,8 @@ class Clip(Study):
             both = clip.load_clip(name).to(device)
             backbone = clip.visual_backbone(name, both)
             folder = request.runs or base.RUNS / name
-            experiment = Experiment.prepare(
-                folder, {"suite": kind, "backbone": name, "heads": "zero-shot", "limit": None, "seed": 0}
-            )
+            shared = {"suite": kind, "backbone": name, "heads": "zero-shot", "limit": None, "seed": 0}
+            experiment = Experiment.prepare(folder, shared, option="--runs")
             measured, speed = budget.measure_speed(backbone, rounds.RECIPE, device=device, speed=speed)
 
             def joint_epochs(names: Iterable[str]) -> int:
