@@ -19,6 +19,7 @@ import torch
 
 from small_encoder import tiny_backbone, tiny_run, tiny_task
 from taskvec_mini import records
+from taskvec_mini.benchmarks.cli.record import check_place
 from taskvec_mini.benchmarks.data import (
     DATA_VARIABLE,
     SUITES,
@@ -36,6 +37,7 @@ from taskvec_mini.benchmarks.studies.clip import study as clip_study
 from taskvec_mini.benchmarks.training import Experiment, RunFolder, Settings, memory
 from taskvec_mini.bounds import network_bounds
 from taskvec_mini.descent import finetune, gradient_descent
+from taskvec_mini.errors import UserError
 from taskvec_mini.networks import MLP, flat_loss, flatten
 from taskvec_mini.tasks import choose, digit_tasks
 from taskvec_mini.vectors import TaskVector
@@ -120,6 +122,25 @@ def cut_checkpoint(folder: Path) -> object:
     path = run.checkpoint(3)
     path.write_bytes(path.read_bytes()[:-4])
     return run.state(3)
+
+
+def damaged_experiment(folder: Path) -> object:
+    path = folder / "local" / "runs" / "experiment.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    return Experiment.open(path.parent)
+
+
+def damaged_epoch(folder: Path) -> object:
+    run = RunFolder(folder / "local" / "runs" / "mnist")
+    tiny_run(folder=run.path)
+    run.record(1).write_text("")
+    return run.read_record(1)
+
+
+def no_place(folder: Path) -> None:
+    (folder / "results").touch()
+    check_place(folder / "results" / "clip.json")
 
 
 # --- CLIP ------------------------------------------------------------------------------------------------
@@ -313,6 +334,9 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "other runs": lambda folder: experiment(folder, "pocket") and experiment(folder, "mobilenet"),
     "other settings": lambda folder: [run_folder(folder, rate) for rate in (1e-4, 3e-4)],
     "no runs": lambda folder: Experiment.open(folder / "local" / "runs"),
+    "experiment damaged": damaged_experiment,
+    "epoch damaged": damaged_epoch,
+    "no place": no_place,
     "checkpoint cut short": cut_checkpoint,
     "encoder diverged": lambda _: tiny_run(task=tiny_task("mnist"), optimizer="sgd", learning_rate=1e38),
     "class without image": lambda _: prototype_head(
@@ -346,13 +370,10 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
 }
 
 
-KINDS = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError)
-
-
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_message_is_quoted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    with pytest.raises(KINDS) as caught:
+    with pytest.raises(UserError) as caught:
         BAD_CALLS[name](tmp_path)
     message = str(caught.value).replace(f"{tmp_path}/", "").replace(f"{tmp_path}\\", "")
     assert f"{caught.type.__name__}: {message}" in quoted()
