@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskvec_mini import _files, records
-from taskvec_mini.benchmarks.encoders.load import IMAGENET_MEAN, IMAGENET_STD
-from taskvec_mini.benchmarks.encoders.mobilenet import load_mobilenet
+from taskvec_mini.benchmarks.encoders.base import IMAGENET_MEAN, IMAGENET_STD
+from taskvec_mini.benchmarks.encoders.mobilenet import read_keras
 from taskvec_mini.benchmarks.encoders.pocket import Pocket
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +115,7 @@ def normalise(images: Tensor) -> Tensor:
 @torch.no_grad()
 def teacher_features(images: Tensor, weights: Path, size: int = 96) -> Tensor:
     """Centred unit features (N, 1024) in float16 of the MobileNet, on uint8 images enlarged to `size`."""
-    teacher, features = load_mobilenet(weights), []
+    teacher, features = read_keras(weights), []
     for chunk in images.split(256):
         large = F.interpolate(chunk.float(), size=(size, size), mode="bicubic", align_corners=False)
         values = large.clamp(0, 255) / 127.5 - 1
@@ -178,8 +178,8 @@ def train(
             "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
             "done": epoch + 1, "seconds": seconds,
         }  # fmt: skip
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with _files.replacing(path) as place:
+            torch.save(state, place)
         print(f"epoch {epoch + 1}/{options.epochs}  loss {mean_loss:.3f}  {seconds:.0f} s", flush=True)
     return {"average": average, "seconds": seconds}
 
@@ -231,10 +231,10 @@ def top1(student: Student, images: Tensor, labels: Tensor) -> float:
 def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
     """The encoder in float16, and a record of how it was made."""
     OUT.mkdir(exist_ok=True)
-    state = {
-        name: value.half().contiguous() for name, value in progress["average"].encoder.state_dict().items()
-    }
-    save_file(state, OUT / "pocket.safetensors")
+    encoder = progress["average"].encoder.state_dict()
+    state = {name: value.half().contiguous() for name, value in encoder.items()}
+    with _files.replacing(OUT / "pocket.safetensors") as place:
+        save_file(state, place)
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,
@@ -255,7 +255,8 @@ def write(progress: dict, scores: dict, options: argparse.Namespace) -> None:
 
 def _cached(path: Path, compute) -> Tensor:
     if not path.exists():
-        torch.save(compute(), path)
+        with _files.replacing(path) as place:
+            torch.save(compute(), place)
     return torch.load(path, weights_only=True)
 
 

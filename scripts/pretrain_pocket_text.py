@@ -21,7 +21,6 @@ import csv
 import gzip
 import itertools
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -71,7 +70,8 @@ def main() -> None:
     )
     vocabulary = options.work / f"vocabulary-{key}.json"
     if not vocabulary.exists():
-        _whole(vocabulary, lambda part: learn_vocabulary(training + modern, part))
+        with _files.replacing(vocabulary) as place:
+            learn_vocabulary(training + modern, place)
     tokenizer = load_tokenizer(vocabulary)
     pieces = _cached(options.work / f"pieces-{key}.pt", lambda: gather(tokenizer, everything))
     progress = train(Pretrainer(frequencies(pieces), options), pieces, options)
@@ -308,7 +308,8 @@ def _take_up(state: dict, options: argparse.Namespace) -> tuple[int, float]:
 def _keep(state: dict, done: int, seconds: float, options: argparse.Namespace) -> None:
     kept = {name: part.state_dict() for name, part in state.items()}
     kept |= {"done": done, "seconds": seconds, "identity": _identity(options)}
-    _whole(options.work / "checkpoint.pt", lambda part: torch.save(kept, part))
+    with _files.replacing(options.work / "checkpoint.pt") as place:
+        torch.save(kept, place)
 
 
 def _identity(options: argparse.Namespace) -> dict:
@@ -366,8 +367,9 @@ def write(progress: dict, scores: dict, vocabulary: Path, options: argparse.Name
     state = {name: value.half().contiguous() for name, value in encoder.items()}
     weights = OUT / "encoders" / "weights" / "pocket_text.safetensors"
     record = weights.with_suffix(".json")
-    _whole(weights, lambda part: save_file(state, part))
-    _whole(OUT / "data" / VOCABULARY.name, lambda part: part.write_bytes(vocabulary.read_bytes()))
+    with _files.replacing(weights) as place:
+        save_file(state, place)
+    _files.write_text(OUT / "data" / VOCABULARY.name, vocabulary.read_text(encoding="utf-8"))
     results = {
         "parameters": sum(value.numel() for value in state.values()),
         **scores,
@@ -388,19 +390,10 @@ def write(progress: dict, scores: dict, vocabulary: Path, options: argparse.Name
     print(results)
 
 
-def _whole(path: Path, save: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _cached(path: Path, compute: Callable[[], dict[int, Tensor]]) -> dict[int, Tensor]:
     if not path.exists():
-        pieces = compute()
-        _whole(path, lambda part: torch.save(pieces, part))
+        with _files.replacing(path) as place:
+            torch.save(compute(), place)
     return torch.load(path, weights_only=True)
 
 

@@ -150,8 +150,7 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> None:
     Raises:
         FileError: if the folder does not exist, may not be written to, or is full.
     """
-    tensors = {name: part.to("cpu", copy=True).contiguous() for name, part in head.state_dict().items()}
-    _files.write_tensors(path, tensors, {"class": type(head).__name__}, kind=_KIND)
+    _files.write_tensors(path, head.state_dict(), {"class": type(head).__name__}, kind=_KIND)
 
 
 def load_head(path: str | os.PathLike[str], *, remedy: str = "write it again with save_head") -> Head:
