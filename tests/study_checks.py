@@ -217,13 +217,13 @@ def check_rounds(results, settings, seeds):
 def check_history(row, tasks, epochs, parameters):
     """Every round costs the same; the task vectors of round 1 start at the start."""
     history = row["history"]
-    assert [here["round"] for here in history] == list(range(len(history)))
-    for here in history:
-        check_shares(here["test"], tasks)
-        assert here["gradient_evaluations"] == here["round"] * epochs * len(tasks)
-        assert here["floats_communicated"] == here["round"] * 2 * len(tasks) * parameters
-        assert len(here["norms"]) == len(tasks)
-        assert here["mean_loss"] > 0
+    assert [each["round"] for each in history] == list(range(len(history)))
+    for each in history:
+        check_shares(each["test"], tasks)
+        assert each["gradient_evaluations"] == each["round"] * epochs * len(tasks)
+        assert each["floats_communicated"] == each["round"] * 2 * len(tasks) * parameters
+        assert len(each["norms"]) == len(tasks)
+        assert each["mean_loss"] > 0
     first = history[1]
     assert first["mean_cosine"] == pytest.approx(first["mean_cosine_from_pretrained"], abs=1e-4)
     assert "mean_cosine" not in history[0]

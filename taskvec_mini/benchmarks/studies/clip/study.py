@@ -59,20 +59,9 @@ _OF_ENGINE = {each.name: each.metadata for each in fields(EngineOptions)}
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRequest(StudyRequest):
-    """What the study of CLIP is asked for; None is its default, so that a record names what was asked for.
+    """What the study of CLIP is asked for; every field has its help beside it.
 
-    Attributes:
-        budget_minutes: do what fits into so many; 60 by default.
-        gpu: on an NVIDIA GPU, one for each worker, in bfloat16 where it has that.
-        runs: the folder of the checkpoints; local/studies/BACKBONE by default.
-        backbone: a CLIP model; ViT-B-32-quickgelu by default.
-        suite: where the images come from: "hub" by default, "bundle" or "digits".
-        tasks: their names; by default the first eight of the suite.
-        joint: also train one encoder on all tasks.
-        micro_batch_size: images in memory at a time; by default as many as fit the device.
-        engine: "local" by default, or "ray".
-        workers: of "ray", how many tasks run at a time.
-        address: of "ray", the head of a running cluster.
+    None stands for the default that the help names, so that a record's command holds what was asked for.
     """
 
     budget_minutes: float | None = field(
