@@ -20,9 +20,8 @@ from taskvec_mini.theory import (
     multitask_descent,
 )
 
-SMOOTH = ["tanh", "softplus", "gelu"]
-EPOCHS = (2, 3, 5, 10)
-CASES = [(activation, tasks) for activation in SMOOTH for tasks in (2, 4)]
+EPOCHS = (2, 3, 10)
+CASES = [("tanh", 2), ("softplus", 4), ("gelu", 2)]
 
 
 def sharpness(losses, start, scaling_coef):
@@ -61,7 +60,7 @@ def measured(request):
     activation, tasks = request.param
     losses, start = digit_losses(tasks, activation=activation)
     rows = []
-    for alpha in (1.0, 1 / tasks, 0.3):
+    for alpha in (1.0, 1 / tasks):
         beta = sharpness(losses, start, alpha)
         for epochs in EPOCHS:
             row = measure(losses, start, epochs=epochs, scaling_coef=alpha)
@@ -72,13 +71,13 @@ def measured(request):
 ORDERS = {"gap": 2, "double sum": 3, "collapsed": 3, "halved": 2, "plus sign": 2}
 
 
-@pytest.mark.parametrize(("name", "order"), ORDERS.items())
-def test_orders_at_the_small_end(measured, name, order):
+def test_orders_at_the_small_end(measured):
     """With −αη² before the double sum the rest is of third order; with half, or a plus, of second."""
     for alpha, epochs, _, rates, norms in measured:
-        assert min(norms[name]) > 1e-12, "rounding would show"
-        slope = local_orders(rates, norms[name])[-1]
-        assert slope == pytest.approx(order, abs=0.1), (alpha, epochs)
+        for name, order in ORDERS.items():
+            assert min(norms[name]) > 1e-12, "rounding would show"
+            slope = local_orders(rates, norms[name])[-1]
+            assert slope == pytest.approx(order, abs=0.1), (name, alpha, epochs)
 
 
 def test_the_expansion_holds_once_the_path_is_short(measured):
