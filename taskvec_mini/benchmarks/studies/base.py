@@ -5,6 +5,7 @@ A study is a long experiment behind a chapter. Each has a file of its own; `regi
 
 from __future__ import annotations
 
+import abc
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -67,7 +68,7 @@ class StudyRequest:
     )
 
 
-class Study:
+class Study(abc.ABC):
     """A long experiment. `run` gives its results as plain JSON; what else the record says are attributes.
 
     Attributes:
@@ -86,13 +87,13 @@ class Study:
     data: Mapping[str, str] = MappingProxyType({})
     device: str = "cpu"
 
+    @abc.abstractmethod
     def run(self, request: Any) -> dict[str, Any]:
         """Do all of it, one seed after the other.
 
         Args:
             request: of the class that `self.request` names.
         """
-        raise NotImplementedError
 
 
 # --- tasks, heads and how models are judged --------------------------------------------------------------
