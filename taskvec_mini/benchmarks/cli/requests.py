@@ -154,7 +154,7 @@ class EvaluateRequest:
     The table has a row for each task: the accuracy of the pretrained encoder (zero-shot), of the one
     finetuned on this task (individual), of the merged one, and merged / individual (normalised). --tune tries
     a range of scaling coefficients and keeps the best mean accuracy on the validation part; the test part
-    decides nothing.
+    decides nothing. One of --tune and --scaling-coef has to be given; both together are refused.
     """
 
     runs: Path = field(
@@ -164,9 +164,7 @@ class EvaluateRequest:
         default=Path("local/merged.safetensors"),
         metadata={"help": "the file that `merge` wrote", "metavar": "FILE"},
     )
-    scaling_coef: float | None = field(
-        default=None, metadata={"help": "how much of the vector is added; this or --tune has to be given"}
-    )
+    scaling_coef: float | None = field(default=None, metadata={"help": "how much of the vector is added"})
     tune: tuple[float, ...] | None = field(
         default=None,
         metadata={

@@ -54,7 +54,7 @@ def finetune_all(
     options: EngineOptions,
     progress: bool,
 ) -> dict[str, Run]:
-    """See `engines.finetune_all`."""
+    """Arguments, result and errors (JobError, UserError, WorkerError) are those of `engines.finetune_all`."""
     placed: dict[str, Job | JointJob] = {}  # with absolute folders: a worker has another working directory
     owners: dict[Path, str] = {}
     for name, job in jobs.items():
@@ -108,6 +108,11 @@ def opened(options: EngineOptions, *, jobs: int) -> Iterator[tuple[Any, dict[str
     """Ray, connected; what each worker takes of a machine; and how many workers there is room for.
 
     A connection that the caller has made stays; a new one ends, with all its workers.
+
+    Raises:
+        MissingPackageError: if Ray is not installed.
+        NoConnectionError: if no cluster answers at the address.
+        UserError: if a cluster cannot be started here, or no machine has room for a worker.
     """
     ray, threads = load_ray(), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
