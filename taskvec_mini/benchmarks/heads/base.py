@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from taskvec_mini import _checks, _files
 from taskvec_mini.benchmarks.data import Task
-from taskvec_mini.errors import MissingFileError, UserError
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 
 _KIND = "taskvec_mini.Head/1"
-_Self = TypeVar("_Self", bound="Head")
 
 
 class Head(nn.Module):
@@ -30,7 +29,7 @@ class Head(nn.Module):
         super().__init__()
         self.eval()
 
-    def train(self: _Self, mode: bool = True) -> _Self:
+    def train(self, mode: bool = True) -> Self:
         """The head as it is: nothing in it is trained."""
         return super().train(False)
 
@@ -148,8 +147,14 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> None:
     """Write a head to a safetensors file with a checksum, whole or not at all.
 
     Raises:
+        InputTypeError: if it is neither a `PrototypeHead` nor a `LinearHead`.
         FileError: if the folder does not exist, may not be written to, or is full.
     """
+    if type(head) not in (PrototypeHead, LinearHead):
+        raise InputTypeError(
+            f"save_head writes a PrototypeHead or a LinearHead, got {type(head).__name__}; keep the state_dict "
+            "of another kind yourself"
+        )
     _files.write_tensors(path, head.state_dict(), {"class": type(head).__name__}, kind=_KIND)
 
 

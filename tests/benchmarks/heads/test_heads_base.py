@@ -206,6 +206,15 @@ def test_parts_of_one_tensor_and_turned_ones_can_be_saved(tmp_path):
     assert torch.equal(load_head(tmp_path / "head.safetensors")(EMBEDDINGS), head(EMBEDDINGS))
 
 
+def test_a_head_of_another_kind_is_not_written_because_it_could_not_be_read(tmp_path):
+    class Steeper(PrototypeHead):
+        pass
+
+    with pytest.raises(TypeError, match="writes a PrototypeHead or a LinearHead, got Steeper"):
+        save_head(Steeper(torch.eye(2), torch.zeros(2), 1.0), tmp_path / "head.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_head_is_made_once_and_a_lost_or_damaged_one_is_explained(tmp_path):
     path, made = tmp_path / "run" / "head.safetensors", []
 
