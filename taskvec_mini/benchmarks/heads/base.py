@@ -152,8 +152,8 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> None:
     """
     if type(head) not in (PrototypeHead, LinearHead):
         raise InputTypeError(
-            f"save_head writes a PrototypeHead or a LinearHead, got {type(head).__name__}; keep the state_dict "
-            "of another kind yourself"
+            f"save_head writes a PrototypeHead or a LinearHead, got {type(head).__name__}; keep the "
+            "state_dict of another kind yourself"
         )
     _files.write_tensors(path, head.state_dict(), {"class": type(head).__name__}, kind=_KIND)
 
