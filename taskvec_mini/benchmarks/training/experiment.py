@@ -51,7 +51,9 @@ from taskvec_mini.benchmarks.heads import (
 )
 from taskvec_mini.errors import FileError, MissingFileError, UserError
 
-FORMAT = "taskvec_mini.run/2"  # of settings.json, checkpoints and latest.safetensors
+FORMAT = "taskvec_mini.run/2"  # of settings.json
+_CHECKPOINT = "taskvec_mini.checkpoint/2"
+_LATEST = "taskvec_mini.latest/2"
 JOINT = "joint"  # the name of joint training among the runs
 
 _NUMBERS = ("loss", "accuracy", "gradient_norm", "steps", "seconds", "images_per_second")  # of a record
@@ -223,18 +225,19 @@ class RunFolder:
         Raises:
             FileError: if a file cannot be written; the epochs before stay as they are.
         """
-        run, epoch = self._run(), len(records)
+        run = self._run()
+        epoch = len(records)
         if keep:
             about = {"run": run, "epoch": epoch}
-            _files.write_tensors(self.checkpoint(epoch), state, about, kind=FORMAT, remedy=_FULL)
+            _files.write_tensors(self.checkpoint(epoch), state, about, kind=_CHECKPOINT, remedy=_FULL)
         everything = {f"model.{name}": tensor for name, tensor in state.items()}
         everything |= {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
         about = {"run": run, "records": [dict(each) for each in records]}
-        _files.write_tensors(self.latest, everything, about, kind=FORMAT, remedy=_FULL)
+        _files.write_tensors(self.latest, everything, about, kind=_LATEST, remedy=_FULL)
         _files.write_json(self.record(epoch), {"run": run, **records[-1]}, remedy=_FULL)
 
     def resume(self) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Any]]]:
-        """Parameters, optimiser and records after the last epoch that was begun here; empty where none was.
+        """Parameters, optimiser and records after the last epoch that was finished; empty where none was.
 
         A record that is not there is written anew: the run was killed before, or somebody deleted it.
 
@@ -248,7 +251,7 @@ class RunFolder:
             "that are there stay until then)"
         )
         tensors, about = _files.read_tensors(
-            self.latest, kind=FORMAT, what="state of a run to go on from", remedy=remedy
+            self.latest, kind=_LATEST, what="state of a run to go on from", remedy=remedy
         )
         if about.get("run") != self._run():
             raise UserError(f"{self.latest} is of another run than {self.settings}; {remedy}")
@@ -302,7 +305,7 @@ class RunFolder:
         self.check_kept(epoch)
         path = self.checkpoint(epoch)
         remedy = f"finetune again into another folder and copy this file from there: {_AGAIN}"
-        state, about = _files.read_tensors(path, kind=FORMAT, what="checkpoint", remedy=remedy)
+        state, about = _files.read_tensors(path, kind=_CHECKPOINT, what="checkpoint", remedy=remedy)
         if about.get("run") != self._run():
             raise UserError(f"{path} is the checkpoint of another run than {self.settings}; {remedy}")
         if about.get("epoch") != epoch:
@@ -450,10 +453,10 @@ class Experiment:
             FileError: if they cannot be written.
         """
         if not self.pretrained.exists():
-            _files.write_tensors(self.pretrained, state, {}, kind=FORMAT)
+            _files.write_tensors(self.pretrained, state, {}, kind=_CHECKPOINT)
             return
         remedy = "delete this file and give the same command again: it writes the file anew"
-        there, _ = _files.read_tensors(self.pretrained, kind=FORMAT, what="checkpoint", remedy=remedy)
+        there, _ = _files.read_tensors(self.pretrained, kind=_CHECKPOINT, what="checkpoint", remedy=remedy)
         if _files.checksum(there) != _files.checksum(state):
             raise UserError(
                 f"{self.pretrained} holds other parameters than the encoder has now, so the runs there had "

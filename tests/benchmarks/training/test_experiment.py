@@ -415,6 +415,15 @@ def test_a_run_does_not_go_on_from_the_state_of_another(folder, other):
     assert "is of another run than" in refused(lambda: tiny_run(folder=folder, epochs=4), path)
 
 
+def test_a_checkpoint_is_no_state_to_go_on_from_and_the_other_way_round(folder):
+    latest, checkpoint = folder / "latest.safetensors", folder / "epoch_002.safetensors"
+    shutil.copy(latest, checkpoint)
+    assert "but no checkpoint" in refused(lambda: tiny_run(folder=folder).state(2), checkpoint)
+    shutil.copy(folder / "epoch_003.safetensors", latest)
+    message = refused(lambda: tiny_run(folder=folder, epochs=4), latest)
+    assert "but no state of a run to go on from" in message
+
+
 def test_the_record_of_another_run_or_epoch_is_refused(folder, other):
     path = folder / "epoch_002.json"
     shutil.copy(folder / "epoch_001.json", path)
