@@ -94,7 +94,10 @@ def sums(monkeypatch):
 
 def test_record_writes_a_complete_record_whose_command_parses(sums, tmp_path, monkeypatch, capsys):
     sums.device = "cuda"
-    monkeypatch.setattr(records, "_device", lambda device: f"a {device.type} device")
+    real = records.provenance
+    monkeypatch.setattr(
+        records, "provenance", lambda device="cpu": {**real(), "device": f"a {device} device"}
+    )
     path = tmp_path / "new" / "sums.json"
     assert call("record", "sums", "--data", tmp_path, "--out", path) == 0
     found = records.read(path)
