@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from taskvec_mini import _imports
-from taskvec_mini._files import checksum
+from taskvec_mini._files import SPACE, checksum
 from taskvec_mini.benchmarks.encoders import Encoder, state_of
 from taskvec_mini.benchmarks.engines.jobs import EngineOptions, Job, JobError, JointJob
 from taskvec_mini.benchmarks.training import Run, RunFolder
-from taskvec_mini.errors import NoConnectionError, UserError
+from taskvec_mini.errors import FileError, NoConnectionError, UserError
 
 _EVERY = 0.5  # seconds between two looks at the folders
 _PATIENCE = 5.0  # seconds until an address counts as silent
@@ -185,12 +185,16 @@ def _marked(folders: Mapping[Path, str]) -> Iterator[str]:
     mark = f".shared-{uuid.uuid4().hex}"
     try:
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / mark).touch()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / mark).touch()
+            except OSError as error:
+                raise FileError(f"{folder} could not be written ({error}); {SPACE}") from error
         yield mark
     finally:
         for folder in folders:
-            (folder / mark).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / mark).unlink()
 
 
 # --- a worker --------------------------------------------------------------------------------------------

@@ -554,3 +554,12 @@ def test_a_worker_that_fits_no_machine_is_refused(cluster):
         opened(EngineOptions(engine="ray", gpus_per_worker=1), jobs=2),
     ):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=f"{tmp_path / 'file' / 'digits'} could not be written"),
+        ray_engine._marked({tmp_path / "file" / "digits": "digits"}),
+    ):
+        pass
