@@ -1,4 +1,4 @@
-"""Texts as token ids: sub-words of the vocabulary that the encoder `pocket-text` was pretrained with."""
+"""Texts as token ids: sub-words of the vocabulary that an encoder was pretrained with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec_mini import _files, _imports
+from taskvec_mini import _checks, _files, _imports
 from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 
 VOCABULARY = Path(__file__).with_name("pocket_text_vocabulary.json")
@@ -54,16 +54,25 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise InputTypeError(f"text {i} must be a string, got {type(text).__name__}")
         tokens = torch.full((len(texts), self.max_length), PADDING, dtype=torch.int32)
+        self.wordpiece.no_padding()
+        self.wordpiece.enable_truncation(self.max_length)  # marks at both ends of a text are kept
+        marks = self.wordpiece.num_special_tokens_to_add(is_pair=False)
         for i, encoding in enumerate(self.wordpiece.encode_batch_fast(list(texts))):
-            ids = encoding.ids[: self.max_length]
-            if not ids:
+            ids = encoding.ids
+            if len(ids) <= marks:
                 raise UserError(f"text {i} has no token ({texts[i]!r}); leave empty texts out")
             tokens[i, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         return tokens
 
 
-def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer:
+def load_tokenizer(
+    vocabulary: str | os.PathLike[str] = VOCABULARY, *, max_length: int = MAX_LENGTH
+) -> Tokenizer:
     """The tokenizer of `pocket-text`, or of another vocabulary file of the library `tokenizers`.
+
+    Args:
+        vocabulary: the file, such as the tokenizer.json of a model in Hugging Face's layout.
+        max_length: L, the most tokens that are kept of a text.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -83,7 +92,12 @@ def load_tokenizer(vocabulary: str | os.PathLike[str] = VOCABULARY) -> Tokenizer
         wordpiece = tokenizers.Tokenizer.from_file(os.fspath(vocabulary))
     except Exception as error:  # of no narrower kind: the library raises Exception itself
         raise UserError(f"{vocabulary} is no vocabulary of tokenizers ({error}); {_REMEDY}") from error
-    if tuple(wordpiece.id_to_token(i) for i in range(len(SPECIAL))) != SPECIAL:
-        raise UserError(f"the vocabulary {vocabulary} does not begin with {', '.join(SPECIAL)}; {_REMEDY}")
+    if wordpiece.id_to_token(PADDING) != SPECIAL[PADDING]:
+        raise UserError(
+            f"the vocabulary {vocabulary} does not begin with {SPECIAL[PADDING]}, which fills up texts here; "
+            f"take another model, or, for pocket-text: {_REMEDY}"
+        )
     wordpiece.encode_special_tokens = True  # "[PAD]" in a text is text, not padding
-    return Tokenizer(wordpiece, _files.sha256(vocabulary))
+    return Tokenizer(
+        wordpiece, _files.sha256(vocabulary), _checks.whole_number("max_length", max_length, minimum=3)
+    )

@@ -81,27 +81,34 @@ def read_state(path: Path, *, remedy: str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): part for name, part in state.items()}
 
 
-def hub_file(repository: str, file: str, *, what: str) -> Path:
+def hub_file(
+    repository: str,
+    file: str,
+    *,
+    what: str,
+    revision: str = "main",
+    install: str = "taskvec-mini[clip]",
+) -> Path:
     """A file of a model repository of the Hugging Face Hub: from the cache, or downloaded into it.
 
     Args:
         repository: its name, such as "timm/vit_base_patch32_clip_224.openai".
         file: the name of the file in it.
         what: what it holds; the beginning of the message.
+        revision: a branch, or the commit whose file it has to be.
+        install: what brings `huggingface_hub`, for the message.
 
     Raises:
         FileError: if it is not in the cache and cannot be downloaded; the message says why, and where it is.
-        MissingPackageError: if `huggingface_hub`, which comes with open_clip, is not installed.
+        MissingPackageError: if `huggingface_hub` is not installed.
     """
-    hub = _imports.load(
-        "huggingface_hub", needed_for="downloading CLIP's weights", install="taskvec-mini[clip]"
-    )
-    cached = hub.try_to_load_from_cache(repository, file)
+    hub = _imports.load("huggingface_hub", needed_for=f"downloading {what}", install=install)
+    cached = hub.try_to_load_from_cache(repository, file, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     try:  # one question first: without a network the download itself would be tried for half a minute
-        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file), timeout=_TIMEOUT)
-        return Path(hub.hf_hub_download(repository, file))
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision), timeout=_TIMEOUT)
+        return Path(hub.hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # of one of several network libraries
         cause: BaseException = error
         while cause.__cause__ is not None:  # the Hub's own message does not say what happened
@@ -110,7 +117,7 @@ def hub_file(repository: str, file: str, *, what: str) -> Path:
             f"{what} could not be downloaded ({type(cause).__name__}: {_first_line(cause)}); try again with "
             "a network, or give the same command on a machine that has one and copy its cache of Hugging "
             "Face to this one (~/.cache/huggingface, or what HF_HOME names); in Python you can also fetch "
-            f"https://huggingface.co/{repository}/resolve/main/{file} and pass its path"
+            f"https://huggingface.co/{repository}/resolve/{revision}/{file} and pass its path"
         ) from error
 
 

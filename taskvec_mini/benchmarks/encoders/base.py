@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import PADDING, VOCABULARY_SIZE, load_tokenizer
+from taskvec_mini.benchmarks.data import MAX_LENGTH, PADDING, VOCABULARY_SIZE, Tokenizer, load_tokenizer
 from taskvec_mini.errors import InputTypeError, UserError
 
 Channels = tuple[float, float, float]
@@ -195,6 +195,7 @@ class TextBackbone:
         vocabulary: the file of the vocabulary.
         vocabulary_sha256: its checksum.
         vocabulary_size: token ids are below it.
+        longest: the most tokens that the model has places for.
 
     Example:
         >>> from taskvec_mini.benchmarks.encoders import load_backbone
@@ -211,6 +212,7 @@ class TextBackbone:
     vocabulary: Path
     vocabulary_sha256: str
     vocabulary_size: int = VOCABULARY_SIZE
+    longest: int = MAX_LENGTH
 
     @property
     def device(self) -> torch.device:
@@ -222,9 +224,14 @@ class TextBackbone:
         """What `tokenize` and `prepare` depend on, as JSON."""
         return [self.max_length, self.vocabulary_sha256]
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What cuts texts into the tokens that the encoder was pretrained with; for `load_tasks`."""
+        return load_tokenizer(self.vocabulary, max_length=self.max_length)
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, L) int32 of N texts: what `prepare` takes. See `Tokenizer.encode`."""
-        return load_tokenizer(self.vocabulary).encode(texts)
+        return self.tokenizer.encode(texts)
 
     def prepare(self, tokens: Tensor) -> Tensor:
         """Token ids as the model wants them: (N, L') int64, on the model's device.

@@ -20,6 +20,8 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data import DATA_VARIABLE
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone, TextBackbone
+from taskvec_mini.benchmarks.encoders.efficientnet import IMAGE_SIZE, load_efficientnet
+from taskvec_mini.benchmarks.encoders.minilm import load_minilm, random_minilm
 from taskvec_mini.benchmarks.encoders.mobilenet import MOBILENET_WEIGHTS, load_mobilenet
 from taskvec_mini.benchmarks.encoders.pocket import load_pocket, random_pocket
 from taskvec_mini.benchmarks.encoders.pocket_text import load_pocket_text, random_pocket_text
@@ -37,7 +39,7 @@ class BackboneInfo:
         note: what it is, in a few words.
         load: a function of the path of its weights, or of None, that returns it.
         weights: where its weights are by default: "included" in this package, drawn at "random", in the
-            folder of the "data", or downloaded from the "network" on first use.
+            folder of the "data", in a "package" of their own, or downloaded from the "network" on first use.
         parameters: how many it has.
         image_size: the side of its images in pixels; None for texts.
         any_size: whether it takes images of another size as well.
@@ -49,7 +51,7 @@ class BackboneInfo:
     kind: Literal["images", "texts"] = "images"
     note: str
     load: Callable[..., Backbone | TextBackbone]
-    weights: Literal["included", "random", "data", "network"]
+    weights: Literal["included", "random", "data", "package", "network"]
     parameters: int
     image_size: int | None
     any_size: bool = False
@@ -133,6 +135,46 @@ BACKBONES = {
             image_size=None,
             install="taskvec-mini[text]",
         ),
+        BackboneInfo(
+            name="efficientnet-lite0",
+            note="EfficientNet-Lite0 of ImageNet through timm",
+            load=partial(load_efficientnet, "efficientnet-lite0"),
+            weights="package",
+            parameters=3_371_008,
+            image_size=IMAGE_SIZE,
+            any_size=True,
+            install="taskvec-mini[pretrained]",
+        ),
+        BackboneInfo(
+            name="efficientnet-lite2",
+            note="its larger sister",
+            load=partial(load_efficientnet, "efficientnet-lite2"),
+            weights="package",
+            parameters=4_811_072,
+            image_size=IMAGE_SIZE,
+            any_size=True,
+            install="taskvec-mini[pretrained]",
+        ),
+        BackboneInfo(
+            name="minilm",
+            kind="texts",
+            note="all-MiniLM-L6-v2, a sentence encoder trained on a billion pairs",
+            load=load_minilm,
+            weights="package",
+            parameters=22_565_376,
+            image_size=None,
+            install="taskvec-mini[pretrained]",
+        ),
+        BackboneInfo(
+            name="random-minilm",
+            kind="texts",
+            note="the same, not pretrained",
+            load=random_minilm,
+            weights="random",
+            parameters=22_565_376,
+            image_size=None,
+            install="taskvec-mini[pretrained]",
+        ),
         _torchvision("resnet18", parameters=11_176_512, any_size=True),
         _torchvision("resnet50", parameters=23_508_032, any_size=True),
         _torchvision("mobilenet_v3_small", parameters=927_008, any_size=True),
@@ -162,6 +204,7 @@ def load_backbone(
     *,
     weights: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
+    max_length: int | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Backbone | TextBackbone:
     """A pretrained encoder with its preparation, on the CPU.
@@ -170,6 +213,9 @@ def load_backbone(
     pretrained, with the same numbers at every call. "mobilenet" is an ImageNet MobileNetV1 without its last
     block (64 pixels, 1024 features). "resnet18", "resnet50", "mobilenet_v3_small", "vit_b_16" and "vit_b_32"
     are torchvision's (224 pixels), without their classifier; the first use downloads them.
+    "efficientnet-lite0" and "-lite2" are of ImageNet too (96 pixels, or any other size; 1280 features), and
+    come as packages, as does "minilm", a sentence encoder (64 tokens, 384 features); "random-minilm" is the
+    same, not pretrained.
     "ViT-B-32-quickgelu", "ViT-B-16-quickgelu" and "ViT-L-14-quickgelu" are CLIP's image encoders, and
     "tiny-clip" is a tiny one, not pretrained; see `clip.load_visual`. "pocket-text" is this project's small
     encoder of texts (48 tokens, 128 features), and "random-pocket-text" is the same, not pretrained.
@@ -180,6 +226,8 @@ def load_backbone(
             the one in the folder `weights` of the folder of the data; for torchvision's and CLIP's the
             download.
         image_size: another side of the prepared images, in pixels; vision transformers take one size only.
+        max_length: the most tokens of a text, for encoders of texts; by default 48 for pocket-text and 64 for
+            minilm, which takes up to 512.
         folder: the folder of the data; by default the one that the environment variable TASKVEC_MINI_DATA
             names.
 
@@ -213,6 +261,13 @@ def load_backbone(
             )
         path = Path(folder) / "weights" / MOBILENET_WEIGHTS
     backbone = info.load(path)
+    if max_length is not None:
+        if isinstance(backbone, Backbone):
+            raise UserError(f"{name} takes images, which have no max_length; leave it out")
+        longest = backbone.longest
+        if not 3 <= _checks.whole_number("max_length", max_length) <= longest:
+            raise UserError(f"{name} takes texts of 3 to {longest} tokens, not {max_length}")
+        return replace(backbone, max_length=max_length)
     if isinstance(backbone, Backbone) and image_size is not None:
         return replace(backbone, image_size=image_size)
     return backbone
