@@ -180,7 +180,7 @@ def memory_ends() -> object:
 def clip_without_network() -> object:
     package = pytest.importorskip("huggingface_hub")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package, "try_to_load_from_cache", lambda *_: None)
+        patch.setattr(package, "try_to_load_from_cache", lambda *_, **__: None)
         patch.setattr(package, "get_hf_file_metadata", raising(NO_NETWORK))
         return clip.load_clip("ViT-B-32-quickgelu")
 
