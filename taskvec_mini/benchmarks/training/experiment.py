@@ -40,7 +40,7 @@ from torch import Tensor
 
 from taskvec_mini import _checks, _files
 from taskvec_mini.benchmarks.data import Task, load_tasks
-from taskvec_mini.benchmarks.encoders import Encoder
+from taskvec_mini.benchmarks.encoders import Encoder, tokenizer_of
 from taskvec_mini.benchmarks.heads import (
     Head,
     kept_head,
@@ -516,14 +516,15 @@ class Experiment:
             states[task] = {name: found[name] for name in pretrained}
         return states
 
-    def tasks(self, names: Sequence[str], data: Path | None) -> dict[str, Task]:
-        """The tasks with the split that the runs were trained on."""
+    def tasks(self, names: Sequence[str], data: Path | None, *, encoder: Encoder) -> dict[str, Task]:
+        """The tasks with the split that the runs were trained on, texts in the encoder's tokens."""
         return load_tasks(
             names,
             suite=self.shared["suite"],
             folder=data,
             limit=self.shared["limit"],
             seed=self.shared["seed"],
+            tokenizer=tokenizer_of(encoder),
         )
 
     def head(self, backbone: Encoder, task: Task) -> Head:

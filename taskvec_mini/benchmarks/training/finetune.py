@@ -236,7 +236,7 @@ def finetune_jointly(
                     run.check_kept(epoch)
         left = range(len(records) + 1, settings.epochs + 1)
         unit = unit_of(tasks.values())
-        images = sum(trainer.sizes) * len(left)
+        images = sum(trainer.sizes) * len(left) // settings.parts
         bar = stack.enter_context(progress_bar(trainer.title, total=images, unit=unit, show=progress))
         if left and not records:  # a run that goes on has said it
             bar.say(f"{trainer.title}  {trainer.memory}")

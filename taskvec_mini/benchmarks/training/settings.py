@@ -30,7 +30,10 @@ class Settings:
 
     Attributes:
         learning_rate: the highest rate, reached after the warm-up.
-        epochs: passes over the training images, at least 1.
+        epochs: passes over the training images, at least 1; with `parts`, parts of a pass.
+        parts: every pass over the training images is cut into so many parts with equally many steps, each of
+            which counts as an epoch, with a checkpoint and a record of its own: 4 for what happens within the
+            first pass. The steps are those of the whole pass, so four parts end where one epoch ends.
         optimizer: "adamw"; "sgd"; or "gd", one exact full-batch step an epoch (batch_size then only says how
             many images are in memory at a time).
         batch_size: images a step; the partial last batch of an epoch is kept.
@@ -56,6 +59,9 @@ class Settings:
 
     learning_rate: float = field(default=1e-4, metadata={"help": "step size"})
     epochs: int = field(default=1, metadata={"help": "passes over the training part"})
+    parts: int = field(
+        default=1, metadata={"help": "cut every pass into so many parts, each of which counts as an epoch"}
+    )
     optimizer: str = field(
         default="adamw", metadata={"help": "gd: one full-batch step an epoch", "choices": OPTIMIZERS}
     )
@@ -83,7 +89,7 @@ class Settings:
         _checks.named_choice("optimizer", self.optimizer, dict.fromkeys(OPTIMIZERS))
         _checks.named_choice("schedule", self.schedule, dict.fromkeys(SCHEDULES))
         _checks.named_choice("centre", self.centre, dict.fromkeys(CENTRES))
-        for name, minimum in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0)):
+        for name, minimum in (("epochs", 1), ("parts", 1), ("batch_size", 1), ("warmup_steps", 0)):
             object.__setattr__(self, name, _checks.whole_number(name, getattr(self, name), minimum=minimum))
         object.__setattr__(self, "seed", _checks.seed("seed", self.seed))
         for name in ("weight_decay", "momentum"):
@@ -96,6 +102,8 @@ class Settings:
             object.__setattr__(self, "clip_norm", norm)
         if self.optimizer == "adamw" and self.momentum:
             raise UserError(f'"adamw" takes no momentum, got {self.momentum}; it is for "sgd" and "gd"')
+        if self.optimizer == "gd" and self.parts != 1:
+            raise UserError(f'"gd" takes one step a pass, which has no {self.parts} parts; leave parts out')
         if self.optimizer == "gd" and self.centre != "frozen":
             raise UserError(
                 f'"gd" needs centre="frozen", got {self.centre!r}: its loss is a mean over single images'

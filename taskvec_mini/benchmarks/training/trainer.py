@@ -47,23 +47,40 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def plan(sizes: list[int], settings: Settings, *, epoch: int) -> list[tuple[int, Tensor]]:
-    """The batches of an epoch: which task, and which of its images.
+    """The batches of an epoch, counted from 1: which task, and which of its images.
 
     Every image of every task is seen once. With several tasks the batches of all of them are mixed at random.
+    Where a pass is cut into parts (`settings.parts`), an epoch has one part of such a list.
 
     Example:
         >>> batches = plan([3, 2], Settings(batch_size=2), epoch=1)
         >>> sorted((task, len(rows)) for task, rows in batches)
         [(0, 1), (0, 2), (1, 2)]
     """
-    generator = seeded(settings.seed, epoch)
+    passes, part = divmod(epoch - 1, settings.parts)
+    generator = seeded(settings.seed, passes + 1)
     orders = [torch.randperm(size, generator=generator) for size in sizes]
     batches = [
         (task, rows) for task, order in enumerate(orders) for rows in torch.split(order, settings.batch_size)
     ]
-    if len(sizes) == 1:
-        return batches
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    if len(sizes) > 1:
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    first, end = (number * len(batches) // settings.parts for number in (part, part + 1))
+    return batches[first:end]
+
+
+def steps_until(epoch: int, *, sizes: list[int], settings: Settings) -> int:
+    """How many steps the epochs up to this one take together.
+
+    Example:
+        >>> [steps_until(epoch, sizes=[10], settings=Settings(batch_size=2, parts=2)) for epoch in range(5)]
+        [0, 2, 5, 7, 10]
+    """
+    if settings.optimizer == "gd":
+        return epoch
+    steps = sum(math.ceil(size / settings.batch_size) for size in sizes)
+    passes, parts = divmod(epoch, settings.parts)
+    return passes * steps + parts * steps // settings.parts
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,12 @@ class Trainer:
         self.heads = [copy.deepcopy(heads[name]).to(device) for name in tasks]
         self.data = [task.part("train") for task in tasks.values()]
         self.sizes = [len(labels) for _, labels in self.data]
+        steps = steps_until(settings.parts, sizes=self.sizes, settings=settings)
+        if steps < settings.parts:
+            raise UserError(
+                f"a pass over {self.title} has {steps} steps, which make no {settings.parts} parts; lower parts "
+                "or batch_size"
+            )
         self.images_at_a_time = self.speed.images_at_a_time(settings)
         self.unread = 1 if device.type == "cuda" else 0  # steps queued before anyone looks at their numbers
         for head, (inputs, _), task in zip(self.heads, self.data, tasks.values(), strict=True):
@@ -183,6 +206,8 @@ class Trainer:
         full_batch = settings.optimizer == "gd"
         batches = plan(self.sizes, settings, epoch=epoch)
         steps = 1 if full_batch else len(batches)
+        before = steps_until(epoch - 1, sizes=self.sizes, settings=settings)
+        in_all = steps_until(settings.epochs, sizes=self.sizes, settings=settings)
         clip_norm = math.inf if settings.clip_norm is None else settings.clip_norm
         loss, hits, norms, read = 0.0, 0, 0.0, 0
         waiting: deque[_Step] = deque()  # to look at a GPU's number is to wait until it has been computed
@@ -210,7 +235,7 @@ class Trainer:
                         extra = self.extra_loss(self.backbone.model, seeded(settings.seed, epoch, step))
                         extra.backward()  # type: ignore[no-untyped-call]
                     norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), clip_norm)
-                    rate = settings.rate((epoch - 1) * steps + step, steps * settings.epochs)
+                    rate = settings.rate(before + step, in_all)
                     waiting.append(_Step(images, losses, right, norm, rate))
                     images, losses, right = [], [], []
                     while len(waiting) > (0 if last else self.unread):
@@ -233,7 +258,7 @@ class Trainer:
                 self.title, epoch=epoch, step=steps, loss=math.nan, learning_rate=settings.learning_rate
             )
         seconds = time.perf_counter() - begin
-        total = sum(self.sizes)
+        total = sum(len(rows) for _, rows in batches)
         return {
             "epoch": epoch,
             "loss": loss / total,

@@ -210,6 +210,48 @@ def test_two_seeds_give_two_runs_and_one_seed_the_same():
 # --- the exact step --------------------------------------------------------------------------------------
 
 
+# --- parts of a pass
+
+
+@pytest.mark.parametrize("recipe", [{}, {"schedule": "cosine", "warmup_steps": 3}, {"optimizer": "sgd"}])
+def test_parts_of_a_pass_end_where_the_pass_ends_to_the_bit(recipe, tmp_path):
+    """Ten steps a pass, cut into three; also when the run is stopped within a pass and taken up again."""
+    task = tiny_task(train=37)
+    whole = tiny_run(task=task, epochs=2, batch_size=4, **recipe)
+    parts = tiny_run(task=task, epochs=6, parts=3, batch_size=4, **recipe)
+    kept = {"task": task, "parts": 3, "batch_size": 4, "folder": tmp_path / "run", **recipe}
+    if "schedule" not in recipe:
+        tiny_run(epochs=4, **kept)
+        assert_same_states(tiny_run(epochs=6, **kept), parts)
+    for passes in (1, 2):
+        assert all(torch.equal(parts.state(3 * passes)[n], v) for n, v in whole.state(passes).items())
+    assert [record["steps"] for record in parts.records] == [3, 3, 4, 3, 3, 4]
+    seen = [len(rows) for epoch in (1, 2, 3) for _, rows in plan([37], parts.settings, epoch=epoch)]
+    assert sum(seen) == 37
+    loss = sum(r["loss"] * n for r, n in zip(parts.records, (12, 12, 13), strict=False)) / 37
+    assert loss == pytest.approx(whole.losses[0])
+
+
+def assert_same_states(first, second):
+    for epoch in second.epochs:
+        assert all(torch.equal(first.state(epoch)[name], part) for name, part in second.state(epoch).items())
+
+
+def test_joint_training_has_parts_as_well():
+    whole = jointly(*two_tasks(), epochs=1, batch_size=4)
+    parts = jointly(*two_tasks(), epochs=4, parts=4, batch_size=4)
+    assert all(torch.equal(parts.state(4)[name], part) for name, part in whole.state(1).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"parts": 4}, "3 steps, which make no 4 parts"), ({"parts": 2, "optimizer": "gd"}, "one step a pass")],
+)
+def test_a_pass_of_few_steps_has_no_more_parts(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(batch_size=16, **changes)
+
+
 def gradient_by_hand(backbone, head, task):
     """In float64, all images at once."""
     model = copy.deepcopy(backbone.model).double()
