@@ -6,8 +6,9 @@ A study is a long experiment behind a chapter. Each has a file of its own; `regi
 from __future__ import annotations
 
 import abc
+import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec_mini import merging
-from taskvec_mini.benchmarks.data import SUITES, Task, TextTask, file_checksums, load_tasks, unit_of
-from taskvec_mini.benchmarks.encoders import Encoder, state_of
+from taskvec_mini import _files, merging
+from taskvec_mini.benchmarks.data import (
+    SUITES,
+    Task,
+    TextTask,
+    TextTokenizer,
+    file_checksums,
+    load_tasks,
+    unit_of,
+)
+from taskvec_mini.benchmarks.encoders import Encoder, state_of, tokenizer_of
 from taskvec_mini.benchmarks.evaluation import accuracies, forget_prepared_images, sweep
 from taskvec_mini.benchmarks.heads import Head, prototype_head
 from taskvec_mini.benchmarks.training import Experiment, Run, Settings, finetune, finetune_jointly
@@ -175,6 +184,26 @@ class Suite:
                 forget_prepared_images()
         return {name: round(score, 5) for name, score in found.items()}
 
+    def kept(self, name: str, compute: Callable[[], Any], *, about: Mapping[str, Any]) -> Any:
+        """What `compute` gives, as JSON: read again where it was computed before, about the same things.
+
+        Args:
+            name: of the result, in the folder of the runs.
+            compute: takes minutes.
+            about: all that decides the outcome beside the runs; another value computes it anew.
+        """
+        path = self.experiment.result(name)
+        here = json.loads(json.dumps({"about": {**self.about, **about}}))
+        if path.is_file():
+            remedy = "delete this file: it is computed again"
+            stored = _files.read_json(path, what="result of a study", remedy=remedy)
+            if stored.get("about") == here["about"] and "value" in stored:
+                return stored["value"]
+        value = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_json(path, {**here, "value": value})
+        return value
+
     def merge(self, rule: str, vectors: Mapping[str, TaskVector]) -> dict[str, Any]:
         """Merge under a rule, tune λ on validation examples, and measure on test examples."""
         merged = merge_vectors(rule, vectors.values())
@@ -225,7 +254,7 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
         ({'images': {'digits': 60, 'mirrored': 60}}, ['mirrored'])
     """
     forget_prepared_images()
-    tasks = study_tasks(chosen, folder=folder, seed=seed)
+    tasks = study_tasks(chosen, folder=folder, seed=seed, tokenizer=tokenizer_of(backbone))
     unit = unit_of(tasks.values())
     amount: dict[str, Any] = {f"share_of_training_{unit}": chosen.share}
     if chosen.limit is not None:
@@ -249,9 +278,18 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
     )
 
 
-def study_tasks(chosen: SuiteSettings, *, folder: Path | None, seed: int) -> dict[str, Any]:
+def study_tasks(
+    chosen: SuiteSettings, *, folder: Path | None, seed: int, tokenizer: TextTokenizer | None = None
+) -> dict[str, Any]:
     """The tasks, cut to a share of their training examples and to few validation examples."""
-    loaded = load_tasks(chosen.tasks, suite=chosen.suite, folder=folder, limit=chosen.limit, seed=seed)
+    loaded = load_tasks(
+        chosen.tasks,
+        suite=chosen.suite,
+        folder=folder,
+        limit=chosen.limit,
+        seed=seed,
+        tokenizer=tokenizer,
+    )
     return {
         name: first_examples(
             task, train=round(chosen.share * len(task.part("train")[1])), val=chosen.validation

@@ -10,6 +10,7 @@ from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIP
 from taskvec_mini.benchmarks.studies.clip.study import Clip
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
+from taskvec_mini.benchmarks.studies.pretrained import TaskChoice
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
 
@@ -38,6 +39,9 @@ STUDIES: dict[str, Study] = {
         subsets=[MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)],
     ),
     "06_search": Search(),
+    "06_minilm_tasks": TaskChoice(
+        "ten tasks on texts for a well-pretrained encoder, each by itself: what it has to learn (chapter 6)"
+    ),
     "07_rounds": Rounds(
         "a budget of epochs split into rounds of tuning and averaging, beside joint training (chapter 7)",
         post_hoc=True,

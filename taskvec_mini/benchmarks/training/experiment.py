@@ -369,6 +369,10 @@ class Experiment:
         """The run that learns all tasks jointly, or these; that of others is another run."""
         return RunFolder(self.folder / "_".join([JOINT, *sorted(tasks)]))
 
+    def result(self, name: str) -> Path:
+        """The file of something that a study computed from the runs."""
+        return self.folder / "results" / f"{name}.json"
+
     def with_seed(self, seed: int) -> Experiment:
         """The experiment with a seed."""
         return Experiment(self.folder / f"seed{seed}", self.shared)

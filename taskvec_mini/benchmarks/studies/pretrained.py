@@ -1,0 +1,284 @@
+"""Merging from a good start: which tasks have something to learn, and what a merge keeps of it, age by age.
+
+The rule by which tasks and rates enter stands here, before any merge is looked at (`TaskChoice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+import torch
+
+from taskvec_mini import merging
+from taskvec_mini.benchmarks.data import SUITES
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
+from taskvec_mini.benchmarks.evaluation import accuracies, sweep
+from taskvec_mini.benchmarks.heads import linear_probe
+from taskvec_mini.benchmarks.studies.base import (
+    Study,
+    StudyRequest,
+    Suite,
+    SuiteSettings,
+    individual_runs,
+    joint_run,
+    make_suite,
+    say,
+)
+from taskvec_mini.benchmarks.training import Run, Settings, finetune
+from taskvec_mini.vectors import TaskVector
+
+MARGIN = 0.05  # by which finetuning has to beat a linear probe on the frozen start, on validation examples
+PARTS = 4  # of a pass: checkpoints at a quarter and at half of the first epoch
+TEXT_SUITE = SuiteSettings(
+    suite="text", tasks=SUITES["text"].tasks, limit=2000, validation=200, test=500, shots=None, recentre=0
+)
+TEXT_SETTINGS = Settings(learning_rate=5e-5, epochs=4 * PARTS, parts=PARTS, batch_size=16, clip_norm=1.0)
+TWO_EPOCHS = replace(TEXT_SETTINGS, epochs=2, parts=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A merging rule with its options, and the coefficients that are tried first."""
+
+    rule: str
+    scaling_coefs: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CANDIDATES = {  # by the name in the record; the coefficients suit four to eight tasks
+    "mean": Candidate(rule="mean", scaling_coefs=(0.5, 1.0, 2.0, 3.0, 4.5, 6.0)),
+    "ties": Candidate(rule="ties", scaling_coefs=(0.5, 1.0, 1.5, 2.0, 3.0)),
+    "dare": Candidate(rule="dare", scaling_coefs=(0.1, 0.2, 0.3, 0.5, 0.75), options={"drop_rate": 0.9}),
+    "breadcrumbs": Candidate(rule="breadcrumbs", scaling_coefs=(0.2, 0.35, 0.5, 0.75, 1.0, 1.5)),
+    "consensus": Candidate(rule="consensus", scaling_coefs=(0.2, 0.35, 0.5, 0.75, 1.0)),
+    "tsv": Candidate(rule="tsv", scaling_coefs=(0.5, 0.75, 1.0, 1.5, 2.0)),
+    "iso_c": Candidate(rule="iso_c", scaling_coefs=(0.35, 0.5, 0.75, 1.0, 1.5)),
+    "iso_cts": Candidate(rule="iso_cts", scaling_coefs=(0.35, 0.5, 0.75, 1.0, 1.5)),
+    "regmean_from_vectors": Candidate(rule="regmean_from_vectors", scaling_coefs=(0.5, 0.75, 1.0, 1.5, 2.0)),
+    "wudi": Candidate(rule="wudi", scaling_coefs=(0.5, 0.75, 1.0, 1.5)),
+    "wudi_300_steps": Candidate(rule="wudi", scaling_coefs=(0.35, 0.5, 0.75, 1.0), options={"steps": 300}),
+}
+
+
+# --- which tasks, which rate -----------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class TaskChoice(Study):
+    """Each task by itself: the start, a linear probe on it, and finetuning at some rates.
+
+    A task enters the study of merging if finetuning beats the probe by at least `MARGIN` on validation
+    examples, at the rate with the best mean over all tasks. Nothing is merged here, and no test example read.
+
+    Attributes:
+        description: what it measures.
+        backbone: the name of the encoder.
+        tasks: which tasks, and how much of them.
+        recipe: of finetuning, but for the rate.
+        rates: the learning rates.
+    """
+
+    description: str
+    backbone: str = "minilm"
+    tasks: SuiteSettings = TEXT_SUITE
+    recipe: Settings = TWO_EPOCHS
+    rates: Sequence[float] = (2e-5, 5e-5, 1e-4)
+    seeds: tuple[int, ...] = (0,)
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """Every task at every rate."""
+        backbone = load_backbone(self.backbone, folder=request.data)
+        suite = make_suite(backbone, self.tasks, folder=request.data, seed=self.seeds[0])
+        self.data = suite.data
+        self.settings = {
+            "backbone": self.backbone,
+            **suite.about,
+            "recipe": asdict(self.recipe),
+            "rates": list(self.rates),
+            "margin": MARGIN,
+        }
+        rows = []
+        for name, task in suite.tasks.items():
+            head = suite.heads[name]
+            row: dict[str, Any] = {
+                "task": name,
+                "start": _validated(suite, name, None),
+                "probe": round(linear_probe(backbone, task).val_accuracy, 5),
+                "individual": {},
+            }
+            for rate in self.rates:
+                run = finetune(
+                    backbone,
+                    head,
+                    task,
+                    settings=replace(self.recipe, learning_rate=rate, seed=suite.seed),
+                    progress=False,
+                )
+                row["individual"][f"{rate:g}"] = [
+                    _validated(suite, name, run.state(epoch)) for epoch in run.epochs
+                ]
+            say(f"{name}: {row}")
+            rows.append(row)
+        best = max(
+            (f"{rate:g}" for rate in self.rates),
+            key=lambda rate: mean(row["individual"][rate][-1] for row in rows),
+        )
+        return {
+            "rows": rows,
+            "rate": float(best),
+            "tasks": [row["task"] for row in rows if max(row["individual"][best]) >= row["probe"] + MARGIN],
+        }
+
+
+def _validated(suite: Suite, name: str, parameters: Any) -> float:
+    found = accuracies(
+        suite.backbone,
+        suite.heads,
+        {name: suite.tasks[name]},
+        parameters=parameters,
+        split="val",
+        recentre=suite.recentre,
+    )
+    return round(found[name], 5)
+
+
+# --- merges, age by age ----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class GoodStart(Study):
+    """Merges of encoders that began at a good start, against the age and the progress of the specialists.
+
+    Every merged accuracy stands beside the start, a linear probe on it, the specialists and joint training
+    on equally many examples. Coefficients are chosen on validation examples at every age: first from a grid,
+    then half-way to the neighbours of the best. What is finished is kept beside the runs and read again.
+
+    Attributes:
+        description: what it measures.
+        backbone: the name of the encoder.
+        tasks: which tasks, and how models are judged.
+        recipe: of finetuning, but for the seed; its epochs are parts of a pass.
+        ages: the numbers of such parts after which models are judged.
+        rules: names in `CANDIDATES`.
+    """
+
+    description: str
+    backbone: str = "minilm"
+    tasks: SuiteSettings = TEXT_SUITE
+    recipe: Settings = TEXT_SETTINGS
+    ages: Sequence[int] = (1, 2, 4, 8, 16)
+    rules: Sequence[str] = tuple(CANDIDATES)
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """All seeds, one after the other."""
+        backbone = load_backbone(self.backbone, folder=request.data)
+        results: dict[str, Any] = {
+            "seeds": list(self.seeds),
+            "tasks": list(self.tasks.tasks),
+            "epochs": [age / self.recipe.parts for age in self.ages],
+            "rules": list(self.rules),
+            "start": {},
+            "probe": {},
+            "steps_a_pass": {},
+            "individual": {},
+            "joint": {},
+            "merged": [],
+            "training_seconds": {},
+        }
+        for seed in self.seeds:
+            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
+            self.data = suite.data
+            about = {"backbone": self.backbone, **suite.about, "recipe": asdict(self.recipe)}
+            self.settings = {
+                **about,
+                "tasks": list(self.tasks.tasks),
+                "candidates": {name: asdict(CANDIDATES[name]) for name in self.rules},
+            }
+            runs = individual_runs(suite, recipe=self.recipe, epochs=self.ages)
+            together = joint_run(suite, recipe=self.recipe, epochs=self.ages)
+            key = str(seed)
+            results["start"][key] = suite.scores(None, suite.tasks)
+            results["probe"][key] = suite.kept("probe", partial(probe_scores, suite), about=about)
+            individual, joint = {}, {}
+            for age in self.ages:
+                epoch = f"{age / self.recipe.parts:g}"
+                individual[epoch] = suite.kept(
+                    f"individual_{age}", partial(individual_scores, suite, runs, age=age), about=about
+                )
+                joint[epoch] = suite.kept(
+                    f"joint_{age}", partial(suite.scores, together.state(age), suite.tasks), about=about
+                )
+                vectors = {name: run.task_vector(age) for name, run in runs.items()}
+                for rule in self.rules:
+                    found = suite.kept(
+                        f"merged_{age}_{rule}",
+                        partial(tuned_merge, suite, vectors, candidate=CANDIDATES[rule]),
+                        about={**about, "candidate": asdict(CANDIDATES[rule])},
+                    )
+                    results["merged"].append({"seed": seed, "epoch": float(epoch), "rule": rule, **found})
+                    say(f"seed {seed}, epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
+            results["individual"][key] = individual
+            results["joint"][key] = joint
+            results["steps_a_pass"][key] = {
+                name: sum(record["steps"] for record in run.records[: self.recipe.parts])
+                for name, run in runs.items()
+            }
+            results["training_seconds"][key] = {
+                "individual": round(sum(each["seconds"] for run in runs.values() for each in run.records), 1),
+                "joint": round(sum(each["seconds"] for each in together.records), 1),
+            }
+        return results | suite.sizes()
+
+
+def probe_scores(suite: Suite) -> dict[str, float]:
+    """Test accuracy of a linear probe on the frozen start, by task; its penalty is chosen in validation."""
+    return {name: round(linear_probe(suite.backbone, task).accuracy, 5) for name, task in suite.tasks.items()}
+
+
+def individual_scores(suite: Suite, runs: Mapping[str, Run], *, age: int) -> dict[str, float]:
+    """Test accuracy of each specialist on its own task."""
+    return {name: suite.scores(run.state(age), [name])[name] for name, run in runs.items()}
+
+
+def tuned_merge(suite: Suite, vectors: Mapping[str, TaskVector], *, candidate: Candidate) -> dict[str, Any]:
+    """Merged under a rule, with the coefficient that is best in validation, and judged on test examples.
+
+    After the candidate's grid the points half-way to the neighbours of the best are tried as well.
+    """
+    rule = merging.RULES[candidate.rule]
+    options = dict(candidate.options)
+    if rule.draws:
+        options["generator"] = torch.Generator().manual_seed(suite.seed)
+    merged = rule.function(list(vectors.values()), **options)
+    start = state_of(suite.backbone.model)
+    tasks = {name: suite.tasks[name] for name in vectors}
+
+    def validated(coefs: Sequence[float]) -> dict[float, float]:
+        table = sweep(
+            suite.backbone,
+            suite.heads,
+            tasks,
+            pretrained=start,
+            merged=merged,
+            scaling_coefs=coefs,
+            recentre=suite.recentre,
+        )
+        return dict(zip(coefs, table.mean(1).tolist(), strict=True))
+
+    grid = list(candidate.scaling_coefs)
+    tried = validated(grid)
+    place = grid.index(max(grid, key=tried.__getitem__))
+    nearest = grid[max(place - 1, 0) : place + 2]
+    tried |= validated([(low + high) / 2 for low, high in pairwise(nearest)])
+    best = max(sorted(tried), key=tried.__getitem__)
+    return {
+        "scaling_coef": best,
+        "val_mean": round(tried[best], 5),
+        "at_the_edge": best in (grid[0], grid[-1]),
+        "test": suite.scores(merged.apply_to(start, best), tasks),
+    }
