@@ -34,7 +34,7 @@ def make_small(monkeypatch, folder):
         monkeypatch.setattr(module, "load_backbone", load_small)
 
 
-def load_tiny(names, *, suite, folder, limit, seed):
+def load_tiny(names, *, suite, folder, limit, seed, tokenizer=None):
     """Tasks of unequal size under names of a suite; each seed has examples of its own."""
     assert folder is None
     if suite == "bundle":

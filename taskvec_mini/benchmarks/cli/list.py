@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import textwrap
 from pathlib import Path
@@ -33,7 +34,10 @@ def show(request: ListRequest) -> None:
     for name, info in BACKBONES.items():
         takes = "texts" if info.image_size is None else f"images of {info.image_size} pixels"
         note = info.note
-        if info.weights == "network":
+        missing = [module for module in info.needs if importlib.util.find_spec(module) is None]
+        if missing:
+            note += f'; NOT INSTALLED: {", ".join(missing)} (python -m pip install "{info.install}")'
+        elif info.weights == "network":
             note += ", weights downloaded on first use"
         elif info.weights in ("included", "data"):
             try:

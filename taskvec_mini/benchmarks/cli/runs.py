@@ -21,7 +21,14 @@ from taskvec_mini.benchmarks.cli.requests import (
     MergeRequest,
 )
 from taskvec_mini.benchmarks.data import SUITES, Task, load_tasks, unit_of
-from taskvec_mini.benchmarks.encoders import Encoder, backbone_info, device_of, load_backbone, state_of
+from taskvec_mini.benchmarks.encoders import (
+    Encoder,
+    backbone_info,
+    device_of,
+    load_backbone,
+    state_of,
+    tokenizer_of,
+)
 from taskvec_mini.benchmarks.evaluation import accuracies, tune
 from taskvec_mini.benchmarks.heads import Head, check_classes, kind_of, templates_in
 from taskvec_mini.benchmarks.training import Experiment, Run
@@ -65,6 +72,7 @@ def finetune(request: FinetuneRequest) -> dict[str, Run]:
         folder=request.data,
         limit=request.limit,
         seed=request.settings.seed,
+        tokenizer=tokenizer_of(encoder),
     )
     request.speed.check(request.settings, encoder.device)
     for name, task in tasks.items():  # an error for the last task before the first is trained
@@ -171,7 +179,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
     encoder = _encoder(experiment.shared["backbone"], data=request.data, device=request.device)
     pretrained = state_of(encoder.model)
     states = experiment.states(names, epoch, pretrained=pretrained)
-    tasks = experiment.tasks(names, request.data)
+    tasks = experiment.tasks(names, request.data, encoder=encoder)
     heads = experiment.heads(names)
     if request.scaling_coef is not None:
         coef, how = request.scaling_coef, "as given"
@@ -233,7 +241,8 @@ def _encoder(name: str, *, data: Path | None, device: str | None) -> Encoder:
 
 
 def _load(encoder: Encoder, *, experiment: Experiment, name: str, data: Path | None) -> tuple[Head, Task]:
-    return _with_head(encoder, experiment=experiment, task=experiment.tasks([name], data)[name])
+    tasks = experiment.tasks([name], data, encoder=encoder)
+    return _with_head(encoder, experiment=experiment, task=tasks[name])
 
 
 def _with_head(encoder: Encoder, *, experiment: Experiment, task: Task) -> tuple[Head, Task]:

@@ -1,6 +1,6 @@
 """Encoders: from images or texts to embeddings, with the preparation that each expects."""
 
-from taskvec_mini.benchmarks.encoders.base import Backbone, Encoder, TextBackbone, embed
+from taskvec_mini.benchmarks.encoders.base import Backbone, Encoder, TextBackbone, embed, tokenizer_of
 from taskvec_mini.benchmarks.encoders.clip_transformers import load_transformers_vision
 from taskvec_mini.benchmarks.encoders.load import (
     BACKBONES,
@@ -31,6 +31,7 @@ __all__ = [
     "load_backbone",
     "load_transformers_vision",
     "state_of",
+    "tokenizer_of",
     "trained_parameters",
     "write_parameters",
 ]

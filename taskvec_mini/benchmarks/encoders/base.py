@@ -183,6 +183,17 @@ def _resampled(values: Tensor, shape: tuple[int, int], interpolation: Interpolat
 # --- texts -----------------------------------------------------------------------------------------------
 
 
+def tokenizer_of(backbone: Encoder) -> Tokenizer | None:
+    """What cuts texts into the tokens of an encoder, for `load_tasks`; None for an encoder of images.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> print(tokenizer_of(load_backbone("random-pocket")))
+        None
+    """
+    return backbone.tokenizer if isinstance(backbone, TextBackbone) else None
+
+
 @dataclass
 class TextBackbone:
     """An encoder of texts and the vocabulary it expects.
@@ -196,6 +207,7 @@ class TextBackbone:
         vocabulary_sha256: its checksum.
         vocabulary_size: token ids are below it.
         longest: the most tokens that the model has places for.
+        first_token: the id that every text begins with; None where there is none.
 
     Example:
         >>> from taskvec_mini.benchmarks.encoders import load_backbone
@@ -213,6 +225,7 @@ class TextBackbone:
     vocabulary_sha256: str
     vocabulary_size: int = VOCABULARY_SIZE
     longest: int = MAX_LENGTH
+    first_token: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -243,7 +256,8 @@ class TextBackbone:
 
         Raises:
             InputTypeError: if the tokens are no whole numbers.
-            UserError: if they have another shape, a row is all padding, or an id is not in the vocabulary.
+            UserError: if they have another shape, a row is all padding, an id is not in the vocabulary, or a
+                text begins with another token than they all do.
         """
         whole = (torch.int16, torch.int32, torch.int64)
         if not isinstance(tokens, Tensor) or tokens.dtype not in whole:
@@ -264,4 +278,10 @@ class TextBackbone:
         empty = (kept == PADDING).all(1).nonzero()
         if len(empty):
             raise UserError(f"text {int(empty[0])} is all padding; leave texts without a token out")
+        if self.first_token is not None and not bool((kept[:, 0] == self.first_token).all()):
+            raise UserError(
+                f"a text does not begin with token {self.first_token}, as all do that the tokenizer of "
+                f"{self.name} makes; they come from another tokenizer, so give load_tasks the encoder's: "
+                "tokenizer=tokenizer_of(backbone)"
+            )
         return kept[:, : int(used[-1]) + 1].to(self.device).long()

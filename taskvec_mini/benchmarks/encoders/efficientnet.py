@@ -11,10 +11,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from taskvec_mini import _files, _imports
-from taskvec_mini.benchmarks.encoders._weights import read_state
+from taskvec_mini.benchmarks.encoders._weights import check_exists, read_state
 from taskvec_mini.benchmarks.encoders.base import Backbone
 from taskvec_mini.benchmarks.encoders.torchvision_models import FrozenBatchNorm
 from taskvec_mini.errors import MissingPackageError, UserError
@@ -41,12 +42,12 @@ def load_efficientnet(name: str, weights: Path | None = None) -> Backbone:
 
     Args:
         name: one of `WEIGHTS`.
-        weights: the file; by default the one of the installed package.
+        weights: the published file; by default the one of the installed package.
 
     Raises:
         MissingPackageError: if timm or the package with the weights is not installed.
         MissingFileError: if there is no such file.
-        UserError: if the file is another one, or does not hold these weights.
+        UserError: if it is another one, or this version of timm has another network of this name.
     """
     timm: Any = _imports.load("timm", needed_for=name, install=INSTALL)
     package, file, sha256 = WEIGHTS[name]
@@ -56,18 +57,21 @@ def load_efficientnet(name: str, weights: Path | None = None) -> Backbone:
         if found is None or not found.submodule_search_locations:
             raise MissingPackageError(f"{name} needs its weights: {remedy}")
         weights = Path(found.submodule_search_locations[0]) / "models" / file
-        _files.check_sha256(weights, sha256, remedy=remedy)
+    check_exists(weights, remedy=remedy)
+    _files.check_sha256(weights, sha256, remedy=remedy)
     stored = read_state(weights, remedy=remedy)
-    model: Any = timm.create_model(f"tf_{name.replace('-', '_')}", pretrained=False)
-    # the file names its tensors otherwise than timm, but has them in the same order
-    values = [part for key, part in stored.items() if not key.endswith("num_batches_tracked")]
-    names = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
-    shapes = {key: part.shape for key, part in model.state_dict().items()}
-    if len(names) != len(values) or any(
-        shapes[key] != part.shape for key, part in zip(names, values, strict=True)
-    ):
-        raise UserError(f"{weights} does not hold the weights of {name}; {remedy}")
-    model.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    with torch.random.fork_rng(devices=[]):  # timm draws initial weights, all of which are replaced
+        model: Any = timm.create_model(f"tf_{name.replace('-', '_')}", pretrained=False)
+    # the published file names its tensors otherwise than timm, but has them in the same order
+    counter = "num_batches_tracked"
+    values = [part for key, part in stored.items() if not key.endswith(counter)]
+    own = {key: part.shape for key, part in model.state_dict().items() if not key.endswith(counter)}
+    if list(own.values()) != [part.shape for part in values]:
+        raise UserError(
+            f"timm {timm.__version__} has another network of the name {name}; install the tested version: "
+            'python -m pip install "timm==1.0.31"'
+        )
+    model.load_state_dict(dict(zip(own, values, strict=True)), strict=False)
     features: int = model.get_classifier().in_features
     model.reset_classifier(0)
     for path, layer in list(model.named_modules()):

@@ -20,8 +20,8 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data import DATA_VARIABLE
 from taskvec_mini.benchmarks.encoders import clip
 from taskvec_mini.benchmarks.encoders.base import Backbone, TextBackbone
-from taskvec_mini.benchmarks.encoders.efficientnet import IMAGE_SIZE, load_efficientnet
-from taskvec_mini.benchmarks.encoders.minilm import load_minilm, random_minilm
+from taskvec_mini.benchmarks.encoders.efficientnet import IMAGE_SIZE, WEIGHTS, load_efficientnet
+from taskvec_mini.benchmarks.encoders.minilm import PACKAGE, load_minilm, random_minilm
 from taskvec_mini.benchmarks.encoders.mobilenet import MOBILENET_WEIGHTS, load_mobilenet
 from taskvec_mini.benchmarks.encoders.pocket import load_pocket, random_pocket
 from taskvec_mini.benchmarks.encoders.pocket_text import load_pocket_text, random_pocket_text
@@ -44,7 +44,8 @@ class BackboneInfo:
         image_size: the side of its images in pixels; None for texts.
         any_size: whether it takes images of another size as well.
         text_side: whether an encoder of texts belongs to it, so that it can have zero-shot heads.
-        install: what pip has to be given for it besides this package; None for nothing.
+        needs: the modules that have to be installed besides those of this package.
+        install: what pip has to be given for them; None for nothing.
     """
 
     name: str
@@ -56,6 +57,7 @@ class BackboneInfo:
     image_size: int | None
     any_size: bool = False
     text_side: bool = False
+    needs: tuple[str, ...] = ()
     install: str | None = None
 
 
@@ -68,6 +70,7 @@ def _torchvision(name: str, *, parameters: int, any_size: bool) -> BackboneInfo:
         parameters=parameters,
         image_size=224,
         any_size=any_size,
+        needs=("torchvision",),
         install="torchvision",
     )
 
@@ -81,6 +84,7 @@ def _clip(name: str) -> BackboneInfo:
         parameters=clip.PARAMETERS[name],
         image_size=32 if name == clip.TINY else 224,
         text_side=True,
+        needs=("open_clip",),
         install="taskvec-mini[clip]",
     )
 
@@ -123,6 +127,7 @@ BACKBONES = {
             weights="included",
             parameters=1_625_216,
             image_size=None,
+            needs=("tokenizers",),
             install="taskvec-mini[text]",
         ),
         BackboneInfo(
@@ -133,6 +138,7 @@ BACKBONES = {
             weights="random",
             parameters=1_625_216,
             image_size=None,
+            needs=("tokenizers",),
             install="taskvec-mini[text]",
         ),
         BackboneInfo(
@@ -143,6 +149,7 @@ BACKBONES = {
             parameters=3_371_008,
             image_size=IMAGE_SIZE,
             any_size=True,
+            needs=("timm", WEIGHTS["efficientnet-lite0"][0]),
             install="taskvec-mini[pretrained]",
         ),
         BackboneInfo(
@@ -153,16 +160,18 @@ BACKBONES = {
             parameters=4_811_072,
             image_size=IMAGE_SIZE,
             any_size=True,
+            needs=("timm", WEIGHTS["efficientnet-lite2"][0]),
             install="taskvec-mini[pretrained]",
         ),
         BackboneInfo(
             name="minilm",
             kind="texts",
-            note="all-MiniLM-L6-v2, a sentence encoder trained on a billion pairs",
+            note="all-MiniLM-L6-v2, a sentence encoder, from a package or Hugging Face's Hub",
             load=load_minilm,
             weights="package",
             parameters=22_565_376,
             image_size=None,
+            needs=("transformers", PACKAGE),
             install="taskvec-mini[pretrained]",
         ),
         BackboneInfo(
@@ -173,6 +182,7 @@ BACKBONES = {
             weights="random",
             parameters=22_565_376,
             image_size=None,
+            needs=("transformers", PACKAGE),  # for the vocabulary
             install="taskvec-mini[pretrained]",
         ),
         _torchvision("resnet18", parameters=11_176_512, any_size=True),
@@ -251,6 +261,8 @@ def load_backbone(
             raise UserError(
                 f"{name} takes images of {info.image_size} pixels, not {size}; leave image_size out"
             )
+    if max_length is not None and info.kind == "images":
+        raise UserError(f"{name} takes images, which have no max_length; leave it out")
     path = None if weights is None else Path(weights)
     if path is None and info.weights == "data":
         folder = folder or os.environ.get(DATA_VARIABLE)
@@ -261,16 +273,13 @@ def load_backbone(
             )
         path = Path(folder) / "weights" / MOBILENET_WEIGHTS
     backbone = info.load(path)
-    if max_length is not None:
-        if isinstance(backbone, Backbone):
-            raise UserError(f"{name} takes images, which have no max_length; leave it out")
-        longest = backbone.longest
-        if not 3 <= _checks.whole_number("max_length", max_length) <= longest:
-            raise UserError(f"{name} takes texts of 3 to {longest} tokens, not {max_length}")
-        return replace(backbone, max_length=max_length)
-    if isinstance(backbone, Backbone) and image_size is not None:
-        return replace(backbone, image_size=image_size)
-    return backbone
+    if isinstance(backbone, Backbone):
+        return backbone if image_size is None else replace(backbone, image_size=image_size)
+    if max_length is None:
+        return backbone
+    if not 3 <= _checks.whole_number("max_length", max_length) <= backbone.longest:
+        raise UserError(f"{name} takes texts of 3 to {backbone.longest} tokens, not {max_length}")
+    return replace(backbone, max_length=max_length)
 
 
 def device_of(name: str | None) -> torch.device:

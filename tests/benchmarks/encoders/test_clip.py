@@ -239,7 +239,7 @@ def test_an_unreachable_hub_is_asked_once_and_the_download_is_not_begun(monkeypa
 
 
 def test_a_download_that_breaks_off_is_explained_too(monkeypatch, empty_cache):
-    def broken(*_):
+    def broken(*_, **__):
         raise LocalEntryNotFoundError("please check your connection") from TimeoutError("timed out")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
@@ -252,7 +252,7 @@ def test_what_lies_in_the_cache_is_taken_without_a_question(tiny, tmp_path, monk
     save_file(contiguous(tiny.state_dict()), tmp_path / "cached.safetensors")
     asked = []
 
-    def cached(repository, file):
+    def cached(repository, file, **_):
         asked.append((repository, file))
         return str(tmp_path / "cached.safetensors")
 
