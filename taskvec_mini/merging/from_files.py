@@ -15,7 +15,8 @@ go before the next few tensors. The merged model, and copies of one tensor, are 
     >>> merge_files(start, taught, rule="mean", scaling_coef=1.0)["bias"]
     tensor([2., 3.])
 
-Any number of threads gives the same bits, except for `tsv`, whose singular vectors depend on it.
+Any number of threads gives the same bits, except for the rules for matrices, whose singular vectors and
+products depend on it.
 
 Files of float16 or bfloat16 are read as float32, and so is the result; float64 stays float64. To try many
 scaling coefficients, make a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which writes
@@ -57,7 +58,7 @@ def merge_files(
     Args:
         pretrained: the file of the start.
         finetuned: T files with the same names, shapes and dtypes, each another one.
-        rule: a name in `merging.RULES`, such as "mean", "task_arithmetic", "ties" or "tsv".
+        rule: a name in `merging.RULES`, such as "mean", "task_arithmetic", "ties" or "iso_c".
         scaling_coef: λ; for the sum and the mean see `merging.task_arithmetic`.
         out: a file that the result is written to as well, whole or not at all; it may be one of those read.
         integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained file.

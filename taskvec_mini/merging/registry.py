@@ -11,12 +11,16 @@ from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
 from taskvec_mini.merging.rules import (
     breadcrumbs,
+    consensus,
     dare,
+    iso_c,
+    iso_cts,
     mean,
     regmean_from_vectors,
     task_arithmetic,
     ties,
     tsv,
+    wudi,
 )
 from taskvec_mini.vectors import TaskVector
 
@@ -28,8 +32,9 @@ class Rule:
     Attributes:
         function: from task vectors to the merged one; its options are keywords.
         summary: what it does, in a line.
-        form: what T equal vectors give: T times that vector ("sum"), or that vector ("mean"), or what is left
-            of it where the rule cuts. So λ is near 1/T to 0.5, or near 1.
+        form: what T equal vectors give: T times what one gives ("sum"), or the same ("mean"), or what is left
+            of it where the rule cuts. So λ is near 1/T to 0.5, or near 1. The two rules with isotropic
+            matrices are sums with a λ near 1, and take the mean of what is no matrix.
         streams: whether it adds entry by entry and so needs no tensor whole; `merge_files` then holds a few
             pieces of a tensor, and T copies of one tensor for all other rules.
 
@@ -85,7 +90,11 @@ RULES: dict[str, Rule] = {
         Rule(ties, "trim small entries, elect a sign, merge those that agree", form="mean"),
         Rule(dare, "drop entries at random, rescale the others, then sum", form="sum"),
         Rule(breadcrumbs, "mask the smallest and the largest entries, then sum", form="sum"),
+        Rule(consensus, "the sum, where enough tasks are not drowned by the others", form="sum"),
         Rule(tsv, "top singular directions of each task, made orthogonal", form="mean"),
+        Rule(iso_c, "the sum of each matrix, all its singular values made equal", form="sum"),
+        Rule(iso_cts, "the same, with some directions that are of one task alone", form="sum"),
         Rule(regmean_from_vectors, "least squares, with vectors in place of inputs", form="mean"),
+        Rule(wudi, "the same without a ridge, exactly or by steps from the sum", form="mean"),
     )
 }

@@ -14,7 +14,8 @@ sum of eight vectors makes the same model as 2.4 for their mean.
 For all rules alike: no input is written to. Sums run in float64 and are rounded once, to the dtype of the
 vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
 few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
-matrices, `tsv` and `regmean_from_vectors`, go tensor by tensor and hold T copies of one tensor.
+matrices (`tsv`, `iso_c`, `iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and hold T copies
+of one tensor.
 
 Raises (every rule):
     TypeError: if an item is no TaskVector, or dtypes or devices differ.
@@ -24,7 +25,7 @@ Raises (every rule):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -34,7 +35,14 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import InputTypeError, UserError
-from taskvec_mini.merging._matrices import least_squares, whitened
+from taskvec_mini.merging._matrices import (
+    adam_from_the_sum,
+    isotropic,
+    isotropic_with_own_directions,
+    least_interference,
+    least_squares,
+    whitened,
+)
 from taskvec_mini.vectors import TaskVector
 
 _PIECE = 1 << 16  # positions merged at a time: T rows of them in float64 fit into a processor's cache
@@ -201,6 +209,66 @@ def breadcrumbs(
     return _merged(_across(vectors, lambda kept: kept.sum(0), masks=masks), vectors[0])
 
 
+def consensus(
+    task_vectors: Iterable[TaskVector], *, threshold: float | Sequence[float] = 0.4, agreeing: int = 2
+) -> TaskVector:
+    """Consensus task arithmetic: the sum, without the entries that hardly a task has a use for.
+
+    Wang et al., ICML 2024, arXiv:2405.07813. Task t uses an entry where |τ_t| ≥ λ_t |Σ_s τ_s − τ_t|: where
+    the other tasks together do not drown it. An entry that fewer than `agreeing` tasks use becomes 0; the
+    authors call those of one task selfish, those of none catastrophic. What is left is the sum of *all*
+    tasks. `ties` asks for agreeing signs and leaves the others out of its mean; `breadcrumbs` masks each task
+    by its own magnitudes.
+
+    The result is a sum, so λ is that of `task_arithmetic`, around 0.3 for eight tasks. The entries of T equal
+    vectors are used where λ_t (T − 1) ≤ 1, which gives T times the vector, and else all become 0. Tensors
+    that are no matrices are treated like all others.
+
+    The paper compares with ≥, as here, the authors' code with >. They differ in entries that are 0, or just
+    at the threshold: with > a threshold of 0 would still mask what a single task has moved. The authors can
+    start from TIES as well as from the sum; here it is the sum.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        threshold: λ_t, one for all tasks or one for each, at least 0. The authors choose each task's among
+            0.2, 0.3 … 0.6 on validation data. At 0 every task uses every entry, which gives the sum.
+        agreeing: how many tasks have to use an entry, from 1 to T; the authors' 2. At 1 selfish ones stay.
+
+    Raises:
+        ValueError: if a threshold is negative, if there is not one for each task, or if `agreeing` is not
+            from 1 to T.
+
+    Example:
+        >>> layout = [("bias", (3,))]
+        >>> rows = [4.0, 1.0, 1.0], [0.5, 1.0, -9.0]  # 0.5 < 0.4 · 4, and 1 < 0.4 · 9
+        >>> consensus([TaskVector(torch.tensor(row), layout) for row in rows]).flat
+        tensor([0., 2., 0.])
+    """
+    vectors = _matching(task_vectors)
+    numbers = threshold if isinstance(threshold, Sequence) else [threshold] * len(vectors)
+    given = [_checks.finite_number("threshold", number) for number in numbers]
+    if len(given) != len(vectors):
+        raise UserError(
+            f"threshold has {len(given)} number(s) for {len(vectors)} task(s); give one for each of them"
+        )
+    if min(given) < 0:
+        raise UserError(f"threshold must be at least 0, got {min(given)}; the authors try 0.2 to 0.6")
+    least = _checks.whole_number("agreeing", agreeing)
+    if least > len(vectors):
+        raise UserError(
+            f"agreeing={least} asks for more tasks than the {len(vectors)} that are merged, which leaves "
+            "nothing; choose at most so many"
+        )
+    factors = torch.tensor(given, dtype=torch.float64, device=vectors[0]._flat.device)[:, None]
+
+    def merge(rows: Tensor) -> Tensor:
+        total = rows.sum(0)
+        used = rows.abs() >= factors * (total - rows).abs()
+        return total.where(used.sum(0) >= least, 0)
+
+    return _merged(_across(vectors, merge), vectors[0])
+
+
 def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"] = "mean") -> TaskVector:
     """TSV-M: keep each task's top singular directions and make them orthogonal across tasks.
 
@@ -238,6 +306,81 @@ def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"
     """
     unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
     return _by_matrices(_matching(task_vectors), whitened, unrolled=unrolled)
+
+
+def iso_c(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"] = "mean") -> TaskVector:
+    """Iso-C: the sum of the task matrices with all its singular values made equal.
+
+    Marczak et al., *No Task Left Behind*, ICML 2025, arXiv:2502.04959. One SVD of Σ_t τ_t = U S Vᵀ, and every
+    singular value becomes their arithmetic mean: σ̄ U Vᵀ. The directions that many tasks share drown those of
+    a single task; now all weigh the same, and none is cut off. `tsv` works on the SVD of each task by
+    itself and keeps its singular values; `iso_cts` goes on from here.
+
+    A matrix comes out as a sum: T equal ones give T times what one gives. But the large singular values
+    of a sum are what makes it need a small λ, and they are gone, so λ is near 1 (1.0 to 1.5 for eight
+    tasks in the paper, tuned). Tensors that are no matrices are averaged, so λ is that of `mean` there. The
+    authors average text projections too; here no name means anything, and they are matrices like others.
+
+    Directions whose singular value is mere rounding are left out, because nothing fixes them, though they
+    count in the mean: diag(4, 0) gives diag(2, 0). The authors' code takes whatever directions the SVD gives.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        kernels: what becomes of tensors with three axes or more, as in `tsv`.
+
+    Raises:
+        ValueError: if `kernels` is unknown.
+
+    Example:
+        >>> vector = TaskVector(torch.tensor([4.0, 0.0, 0.0, 1.0]), [("weight", (2, 2))])
+        >>> iso_c([vector]).flat
+        tensor([2.5000, 0.0000, 0.0000, 2.5000])
+    """
+    unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
+    return _by_matrices(_matching(task_vectors), isotropic, unrolled=unrolled)
+
+
+def iso_cts(
+    task_vectors: Iterable[TaskVector],
+    *,
+    common_share: float = 0.8,
+    kernels: Literal["mean", "matrix"] = "mean",
+) -> TaskVector:
+    """Iso-CTS: as Iso-C, with the weakest common directions replaced by directions of single tasks.
+
+    Marczak et al., *No Task Left Behind*, ICML 2025, arXiv:2502.04959. Of the r directions that a matrix can
+    have, the first ones are those of the sum. The others belong to the tasks, equally many to each: the top
+    directions of τ_t once the common left directions are projected out. Left directions, and right ones,
+    are replaced by the nearest orthonormal ones, as in `tsv`, and all singular values by the mean of the
+    r collected. It is meant for many tasks: in the paper it is level with Iso-C for eight and ahead for 14
+    and 20.
+
+    Sum or mean, λ and tensors that are no matrices: as in `iso_c`. Of T equal matrices the tasks' own
+    directions coincide, so fewer than r are left. One task, or so many that none gets a direction, give
+    `iso_c`.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        common_share: the share of r that comes from the sum, from 0 to 1; the paper's 0.8. What that leaves
+            is divided by T and rounded, as in the authors' code, so the sum may get some more or fewer. At 1
+            this is `iso_c`.
+        kernels: what becomes of tensors with three axes or more, as in `tsv`.
+
+    Raises:
+        ValueError: if `common_share` is out of range, or `kernels` is unknown.
+
+    Example:
+        >>> layout = [("weight", (2, 2))]
+        >>> rows = [2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+        >>> iso_cts([TaskVector(torch.tensor(row), layout) for row in rows], common_share=0).flat
+        tensor([1.5000, 0.0000, 0.0000, 1.5000])
+    """
+    share = _checks.finite_number("common_share", common_share)
+    if not 0 <= share <= 1:
+        raise UserError(f"common_share must be from 0 to 1, got {share}; the paper takes 0.8")
+    unrolled = _checks.named_choice("treatment of kernels", kernels, {"mean": False, "matrix": True})
+    rule = partial(isotropic_with_own_directions, common_share=share)
+    return _by_matrices(_matching(task_vectors), rule, unrolled=unrolled)
 
 
 def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0.01) -> TaskVector:
@@ -283,6 +426,47 @@ def regmean_from_vectors(task_vectors: Iterable[TaskVector], *, ridge: float = 0
     """
     number = _checks.positive_number("ridge", ridge, example=0.01)
     return _by_matrices(_matching(task_vectors), partial(least_squares, ridge=number), unrolled=True)
+
+
+def wudi(task_vectors: Iterable[TaskVector], *, steps: int = 0, step_size: float = 1e-5) -> TaskVector:
+    """WUDI-Merging: the matrix that disturbs each task least, measured by the task's own vector.
+
+    Cheng et al., *Whoever Started the Interference Should End It*, ICML 2025, arXiv:2503.08099. It minimises
+    Σ_t ‖(W − τ_t) τ_tᵀ‖² / ‖τ_t‖²: the rows of τ_t stand for the inputs of task t. (So the paper and the
+    authors' scripts for vision and for language; one script of theirs divides by ‖τ_t‖ instead.)
+
+    With `steps=0` this is the exact minimum, and of many the one nearest to the sum Σ_t τ_t. It is the limit
+    of `regmean_from_vectors` for a ridge towards 0; directions in which all tasks together are mere rounding
+    are left out. The authors instead take 300 steps of Adam from the sum, of up to 1e-5 a weight (2e-5 for
+    language): `steps=300`. Wei et al. (2026, arXiv:2606.07289) report that this does better, since weak
+    directions carry noise. They are where the two differ: of four random 16 × 48 matrices with entries near
+    0.001, the exact minimum has 0.22 of the objective that the sum has, and is 1.66 times as long as the sum;
+    300 steps reach 0.30 of it, at 0.93 times the length.
+
+    Where tasks leave each other room this is the sum, so λ is near 1; the paper takes 1. T equal matrices
+    give that matrix with `steps=0`. Steps have a length of their own, so with them the result does not scale
+    with the vectors. Kernels (out, in, height, width) are matrices (out, in · height · width). Tensors that
+    are no matrices are averaged, and so are kernels with in = 1. The authors merge the weights of attention
+    and MLPs alone, and leave all other tensors as they were pretrained.
+
+    Args:
+        task_vectors: T vectors of one layout.
+        steps: 0 for the exact minimum, or how many steps of Adam.
+        step_size: Adam's learning rate; it matters only with steps.
+
+    Raises:
+        ValueError: if `steps` is negative, or `step_size` is not above 0.
+
+    Example:
+        >>> layout = [("weight", (1, 2))]
+        >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([2.0, 0.0], [0.0, 4.0])]
+        >>> wudi(vectors).flat  # each task has an input of its own, and gets its vector in full
+        tensor([2., 4.])
+    """
+    count = _checks.whole_number("steps", steps, minimum=0)
+    length = _checks.positive_number("step_size", step_size, example=1e-5)
+    rule = partial(adam_from_the_sum, steps=count, step_size=length) if count else least_interference
+    return _by_matrices(_matching(task_vectors), rule, unrolled=True)
 
 
 # what the rules share
