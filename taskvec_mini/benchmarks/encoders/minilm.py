@@ -75,10 +75,15 @@ def load_minilm(weights: Path | None = None) -> TextBackbone:
     transformer = _transformer(folder)
     stored = read_state(folder / _WEIGHTS, remedy=_COPY)
     state = {name: part.float() for name, part in stored.items() if not name.startswith(_NOT_USED)}
-    try:
-        transformer.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {folder} do not fit its config.json ({error})") from error
+    shapes = {name: part.shape for name, part in transformer.state_dict().items()}
+    found = {name: part.shape for name, part in state.items()}
+    wrong = [name for name in shapes | found if shapes.get(name) != found.get(name)]
+    if wrong:
+        raise UserError(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} are missing, of another "
+            f"shape, or not in the model, the first is {wrong[0]!r}; {_COPY}"
+        )
+    transformer.load_state_dict(state)
     return _backbone("minilm", transformer, folder=folder)
 
 
@@ -188,9 +193,8 @@ def _transformer(folder: Path) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):  # the library draws initial weights, all of which are replaced
         try:
-            configuration = library.BertConfig.from_dict(fields)
             model: nn.Module = library.AutoModel.from_config(
-                configuration, attn_implementation="sdpa", add_pooling_layer=False
+                library.BertConfig.from_dict(fields), attn_implementation="sdpa", add_pooling_layer=False
             )
         except Exception as error:  # of whatever kind the library finds fitting
             raise UserError(f"{folder / 'config.json'} makes no model ({error}); {_COPY}") from error
@@ -206,7 +210,8 @@ def _backbone(name: str, transformer: Any, *, folder: Path) -> TextBackbone:
             f"{vocabulary} has {tokenizer.wordpiece.get_vocab_size()} tokens, but the model in {folder} only "
             f"{size}: they are of two models; {_COPY}"
         )
-    marks = tokenizer.wordpiece.encode("").ids  # [CLS] and [SEP], in which a text is enclosed
+    tokenizer.wordpiece.no_padding()
+    marks = tokenizer.wordpiece.encode("").ids  # [CLS] and [SEP], where a text is enclosed in them
     return TextBackbone(
         name,
         MeanOverTokens(transformer).eval(),
@@ -216,7 +221,7 @@ def _backbone(name: str, transformer: Any, *, folder: Path) -> TextBackbone:
         vocabulary_sha256=tokenizer.sha256,
         vocabulary_size=size,
         longest=longest,
-        first_token=marks[0] if marks else None,
+        first_token=marks[0] if len(marks) == 2 else None,
     )
 
 
