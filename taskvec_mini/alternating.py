@@ -364,6 +364,8 @@ def _rounds(
     def run() -> Iterator[Round]:  # apart, because a generator would check when its first round is asked for
         last = first
         if first is not start:
+            if progress:
+                progress(first)
             yield first
         while last.number < rounds:
             tuned = tune(tasks, last.theta, last.number + 1)
@@ -384,15 +386,11 @@ def _rounds(
                 floats_communicated=last.floats_communicated + 2 * vectors.numel(),
                 **look(theta),
             )
+            if progress:
+                progress(last)
             yield last
 
-    return _announced(run(), progress) if progress else run()
-
-
-def _announced(rounds: Iterator[Round], progress: Callable[[Round], None]) -> Iterator[Round]:
-    for each in rounds:
-        progress(each)
-        yield each
+    return run()
 
 
 def _expected(who: str, result: Tensor, *, shape: tuple[int, ...]) -> Tensor:

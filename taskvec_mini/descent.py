@@ -152,68 +152,48 @@ def finetune(
         _checks.named_choice(f"option of the optimizer {optimizer!r}", option, known)
     _checks.flat_parameters("start", start)
     _checks.random_source(generator)
-    train = partial(
-        _finetune_one,
-        start=start,
-        learning_rate=_checks.positive_number("learning_rate", learning_rate),
-        epochs=_checks.whole_number("epochs", epochs),
-        batch_size=_checks.whole_number("batch_size", batch_size),
-        generator=generator,
-        examples=examples,
-        make_optimizer=partial(kind, **options),
-        clip_norm=math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm),
-        warmup_steps=_checks.whole_number("warmup_steps", warmup_steps, minimum=0),
-        every_step=_checks.named_choice("record", record, {"epochs": False, "steps": True}),
-    )
-    if callable(loss):
-        return train(loss)
-    return torch.stack([train(each) for each in _checks.not_empty("the list of losses", loss)])
-
-
-def _finetune_one(
-    loss: BatchLoss,
-    start: Tensor,
-    *,
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    generator: torch.Generator,
-    examples: int | None,
-    make_optimizer: Callable[..., torch.optim.Optimizer],
-    clip_norm: float,
-    warmup_steps: int,
-    every_step: bool,
-) -> Tensor:
-    if examples is not None:
-        count = _checks.whole_number("examples", examples)
-    elif hasattr(loss, "__len__"):
-        count = len(loss)
-    else:
-        raise InputTypeError("this loss does not say how many examples it has; pass examples=...")
-    if batch_size > count:
-        raise UserError(
-            f"batch_size is {batch_size} but there are {count} examples; choose a size of 1 to {count}"
-        )
-    theta = start.detach().clone().requires_grad_()
-    optimizer = make_optimizer([theta], lr=learning_rate)
-    path = [start.detach().clone()]
-    step = 0
-    for epoch in range(1, epochs + 1):
-        for batch in torch.split(torch.randperm(count, generator=generator), batch_size):
-            step += 1
-            warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * warm
-            value = loss(theta, batch)
-            (theta.grad,) = torch.autograd.grad(value, theta)
-            torch.nn.utils.clip_grad_norm_([theta], clip_norm)
-            optimizer.step()
-            _check_progress(value.detach(), theta.detach(), epoch=epoch, learning_rate=learning_rate)
-            if every_step:
+    make: Callable[..., torch.optim.Optimizer] = partial(kind, **options)
+    rate = _checks.positive_number("learning_rate", learning_rate)
+    epochs = _checks.whole_number("epochs", epochs)
+    batch_size = _checks.whole_number("batch_size", batch_size)
+    longest = math.inf if clip_norm is None else _checks.positive_number("clip_norm", clip_norm)
+    warmup_steps = _checks.whole_number("warmup_steps", warmup_steps, minimum=0)
+    every_step = _checks.named_choice("record", record, {"epochs": False, "steps": True})
+    single = callable(loss)
+    losses = [loss] if callable(loss) else _checks.not_empty("the list of losses", loss)
+    trajectories = []
+    for each in losses:
+        if examples is not None:
+            count = _checks.whole_number("examples", examples)
+        elif hasattr(each, "__len__"):
+            count = len(each)
+        else:
+            raise InputTypeError("this loss does not say how many examples it has; pass examples=...")
+        if batch_size > count:
+            raise UserError(
+                f"batch_size is {batch_size} but there are {count} examples; choose a size of 1 to {count}"
+            )
+        theta = start.detach().clone().requires_grad_()
+        torch_optimizer = make([theta], lr=rate)
+        path = [start.detach().clone()]
+        step = 0
+        for epoch in range(1, epochs + 1):
+            for batch in torch.split(torch.randperm(count, generator=generator), batch_size):
+                step += 1
+                warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+                for group in torch_optimizer.param_groups:
+                    group["lr"] = rate * warm
+                value = each(theta, batch)
+                (theta.grad,) = torch.autograd.grad(value, theta)
+                torch.nn.utils.clip_grad_norm_([theta], longest)
+                torch_optimizer.step()
+                _check_progress(value.detach(), theta.detach(), epoch=epoch, learning_rate=rate)
+                if every_step:
+                    path.append(theta.detach().clone())
+            if not every_step:
                 path.append(theta.detach().clone())
-        if not every_step:
-            path.append(theta.detach().clone())
-    return torch.stack(path)
+        trajectories.append(torch.stack(path))
+    return trajectories[0] if single else torch.stack(trajectories)
 
 
 def _check_progress(values: Tensor, thetas: Tensor, *, epoch: int, learning_rate: float) -> None:

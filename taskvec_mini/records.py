@@ -251,27 +251,18 @@ def _texts(value: Any) -> bool:
     return isinstance(value, dict) and all(_text(item) for item in value.values())
 
 
-def _checksums(value: Any) -> bool:
-    return _texts(value) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in value.values())
-
-
-def _seeds(value: Any) -> bool:
-    return isinstance(value, list) and all(type(seed) is int for seed in value)
-
-
-def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "command": (_text, "the line that makes the record anew"),
     "commit": (_text, "the commit of the repository"),
     "date": (lambda v: _text(v) and bool(re.fullmatch(r"\d{4}-\d\d-\d\d", v)), "a day such as 2026-01-31"),
     "device": (_text, "what the run computed on"),
     "versions": (lambda v: _texts(v) and bool(v), "the version of each library, by its name"),
-    "seeds": (_seeds, "a list of whole numbers"),
-    "seconds": (_seconds, "a number of at least 0"),
-    "data": (_checksums, "64 hexadecimal digits (SHA-256) for each file, by its name"),
+    "seeds": (lambda v: isinstance(v, list) and all(type(s) is int for s in v), "a list of whole numbers"),
+    "seconds": (lambda v: type(v) in (int, float) and v >= 0, "a number of at least 0"),
+    "data": (
+        lambda v: _texts(v) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in v.values()),
+        "64 hexadecimal digits (SHA-256) for each file, by its name",
+    ),
     "settings": (lambda v: isinstance(v, dict), "a dictionary"),
     "results": (lambda v: v not in (None, {}, [], ""), "what came out"),
 }

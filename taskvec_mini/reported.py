@@ -55,8 +55,18 @@ def table(name: str, **where: int | float | str | None) -> list[dict[str, Any]]:
     recorded = _checks.named_choice("table", name, _sources()["tables"])
     path = FOLDER / f"{name}.csv"
     _files.check_sha256(path, recorded["sha256"], remedy=_REMEDY)
+    rows: list[dict[str, Any]] = []
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(file)]
+        for line in csv.DictReader(file):
+            row: dict[str, Any] = {}
+            for column, text in line.items():
+                if not text:
+                    row[column] = None
+                elif re.fullmatch(r"[+-]?\d+", text):
+                    row[column] = int(text)
+                else:
+                    row[column] = float(text) if _NUMBER.fullmatch(text) else text
+            rows.append(row)
     for column, wanted in where.items():
         present = {row[_checks.named_choice("column", column, dict.fromkeys(row, column))] for row in rows}
         rows = [row for row in rows if row[column] == wanted]
@@ -87,12 +97,3 @@ def source(name: str) -> str:
 
 def _sources() -> dict[str, Any]:
     return _files.read_json(FOLDER / "sources.json", what="list of sources", remedy=_REMEDY)
-
-
-def _value(text: str) -> int | float | str | None:
-    """One cell: None where it is empty, a number where it reads as one, else the text."""
-    if not text:
-        return None
-    if not _NUMBER.fullmatch(text):
-        return text
-    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)

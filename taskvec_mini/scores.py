@@ -84,7 +84,17 @@ def table(
     labelled = [{index: label, **row} for label, row in rows.items()] if isinstance(rows, Mapping) else rows
     listed = _checks.not_empty("the list of rows", labelled)
     names = list(columns or listed[0])
-    cells = [names] + [[_text(row[name], digits) for name in names] for row in listed]
+    cells = [names]
+    for row in listed:
+        line = []
+        for value in (row[name] for name in names):
+            if not isinstance(value, float):
+                line.append(str(value))
+            elif value != 0 and abs(value) < min(1e-3, 0.5 * 10**-digits):
+                line.append(f"{value:.1e}")
+            else:
+                line.append(f"{round(value, digits) + 0.0:.{digits}f}")  # + 0.0 turns -0.0 into 0.0
+        cells.append(line)
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     right = [isinstance(listed[0][name], int | float) for name in names]
     lines = [
@@ -94,11 +104,3 @@ def table(
         for line in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _text(value: object, digits: int) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    if value != 0 and abs(value) < min(1e-3, 0.5 * 10**-digits):
-        return f"{value:.1e}"
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0

@@ -10,8 +10,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from taskvec_mini.explore.charts import Bars, Charts, Frame, Lines, Reference
-from taskvec_mini.explore.rows import Panels, Row
+from taskvec_mini.explore.charts import Bars, Charts, Frame, Reference
+from taskvec_mini.explore.rows import Panels
 from taskvec_mini.figures import COLOURS, GREY, STYLE, series_style
 
 FILLS = (1.0, 0.35, 0.75, 0.2, 0.55, 0.1)  # of bars, series by series: colour is not the only channel
@@ -30,10 +30,38 @@ def draw(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> Figure:
         legend_lines = -(-max(with_legend, default=0) // LEGEND_COLUMNS)
         for axes, (name, chart) in zip(grid, charts.items(), strict=True):
             frame = frames[name]
+            for number, series in enumerate(frame.series):
+                rows = [r for r in panels[name] if chart.series is None or str(r[chart.series]) == series]
+                if isinstance(chart, Bars):
+                    width = 0.8 / len(frame.series)
+                    shift = (number - (len(frame.series) - 1) / 2) * width
+                    bars = axes.bar(
+                        [frame.words.index(str(row[chart.x])) + shift for row in rows],
+                        [row[chart.y] for row in rows],
+                        width * 0.88,
+                        color=[mpl.colors.to_rgba(COLOURS[number], FILLS[number])],
+                        label=series,
+                        edgecolor=COLOURS[number],
+                        linewidth=1.2,
+                    )
+                    values = [format(row[chart.y], chart.number_format).replace("-", "−") for row in rows]
+                    axes.bar_label(bars, values, padding=2, fontsize=8, color=GREY)
+                else:
+                    style = series_style(number)
+                    style["linestyle"] = style["linestyle"] if chart.joined else "none"
+                    style["marker"] = style["marker"] if chart.points else "none"
+                    places = [row[chart.x] for row in rows], [row[chart.y] for row in rows]
+                    axes.plot(*places, label=series, **style)
+            for line in chart.references:
+                _draw_reference(axes, line, beside=isinstance(chart, Bars))
             if isinstance(chart, Bars):
-                _draw_bars(axes, chart, frame=frame, rows=panels[name])
+                axes.axhline(0, color=GREY, linewidth=0.8)
+                axes.set_xticks(range(len(frame.words)), frame.words)
+                axes.grid(axis="x", visible=False)
             else:
-                _draw_lines(axes, chart, frame=frame, rows=panels[name])
+                axes.set_xscale(chart.x_scale)
+                axes.set_yscale(chart.y_scale)
+                axes.set_aspect("equal" if chart.equal else "auto")
             axes.set_xlim(frame.x_domain)
             axes.set_ylim(frame.y_domain)
             axes.set_xlabel(chart.x_title)
@@ -51,44 +79,6 @@ def picture(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> byte
     with mpl.rc_context(STYLE):
         draw(charts, frames, panels).savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _draw_lines(axes: Any, chart: Lines, *, frame: Frame, rows: list[Row]) -> None:
-    for number, name in enumerate(frame.series):
-        own = [row for row in rows if chart.series is None or str(row[chart.series]) == name]
-        style = series_style(number)
-        style["linestyle"] = style["linestyle"] if chart.joined else "none"
-        style["marker"] = style["marker"] if chart.points else "none"
-        axes.plot([row[chart.x] for row in own], [row[chart.y] for row in own], label=name, **style)
-    for line in chart.references:
-        _draw_reference(axes, line, beside=False)
-    axes.set_xscale(chart.x_scale)
-    axes.set_yscale(chart.y_scale)
-    if chart.equal:
-        axes.set_aspect("equal")
-
-
-def _draw_bars(axes: Any, chart: Bars, *, frame: Frame, rows: list[Row]) -> None:
-    width = 0.8 / len(frame.series)
-    for number, name in enumerate(frame.series):
-        own = [row for row in rows if chart.series is None or str(row[chart.series]) == name]
-        shift = (number - (len(frame.series) - 1) / 2) * width
-        bars = axes.bar(
-            [frame.words.index(str(row[chart.x])) + shift for row in own],
-            [row[chart.y] for row in own],
-            width * 0.88,
-            color=[mpl.colors.to_rgba(COLOURS[number], FILLS[number])],
-            label=name,
-            edgecolor=COLOURS[number],
-            linewidth=1.2,
-        )
-        values = [format(row[chart.y], chart.number_format).replace("-", "−") for row in own]
-        axes.bar_label(bars, values, padding=2, fontsize=8, color=GREY)
-    for line in chart.references:
-        _draw_reference(axes, line, beside=True)
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_xticks(range(len(frame.words)), frame.words)
-    axes.grid(axis="x", visible=False)
 
 
 def _draw_reference(axes: Any, line: Reference, *, beside: bool) -> None:

@@ -27,7 +27,25 @@ def evaluate(compute: Compute, parameters: Mapping[str, Value]) -> Panels:
     if not isinstance(panels, Mapping):
         panels = {ONLY: panels}
     call = call_text(compute, parameters)
-    return {name: _checked(rows, f"{call}, panel {name!r}") for name, rows in panels.items()}
+    checked: Panels = {}
+    for name, rows in panels.items():
+        where = f"{call}, panel {name!r}"
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
+            raise InputTypeError(
+                f"{where}: expected a list of rows, each a dictionary, got {type(rows).__name__}"
+            )
+        if not rows:
+            raise UserError(f"{where}: no rows came back; return at least one")
+        checked[name] = []
+        for i, row in enumerate(rows):
+            if set(row) != set(rows[0]):
+                odd = ", ".join(sorted(map(str, set(row) ^ set(rows[0]))))
+                raise UserError(
+                    f"{where}: row {i} and row 0 differ in the columns {odd}; give all rows the same"
+                )
+            plain = {column: _plain(row[column], f"{where}, row {i}, {column}") for column in rows[0]}
+            checked[name].append(plain)
+    return checked
 
 
 def rows_on_grid(compute: Compute, ranges: Mapping[str, Range]) -> dict[tuple[Value, ...], Panels]:
@@ -83,24 +101,6 @@ def call_text(compute: Compute, parameters: Mapping[str, Value]) -> str:
     """The call as a reader would write it."""
     name = getattr(compute, "__name__", "compute")
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"
-
-
-def _checked(rows: Any, where: str) -> list[Row]:
-    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
-        raise InputTypeError(
-            f"{where}: expected a list of rows, each a dictionary, got {type(rows).__name__}"
-        )
-    if not rows:
-        raise UserError(f"{where}: no rows came back; return at least one")
-    columns = list(rows[0])
-    for i, row in enumerate(rows):
-        if set(row) != set(columns):
-            odd = ", ".join(sorted(map(str, set(row) ^ set(columns))))
-            raise UserError(f"{where}: row {i} and row 0 differ in the columns {odd}; give all rows the same")
-    return [
-        {column: _plain(row[column], f"{where}, row {i}, {column}") for column in columns}
-        for i, row in enumerate(rows)
-    ]
 
 
 def _plain(value: Any, where: str) -> float | int | str:

@@ -48,8 +48,21 @@ def validation_split(fingerprints: list[bytes], groups: Tensor | None, *, seed: 
         >>> len(train), len(val), {i // 2 for i in train.tolist()} & {i // 2 for i in val.tolist()}
         (36, 4, set())
     """
+    # Units are the images that belong together, be it through others: every image hands the smallest position
+    # it knows of to its copies and to its group, until nothing changes.
+    numbers: dict[bytes, int] = {}
+    links = [torch.tensor([numbers.setdefault(each, len(numbers)) for each in fingerprints])]
+    if groups is not None:
+        links.append(_numbered(groups))
+    units = torch.arange(len(fingerprints))
+    before = torch.empty(0)
+    while not torch.equal(units, before):
+        before = units
+        for link in links:
+            smallest = torch.full_like(units, len(units)).scatter_reduce(0, link, units, "amin")
+            units = smallest[link]
+    units = _numbered(units)
     generator = torch.Generator().manual_seed(seed)
-    units = _units(fingerprints, groups)
     sizes = torch.bincount(units)
     room = min(max(1, round(VALIDATION_SHARE * len(units))), VALIDATION_MOST)
     if len(units) < 2 or int(sizes.min()) > room:
@@ -67,24 +80,6 @@ def validation_split(fingerprints: list[bytes], groups: Tensor | None, *, seed: 
     validates = chosen[units]
     order = torch.randperm(len(units), generator=generator)
     return order[~validates[order]], order[validates[order]]
-
-
-def _units(fingerprints: list[bytes], groups: Tensor | None) -> Tensor:
-    """(N,) numbers from 0, equal for images that belong together, be it through others.
-
-    Every image hands the smallest position it knows of to its copies and to its group, until nothing changes.
-    """
-    numbers: dict[bytes, int] = {}
-    links = [torch.tensor([numbers.setdefault(each, len(numbers)) for each in fingerprints])]
-    if groups is not None:
-        links.append(_numbered(groups))
-    units, before = torch.arange(len(fingerprints)), torch.empty(0)
-    while not torch.equal(units, before):
-        before = units
-        for link in links:
-            smallest = torch.full_like(units, len(units)).scatter_reduce(0, link, units, "amin")
-            units = smallest[link]
-    return _numbered(units)
 
 
 def _numbered(values: Tensor) -> Tensor:

@@ -136,7 +136,24 @@ def load_tasks(
         limit = _checks.whole_number("limit", limit)
     if tokenizer is not None and asked.unit != "texts":
         raise UserError(f"suite {suite!r} has no texts to cut into tokens; leave tokenizer=... out")
-    place = _folder_of(asked, folder)
+    place = Path()
+    if asked.needs_folder:
+        given = os.environ.get(DATA_VARIABLE) if folder is None else folder
+        without = (
+            f"{asked.how_to_get}; suite='digits' needs no folder (on the command line: --data FOLDER, "
+            "--suite digits)"
+        )
+        if not given:
+            raise UserError(
+                f"suite {suite!r} needs a folder: give folder=... or set the environment variable "
+                f"{DATA_VARIABLE} to the folder of the data; {without}"
+            )
+        place = Path(given).expanduser()
+        if not asked.downloads and not (place / asked.subfolder).is_dir():
+            raise MissingFileError(
+                f"{place / asked.subfolder} is no folder; give the folder of the data as folder=... or in "
+                f"the environment variable {DATA_VARIABLE}; {without}"
+            )
     if asked.read is None:
         return dict(hub.load(chosen, place, limit=limit, seed=seed))
     if asked.unit == "texts" and tokenizer is None:
@@ -155,27 +172,6 @@ def load_tasks(
             raise type(error)(f"{where}: {error}") from error
         found[name] = task
     return found
-
-
-def _folder_of(suite: Suite, folder: str | os.PathLike[str] | None) -> Path:
-    """The folder of the data, where a suite needs one; a UserError that says how to get what is missing."""
-    if not suite.needs_folder:
-        return Path()
-    given = os.environ.get(DATA_VARIABLE) if folder is None else folder
-    if not given:
-        raise UserError(
-            f"suite {suite.name!r} needs a folder: give folder=... or set the environment variable "
-            f"{DATA_VARIABLE} to the folder of the data; {suite.how_to_get}; suite='digits' needs none (on "
-            "the command line: --data FOLDER, --suite digits)"
-        )
-    place = Path(given).expanduser()
-    if not suite.downloads and not (place / suite.subfolder).is_dir():
-        raise MissingFileError(
-            f"{place / suite.subfolder} is no folder; give the folder of the data as folder=... or in the "
-            f"environment variable {DATA_VARIABLE}; {suite.how_to_get}; suite='digits' needs no folder (on "
-            "the command line: --data FOLDER, --suite digits)"
-        )
-    return place
 
 
 # --- bundle: files of images -----------------------------------------------------------------------------

@@ -65,11 +65,26 @@ def accuracies(
             raise UserError(f"there is no head for the task {name!r}; heads are there for {', '.join(heads)}")
     if limit is not None:
         _checks.whole_number("limit", limit)
-    with holding(backbone.model, parameters):
-        return {
-            name: _accuracy(backbone, heads[name], task, split=split, limit=limit, recentre=recentre)
-            for name, task in tasks.items()
-        }
+    if recentre:
+        recentre = _checks.whole_number("recentre", recentre)
+    found = {}
+    with holding(backbone.model, parameters), torch.inference_mode():
+        for name, task in tasks.items():
+            head = copy.deepcopy(heads[name]).to(backbone.device)
+            shift: Tensor | float = 0.0
+            if recentre:
+                first = _prepare_once(backbone, task, split="train", limit=recentre)
+                shift = centre_of(head) - torch.cat([backbone.model(batch) for batch in first]).mean(0)
+            batches = _prepare_once(backbone, task, split=split, limit=limit)
+            logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
+            if logits.isnan().any():
+                raise UserError(
+                    f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or "
+                    "far too large; try a smaller scaling coefficient, and look for runs that diverged"
+                )
+            labels = task.part(split)[1][:limit]
+            found[name] = float((logits.argmax(1).cpu() == labels.cpu()).double().mean())
+    return found
 
 
 def sweep(
@@ -144,28 +159,6 @@ def tune(
         recentre=recentre,
     )
     return float(coefs[int(table.mean(1).argmax())])
-
-
-@torch.inference_mode()
-def _accuracy(
-    backbone: Encoder, head: Head, task: Task, *, split: Split, limit: int | None, recentre: int
-) -> float:
-    """Of one task, under the parameters that the model has."""
-    head = copy.deepcopy(head).to(backbone.device)
-    shift: Tensor | float = 0.0
-    if recentre:
-        count = _checks.whole_number("recentre", recentre)
-        first = _prepare_once(backbone, task, split="train", limit=count)
-        shift = centre_of(head) - torch.cat([backbone.model(batch) for batch in first]).mean(0)
-    batches = _prepare_once(backbone, task, split=split, limit=limit)
-    logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
-    if logits.isnan().any():
-        raise UserError(
-            f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or far too "
-            "large; try a smaller scaling coefficient, and look for runs that diverged"
-        )
-    labels = task.part(split)[1][:limit]
-    return float((logits.argmax(1).cpu() == labels.cpu()).double().mean())
 
 
 def _prepare_once(backbone: Encoder, task: Task, *, split: Split, limit: int | None) -> Iterable[Tensor]:

@@ -147,8 +147,8 @@ class Trainer:
         steps = steps_until(settings.parts, sizes=self.sizes, settings=settings)
         if steps < settings.parts:
             raise UserError(
-                f"a pass over {self.title} has {steps} steps, which make no {settings.parts} parts; lower parts "
-                "or batch_size"
+                f"a pass over {self.title} has {steps} steps, which make no {settings.parts} parts; lower "
+                "parts or batch_size"
             )
         self.images_at_a_time = self.speed.images_at_a_time(settings)
         self.unread = 1 if device.type == "cuda" else 0  # steps queued before anyone looks at their numbers

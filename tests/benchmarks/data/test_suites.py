@@ -412,7 +412,9 @@ def test_without_a_folder_the_error_tells_what_to_set_and_how_to_get_the_data(mo
     message = str(caught.value)
     assert message.startswith(f"suite '{suite}' needs a folder: give folder=... or set the environment vari")
     assert HOW_TO_GET[suite] in message
-    assert message.endswith("suite='digits' needs none (on the command line: --data FOLDER, --suite digits)")
+    assert message.endswith(
+        "suite='digits' needs no folder (on the command line: --data FOLDER, --suite digits)"
+    )
 
 
 def test_a_missing_folder_or_file_is_named(bundle, monkeypatch):
