@@ -75,7 +75,8 @@ def execute(path: Path, *, timeout: int = 600) -> tuple[Any, float]:
     )
     start = time.perf_counter()
     try:
-        asyncio.run(client.async_execute())  # a loop of its own, so that chapters may run in threads
+        with ThreadPoolExecutor(1) as thread:  # a loop of its own, wherever the caller has one
+            thread.submit(asyncio.run, client.async_execute()).result()
     except Exception as error:
         raise ChapterError(_failure(path, notebook, running["cell"], error)) from error
     return notebook, round(time.perf_counter() - start, 1)  # rounded once, so that title and record agree

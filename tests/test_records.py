@@ -16,7 +16,10 @@ import torch
 
 from conftest import ROOT
 from taskvec_mini import records
-from taskvec_mini.benchmarks import __main__ as command_line
+from taskvec_mini.benchmarks.cli.parser import parse
+from taskvec_mini.benchmarks.cli.requests import RecordRequest
+from taskvec_mini.benchmarks.studies import STUDIES
+from taskvec_mini.errors import UserError
 
 FIELDS = [
     *("command", "commit", "date", "device", "versions"),
@@ -347,11 +350,13 @@ def refusal_of(command):
 
 def refusal_of_the_command_line(words):
     try:
-        options = command_line.parser().parse_args(words)
+        request = parse(words)
     except SystemExit:
         return "the command line does not know these words"
-    known = command_line.studies()
-    return "" if options.command != "record" or options.study in known else f"no study {options.study!r}"
+    except UserError as error:
+        return str(error)
+    known = not isinstance(request, RecordRequest) or request.study in STUDIES
+    return "" if known else f"no study {request.study!r}"
 
 
 @every_record
