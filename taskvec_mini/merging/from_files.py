@@ -99,7 +99,10 @@ def merged_vector(
 ) -> TaskVector:
     """The merged task vector of T finetuned state dicts in safetensors files, its tensors sorted by name.
 
-    Arguments and errors are those of `merge_files`. What the rule holds besides is the vector twice over.
+    Arguments are those of `merge_files`. What the rule holds besides is the vector twice over.
+
+    Raises:
+        UserError: as `merge_files` does.
     """
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
