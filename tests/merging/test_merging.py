@@ -37,11 +37,17 @@ DARE = [pytest.param(lambda vectors: merging.dare(vectors, drop_rate=0.5, genera
 MATRICES = [
     options(merging.tsv),
     options(merging.tsv, kernels="matrix"),
+    options(merging.iso_c),
+    options(merging.iso_cts, common_share=0.3),
     options(merging.regmean_from_vectors, ridge=0.1),
+    options(merging.wudi),
 ]
-NO_CHANCE = [*LINEAR, *TIES, *CRUMBS, *MATRICES]
+CONSENSUS = [options(merging.consensus, agreeing=1)]
+STEPS = [options(merging.wudi, steps=30, step_size=0.01)]  # which have a length of their own
+NO_CHANCE = [*LINEAR, *TIES, *CRUMBS, *CONSENSUS, *MATRICES, *STEPS]
 WITHOUT_CHANCE = pytest.mark.parametrize("rule", NO_CHANCE)
 EVERY = pytest.mark.parametrize("rule", [*NO_CHANCE, *DARE])  # dare: the same masks at each call
+OF_NO_SCALE = pytest.mark.parametrize("rule", [rule for rule in [*NO_CHANCE, *DARE] if rule not in STEPS])
 
 
 # --- arithmetic written out ------------------------------------------------------------------------------
@@ -168,6 +174,40 @@ def test_breadcrumbs_rounds_down_and_so_leaves_something_of_every_tensor():
     assert merging.breadcrumbs([small]).flat.tolist() == [3.0, 0.0, 0.0, 7.0]
 
 
+def test_consensus_of_three():
+    """Used where 2 |τ_t| ≥ |the others' sum|: by all, by the first alone, by the last two, by none."""
+    rows = [
+        [1.0, 9.0, 1.0, 1.0, -3.0],
+        [2.0, 1.0, 5.0, 1.0, 4.0],
+        [1.0, 2.0, -4.0, -4.0, 0.0],
+    ]
+    vectors = [vector(row) for row in rows]
+    # per column, |others|: 3 2 3 | 3 11 10 | 1 3 6 | 3 3 2 | 4 3 1
+    # used:                 no yes no | yes no no | yes yes yes | no no yes | yes yes no
+    two = merging.consensus(vectors, threshold=0.5)
+    assert two.flat.tolist() == [0.0, 0.0, 2.0, 0.0, 1.0]
+    assert merging.consensus(vectors, threshold=0.5, agreeing=3).flat.tolist() == [0.0, 0.0, 2.0, 0.0, 0.0]
+    one = merging.consensus(vectors, threshold=0.5, agreeing=1)
+    assert one.flat.tolist() == [4.0, 12.0, 2.0, -2.0, 1.0]
+
+
+def test_consensus_counts_an_entry_at_the_threshold_as_used():
+    pair = [vector([1.0, 1.0]), vector([2.0, 2.5])]  # 1 ≥ ½ · 2, but 1 < ½ · 2.5
+    assert merging.consensus(pair, threshold=0.5).flat.tolist() == [3.0, 0.0]
+
+
+def test_consensus_takes_a_threshold_for_each_task():
+    pair = [vector([1.0, 4.0]), vector([4.0, 1.0])]  # the small one needs a threshold of at most a quarter
+    assert merging.consensus(pair, threshold=[0.25, 0.5]).flat.tolist() == [5.0, 0.0]
+    assert merging.consensus(pair, threshold=(0.5, 0.25)).flat.tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize(("count", "left"), [(2, 2.0), (3, 3.0), (4, 0.0), (8, 0.0)])
+def test_consensus_of_equal_vectors_is_their_sum_or_nothing(count, left):
+    """Four drown each of them: 1 < 0.4 · 3."""
+    assert merging.consensus([vector([1.0])] * count).flat.tolist() == [left]
+
+
 def test_the_published_settings_are_the_defaults():
     rows = [vector([float(i) for i in range(1, 201)])]
     assert torch.equal(merging.ties(rows).flat, merging.ties(rows, density=0.2).flat)
@@ -176,6 +216,9 @@ def test_the_published_settings_are_the_defaults():
     dropped = merging.dare(rows, generator=source()).flat
     assert torch.equal(dropped, merging.dare(rows, drop_rate=0.9, generator=source()).flat)
     pair = [vector(A), vector(B)]
+    three = [*pair, vector(C)]
+    agreed = merging.consensus(three, threshold=0.4, agreeing=2).flat
+    assert torch.equal(merging.consensus(three).flat, agreed)
     assert torch.equal(
         merging.ties(pair, density=1).flat,
         merging.ties(pair, density=1, per_tensor=False, elect="mass", combine="mean").flat,
@@ -281,6 +324,27 @@ def test_dare_as_loops_do_it(rows, seed, eighths):
     assert merged.flat.tolist() == [x / (1 - eighths / 8) for x in expected]
 
 
+@slowly
+@given(rows=tasks(), eighths=st.lists(st.integers(0, 16), min_size=4, max_size=4), agreeing=st.integers(1, 4))
+def test_consensus_as_loops_do_it(rows, eighths, agreeing):
+    """In quarters and eighths, so that nothing is rounded and equality is met often."""
+    agreeing = min(agreeing, len(rows))
+    thresholds = [number / 8 for number in eighths[: len(rows)]]
+    expected = []
+    for column in zip(*rows, strict=True):
+        users = 0
+        for task, entry in enumerate(column):
+            others = sum(column[:task]) + sum(column[task + 1 :])
+            users += abs(entry) >= thresholds[task] * abs(others)
+        expected.append(sum(column) if users >= agreeing else 0.0)
+    vectors = [vector(row, SHAPES) for row in rows]
+    merged = merging.consensus(vectors, threshold=thresholds, agreeing=agreeing)
+    assert merged.flat.tolist() == expected
+    same = merging.consensus(vectors, threshold=thresholds[0], agreeing=agreeing).flat
+    alike = merging.consensus(vectors, threshold=[thresholds[0]] * len(rows), agreeing=agreeing).flat
+    assert torch.equal(same, alike)
+
+
 # --- laws of every rule ----------------------------------------------------------------------------------
 
 
@@ -312,7 +376,7 @@ def test_a_merged_vector_has_storage_of_its_own(rule):
     assert merged._flat.data_ptr() != one._flat.data_ptr()
 
 
-@EVERY
+@OF_NO_SCALE
 @pytest.mark.parametrize("scale", [4.0, -0.5, -1.0])
 def test_scaling_the_vectors_scales_the_result(rule, scale):
     merged, scaled = rule(generic()), rule([scale * v for v in generic()])
@@ -418,6 +482,15 @@ def test_dare_with_nothing_dropped_and_breadcrumbs_with_nothing_masked_are_the_s
     total = merging.task_arithmetic(generic()).flat
     assert torch.equal(merging.dare(generic(), drop_rate=0, generator=source()).flat, total)
     assert torch.equal(merging.breadcrumbs(generic(), smallest=0, largest=0).flat, total)
+
+
+@slowly
+@given(tasks())
+def test_consensus_with_a_threshold_of_zero_is_the_sum(rows):
+    """Zeros count as used, too, so that what one task alone has moved stays."""
+    vectors = [vector(row, SHAPES) for row in rows]
+    merged = merging.consensus(vectors, threshold=0, agreeing=len(rows))
+    assert torch.equal(merged.flat, merging.task_arithmetic(vectors).flat)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 0.99])
@@ -581,6 +654,48 @@ def test_unknown_choices_are_refused_with_a_suggestion():
 def test_ridges_out_of_range_are_refused(ridge, error, words):
     with pytest.raises(error, match=f"ridge must be .*{words}"):
         merging.regmean_from_vectors([vector([1.0])], ridge=ridge)
+
+
+@pytest.mark.parametrize(
+    ("given_options", "error", "message"),
+    [
+        (
+            {"threshold": -0.1},
+            ValueError,
+            r"threshold must be at least 0, got -0.1; the authors try 0.2 to 0.6",
+        ),
+        ({"threshold": [0.4, -1]}, ValueError, "threshold must be at least 0, got -1"),
+        ({"threshold": [0.4]}, ValueError, r"threshold has 1 number\(s\) for 2 task\(s\); give one for each"),
+        ({"threshold": [0.4] * 3}, ValueError, r"threshold has 3 number\(s\) for 2 task\(s\)"),
+        ({"threshold": []}, ValueError, r"threshold has 0 number\(s\) for 2 task\(s\)"),
+        ({"threshold": "0.4"}, TypeError, "threshold must be a number"),
+        ({"threshold": math.nan}, ValueError, "threshold must be finite"),
+        ({"agreeing": 0}, ValueError, "agreeing must be at least 1, got 0"),
+        ({"agreeing": 3}, ValueError, "agreeing=3 asks for more tasks than the 2 that are merged"),
+        ({"agreeing": 1.5}, TypeError, "agreeing must be a whole number, got 1.5"),
+    ],
+)
+def test_a_consensus_that_makes_no_sense_is_refused(given_options, error, message):
+    with pytest.raises(error, match=message):
+        merging.consensus([vector([1.0]), vector([2.0])], **given_options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "given_options", "error", "message"),
+    [
+        (merging.iso_cts, {"common_share": 1.1}, ValueError, "common_share must be from 0 to 1, got 1.1"),
+        (merging.iso_cts, {"common_share": -0.1}, ValueError, "common_share must be from 0 to 1"),
+        (merging.iso_cts, {"common_share": "all"}, TypeError, "common_share must be a number, got 'all'"),
+        (merging.iso_cts, {"kernels": "matrx"}, ValueError, "did you mean 'matrix'"),
+        (merging.iso_c, {"kernels": "matrx"}, ValueError, "did you mean 'matrix'"),
+        (merging.wudi, {"steps": -1}, ValueError, "steps must be at least 0, got -1"),
+        (merging.wudi, {"steps": 2.0}, TypeError, "steps must be a whole number, got 2.0"),
+        (merging.wudi, {"step_size": 0}, ValueError, "step_size must be above 0, got 0.*such as 1e-05"),
+    ],
+)
+def test_options_of_rules_for_matrices_out_of_range_are_refused(rule, given_options, error, message):
+    with pytest.raises(error, match=message):
+        rule([vector([1.0])], **given_options)
 
 
 @pytest.mark.parametrize("rule", merging.RULES.values(), ids=merging.RULES)

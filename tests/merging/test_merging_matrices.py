@@ -1,6 +1,10 @@
-"""The rules for matrices, TSV-M and RegMean from vectors: arithmetic by hand, slow second versions, laws."""
+"""The rules for matrices, TSV-M, Iso-C, Iso-CTS, RegMean from vectors and WUDI.
+
+Arithmetic by hand, slow second versions, laws.
+"""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -191,12 +195,18 @@ def test_tsv_has_room_for_as_many_tasks_as_rows():
 # --- kernels ---------------------------------------------------------------------------------------------
 
 KERNEL = (6, 2, 2, 2)  # as a matrix 6 x 8
-BOTH = pytest.mark.parametrize(
-    "rule", [lambda v: merging.tsv(v, kernels="matrix"), merging.regmean_from_vectors], ids=["tsv", "regmean"]
-)
+AS_MATRICES = {  # rules that take kernels for matrices
+    "tsv": partial(merging.tsv, kernels="matrix"),
+    "iso_c": partial(merging.iso_c, kernels="matrix"),
+    "iso_cts": partial(merging.iso_cts, kernels="matrix", common_share=0.3),
+    "regmean": merging.regmean_from_vectors,
+    "wudi": merging.wudi,
+    "wudi by steps": partial(merging.wudi, steps=5, step_size=0.01),
+}
+EACH = pytest.mark.parametrize("rule", AS_MATRICES.values(), ids=AS_MATRICES)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("shape", [KERNEL, (6, 4, 2), (6, 2, 2, 2, 1)])
 def test_kernels_are_merged_as_the_matrices_that_they_are(rule, shape):
     weights = noise(3, *shape)
@@ -207,25 +217,187 @@ def test_kernels_are_merged_as_the_matrices_that_they_are(rule, shape):
     assert not torch.allclose(merged.flat, weights.reshape(3, -1).mean(0))
 
 
-def test_kernels_of_tsv_are_averaged_unless_asked_for():
+@pytest.mark.parametrize("rule", [merging.tsv, merging.iso_c, merging.iso_cts])
+def test_kernels_of_rules_for_transformers_are_averaged_unless_asked_for(rule):
     weights = noise(3, *KERNEL)
-    assert torch.equal(merging.tsv(matrices(*weights)).flat, weights.mean(0).reshape(-1))
-    assert torch.equal(merging.tsv(matrices(*weights), kernels="mean").flat, weights.mean(0).reshape(-1))
+    assert torch.equal(rule(matrices(*weights)).flat, weights.mean(0).reshape(-1))
+    assert torch.equal(rule(matrices(*weights), kernels="mean").flat, weights.mean(0).reshape(-1))
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("shape", [(6, 1, 3, 3), (6, 1, 4), (5,), (), (1, 1, 1, 1)])
 def test_depthwise_kernels_and_what_has_fewer_than_two_axes_are_averaged(rule, shape):
     weights = noise(3, *shape)
     torch.testing.assert_close(rule(matrices(*weights)).flat, weights.mean(0).reshape(-1))
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 2, 2, 2), (2, 0, 2, 2)])
 def test_empty_tensors_stay_empty(rule, shape):
     layout = [("weight", shape), ("bias", (2,))]
     merged = rule([TaskVector(row, layout) for row in noise(2, 2)])
     assert torch.equal(merged.flat, noise(2, 2).mean(0))
+
+
+# --- Iso-C and Iso-CTS -----------------------------------------------------------------------------------
+
+
+def diagonal(*entries):
+    return torch.diag(torch.tensor(entries, dtype=torch.float64))
+
+
+def slow_svd(matrix, rank):
+    """As `slow_directions`, of matrices that are wide, too."""
+    if len(matrix) >= len(matrix[0]):
+        return slow_directions(matrix, rank)
+    return [(size, left, right) for size, right, left in slow_directions(turned(matrix), rank)]
+
+
+def slow_iso(weights, own):
+    """Iso-CTS with so many directions of each task; with none Iso-C."""
+    height, width = len(weights[0]), len(weights[0][0])
+    rank = min(height, width)
+    total = [[math.fsum(w[i][j] for w in weights) for j in range(width)] for i in range(height)]
+    triples = slow_svd(total, rank - own * len(weights))
+    shared = [left for _, left, _ in triples]
+    for w in weights if own else []:
+        rest = [row[:] for row in w]
+        for left in shared:
+            along = [math.fsum(left[i] * w[i][j] for i in range(height)) for j in range(width)]
+            rest = [[rest[i][j] - left[i] * along[j] for j in range(width)] for i in range(height)]
+        triples = triples + slow_svd(rest, own)
+    sizes, lefts, rights = zip(*triples, strict=True)
+    size = math.fsum(sizes) / rank
+    merged = times(slow_orthonormal(lefts, rank), turned(slow_orthonormal(rights, rank)))
+    return [[size * entry for entry in row] for row in merged]
+
+
+def test_iso_takes_the_arithmetic_mean_of_the_singular_values_of_the_sum():
+    merged = as_matrix(merging.iso_c(matrices(diagonal(4, 1))), (2, 2))
+    torch.testing.assert_close(merged, diagonal(2.5, 2.5))  # the geometric mean would be 2, the quadratic 2.9
+    pair = matrices(diagonal(4, 1), diagonal(-2, 5))
+    torch.testing.assert_close(as_matrix(merging.iso_c(pair), (2, 2)), diagonal(4, 4))  # the sum: 2, 6
+    negative = matrices(diagonal(-4, 1))
+    torch.testing.assert_close(as_matrix(merging.iso_c(negative), (2, 2)), diagonal(-2.5, 2.5))
+
+
+def test_iso_counts_what_is_zero_but_gives_it_no_direction():
+    merged = as_matrix(merging.iso_c(matrices(diagonal(4, 0))), (2, 2))
+    torch.testing.assert_close(merged, diagonal(2, 0))  # the geometric mean would be 0
+    nothing = diagonal(0, 0)
+    assert merging.iso_c(matrices(nothing, nothing)).norm() == 0
+    assert merging.iso_cts(matrices(nothing, nothing), common_share=0).norm() == 0
+    torch.testing.assert_close(
+        as_matrix(merging.iso_c(matrices(diagonal(3, 1), -diagonal(3, 0))), (2, 2)), diagonal(0, 0.5)
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (5, 4), (4, 4), (1, 3), (3, 1)])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_iso_as_loops_do_it(shape, count):
+    weights = noise(count, *shape, seed=count)
+    expected = torch.tensor(slow_iso(weights.tolist(), own=0), dtype=torch.float64)
+    merged = as_matrix(merging.iso_c(matrices(*weights)), shape)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(9, 7), (6, 11)])
+def test_iso_has_equal_singular_values_and_the_directions_of_the_sum(dtype, shape):
+    """So what it has in common with the sum is largest: σ̄ Σσ, and with no rotated version more."""
+    weights = noise(3, *shape).to(dtype)
+    total = weights.sum(0)
+    sizes = torch.linalg.svdvals(total)
+    merged = as_matrix(merging.iso_c(matrices(*weights)), shape)
+    torch.testing.assert_close(torch.linalg.svdvals(merged), sizes.mean().expand(len(sizes)))
+    torch.testing.assert_close((merged * total).sum(), sizes.mean() * sizes.sum())
+
+
+def test_iso_of_equal_matrices_is_a_sum():
+    matrix = noise(5, 7)
+    one = merging.iso_c(matrices(matrix)).flat
+    torch.testing.assert_close(merging.iso_c(matrices(*[matrix] * 4)).flat, 4 * one)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "share", "own"),
+    [
+        ((5, 6), 2, 0.8, 0),  # 4 common, half a direction for each: rounded to 0
+        ((5, 6), 2, 0.6, 1),
+        ((6, 5), 2, 0.2, 2),
+        ((5, 6), 2, 0.0, 2),  # 2.5 for each: rounded to the even 2
+        ((6, 6), 4, 0.0, 1),  # 1.5 for each: 2 would be more than there are
+        ((4, 7), 3, 0.0, 1),
+        ((5, 6), 3, 0.3, 1),  # int(1.5) common, 4/3 for each
+        ((5, 5), 6, 0.0, 0),  # more tasks than directions
+        ((5, 5), 3, 1.0, 0),
+        ((5, 5), 1, 0.4, 3),
+    ],
+)
+def test_iso_cts_as_loops_do_it(shape, count, share, own):
+    weights = noise(count, *shape, seed=count)
+    expected = torch.tensor(slow_iso(weights.tolist(), own=own), dtype=torch.float64)
+    merged = as_matrix(merging.iso_cts(matrices(*weights), common_share=share), shape)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-8)
+
+
+def test_iso_cts_gives_as_many_directions_as_the_share_says():
+    """0.29 * 100 is 28.999999999999996, which cut off would leave a 72nd direction to 8 tasks: 9 to each."""
+    weights = noise(2, 100, 100)
+    right = merging.iso_cts(matrices(*weights), common_share=0.29).flat  # 71 / 2: 36 for each, 28 common
+    assert not torch.allclose(right, merging.iso_cts(matrices(*weights), common_share=0.3).flat)
+    torch.testing.assert_close(right, merging.iso_cts(matrices(*weights), common_share=0.28).flat)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+def test_iso_cts_of_a_whole_share_of_one_task_or_of_too_many_is_iso_c(shape):
+    weights = noise(9, *shape)
+    for count, share in ((3, 1), (9, 0.5), (9, 0), (1, 0), (1, 0.5), (8, 0.8)):
+        vectors = matrices(*weights[:count])
+        torch.testing.assert_close(
+            merging.iso_cts(vectors, common_share=share).flat, merging.iso_c(vectors).flat
+        )
+
+
+def test_iso_cts_keeps_a_direction_that_the_sum_has_lost():
+    """The third direction cancels in the sum; it is the first of task 1 that is not common."""
+    pair = matrices(diagonal(8, 0, 3, 0), diagonal(0, 6, -3, 4))
+    sum_only = as_matrix(merging.iso_c(pair), (4, 4))
+    torch.testing.assert_close(sum_only, diagonal(4.5, 4.5, 0, 4.5))  # (8 + 6 + 0 + 4) / 4
+    both = as_matrix(merging.iso_cts(pair, common_share=0.5), (4, 4))
+    torch.testing.assert_close(both, diagonal(5.25, 5.25, 5.25, 5.25))  # (8 + 6 + 3 + 4) / 4
+
+
+def test_iso_cts_gives_no_direction_to_a_task_that_has_nothing_of_its_own():
+    """What the projection leaves of the first matrix is mere rounding, of no direction."""
+    left, right = rotation(4, 1), rotation(4, 2)
+    first = left[:, :2] * torch.tensor([9.0, 8.0]) @ right[:2]
+    second = left * torch.tensor([9.0, 8.0, 2.0, 1.0]) @ right
+    merged = as_matrix(merging.iso_cts(matrices(first, second), common_share=0.5), (4, 4))
+    expected = (18 + 16 + 2) / 4 * left[:, :3] @ right[:3]  # common: 18 and 16; the second's own: 2
+    torch.testing.assert_close(merged, expected)
+
+
+def test_iso_cts_of_equal_matrices_has_the_common_and_own_directions_once():
+    left, right = rotation(6, 1), rotation(6, 2)
+    matrix = left * torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) @ right
+    merged = as_matrix(merging.iso_cts(matrices(matrix, matrix), common_share=0.34), (6, 6))
+    expected = 2 * (6 + 5 + 4 + 3) / 6 * left[:, :4] @ right[:4]  # 2 common, 2 for each task: the same two
+    torch.testing.assert_close(merged, expected)
+
+
+@pytest.mark.parametrize("rule", [merging.iso_c, partial(merging.iso_cts, common_share=0.4)])
+def test_iso_turns_with_its_matrices(rule):
+    weights, left, right = noise(3, 7, 6), rotation(7, 1), rotation(6, 2)
+    merged = as_matrix(rule(matrices(*weights)), (7, 6))
+    turned_first = as_matrix(rule(matrices(*(left @ w @ right for w in weights))), (7, 6))
+    torch.testing.assert_close(turned_first, left @ merged @ right)
+
+
+def test_the_published_share_is_four_fifths():
+    weights = matrices(*noise(2, 20, 20))
+    assert torch.equal(merging.iso_cts(weights).flat, merging.iso_cts(weights, common_share=0.8).flat)
+    assert not torch.allclose(merging.iso_cts(weights).flat, merging.iso_c(weights).flat)
 
 
 # --- RegMean from vectors --------------------------------------------------------------------------------
@@ -374,3 +546,171 @@ def test_a_ridge_lost_in_rounding_is_refused():
 def test_biases_beside_matrices_are_averaged():
     pair = [vector([2.0, 0.0, 5.0], [(1, 2), (1,)]), vector([0.0, 4.0, 7.0], [(1, 2), (1,)])]
     assert merging.regmean_from_vectors(pair, ridge=1.0).flat.tolist() == pytest.approx([1.5, 3.0, 6.0])
+
+
+# --- WUDI ------------------------------------------------------------------------------------------------
+
+
+def interference(matrix, weights):
+    """Σ_t ‖(W − τ_t) τ_tᵀ‖² / ‖τ_t‖²"""
+    return sum(((matrix - w) @ w.T).square().sum() / w.square().sum() for w in weights)
+
+
+def slow_wudi(weights):
+    """Stacked equations τ_t/‖τ_t‖ Wᵀ = τ_t/‖τ_t‖ τ_tᵀ, of which lstsq gives the least solution."""
+    rows = [w.numpy() / np.linalg.norm(w.numpy()) for w in weights]
+    right = [row @ w.numpy().T for row, w in zip(rows, weights, strict=True)]
+    return torch.from_numpy(np.linalg.lstsq(np.concatenate(rows), np.concatenate(right), rcond=None)[0].T)
+
+
+def slow_adam(weights, steps, step_size):
+    """torch's own Adam and autograd on the objective as it is written."""
+    merged = weights.sum(0).requires_grad_()
+    optimizer = torch.optim.Adam([merged], lr=step_size)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        interference(merged, weights).backward()
+        optimizer.step()
+    return merged.detach()
+
+
+def test_wudi_divides_by_the_square_of_the_norm_by_hand():
+    """Of one input, (w − 2)² 4 / 4 + (w − 1)² 1 / 1 is least at 1.5; with norms at 5/3, with neither at 9/5."""
+    pair = matrices(torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+    torch.testing.assert_close(merging.wudi(pair).flat, torch.tensor([1.5]))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 9), (9, 2), (1, 5), (5, 1), (3, 6), (3, 7)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_wudi_as_stacked_least_squares_do_it(shape, count):
+    """With tasks of unlike sizes, and more or fewer equations than unknowns."""
+    weights = noise(count, *shape, seed=count) * 10.0 ** torch.arange(count)[:, None, None]
+    merged = as_matrix(merging.wudi(matrices(*weights)), shape)
+    torch.testing.assert_close(merged, slow_wudi(weights), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4)])
+def test_wudi_solves_its_equation_and_stays_where_the_tasks_have_rows(shape):
+    weights = noise(2, *shape)
+    merged = as_matrix(merging.wudi(matrices(*weights)), shape)
+    gram = sum(w.T @ w / w.square().sum() for w in weights)
+    target = sum(w @ w.T @ w / w.square().sum() for w in weights)
+    torch.testing.assert_close(merged @ gram, target)
+    rows = torch.linalg.svd(torch.cat(list(weights)), full_matrices=False)[2]
+    torch.testing.assert_close(merged @ rows.T @ rows, merged)  # and so does the sum: none is nearer to it
+
+
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4), (3, 30)])
+def test_wudi_is_what_regmean_from_vectors_becomes_without_its_ridge(shape):
+    weights = noise(3, *shape)
+    merged = merging.wudi(matrices(*weights))
+    nearly = merging.regmean_from_vectors(matrices(*weights), ridge=1e-9)
+    torch.testing.assert_close(merged.flat, nearly.flat, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_wudi_gives_each_task_in_full_where_inputs_are_apart(size):
+    right = rotation(9, 1)
+    first, second = size * noise(4, 3, seed=2) @ right[:3], noise(4, 5, seed=3) @ right[3:8]
+    merged = as_matrix(merging.wudi(matrices(first, second)), (4, 9))
+    torch.testing.assert_close(merged, first + second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4)])
+def test_wudi_of_equal_matrices_is_that_matrix(dtype, shape):
+    one = noise(*shape).to(dtype)
+    merged = as_matrix(merging.wudi(matrices(one, one, one)), shape)
+    torch.testing.assert_close(merged, one, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_wudi_gives_a_zero_matrix_no_part():
+    matrix, nothing = noise(3, 5), torch.zeros(3, 5, dtype=torch.float64)
+    for steps in (0, 4):
+        own = merging.wudi(matrices(matrix), steps=steps).flat
+        torch.testing.assert_close(merging.wudi(matrices(nothing, matrix), steps=steps).flat, own)
+        assert merging.wudi(matrices(nothing, nothing), steps=steps).norm() == 0
+
+
+def test_wudi_leaves_out_directions_that_are_mere_rounding():
+    thin, other = cut(noise(2, 6), 1), cut(noise(2, 6, seed=1), 1)
+    merged = [
+        merging.wudi(matrices(thin + 1e-17 * noise(2, 6, seed=seed), other)).flat for seed in range(2, 5)
+    ]
+    torch.testing.assert_close(merged[1], merged[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(merged[2], merged[0], rtol=0, atol=1e-12)
+
+
+def test_wudi_of_a_tall_matrix_needs_no_square_of_its_height():
+    weights = matrices(*(noise(200_000, 2, seed=seed) for seed in range(2)))  # its square would take 320 GB
+    assert len(merging.wudi(weights)) == len(merging.wudi(weights, steps=2)) == 400_000
+
+
+def test_wudi_of_large_layers_in_single_precision_agrees_with_stacked_least_squares():
+    weights = noise(4, 20, 150)
+    merged = merging.wudi(matrices(*weights.float()))
+    torch.testing.assert_close(
+        as_matrix(merged, (20, 150)), slow_wudi(weights.float().double()).float(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 9), (9, 2), (5, 1)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_steps_of_wudi_are_those_of_torch(shape, count):
+    """Of objectives as small as those of real weights, too, where Adam's 1e-8 weighs."""
+    for size, step_size in ((1, 0.02), (1e-7, 1e-8)):
+        weights = size * noise(count, *shape, seed=count)
+        for steps in (1, 2, 40):
+            merged = as_matrix(merging.wudi(matrices(*weights), steps=steps, step_size=step_size), shape)
+            expected = slow_adam(weights, steps, step_size)
+            if count > 1:  # one task is at its minimum: there Adam amplifies rounding
+                torch.testing.assert_close(merged, expected, rtol=1e-7, atol=1e-9 * size)
+            else:
+                torch.testing.assert_close(merged, weights[0], rtol=0, atol=1e-6 * size)
+
+
+def test_the_published_step_is_a_hundred_thousandth():
+    weights = matrices(*noise(2, 3, 4))
+    named = merging.wudi(weights, steps=3, step_size=1e-5).flat
+    assert torch.equal(merging.wudi(weights, steps=3).flat, named)
+    assert torch.equal(merging.wudi(weights).flat, merging.wudi(weights, steps=0).flat)
+
+
+@pytest.mark.parametrize("steps", [0, 25])
+def test_wudi_is_the_same_whatever_its_caller_does_with_gradients_and_random_numbers(steps):
+    def merge():
+        return merging.wudi(matrices(*noise(3, 4, 6)), steps=steps, step_size=0.01).flat
+
+    merged = merge()
+    with torch.no_grad():
+        assert torch.equal(merge(), merged)
+    with torch.inference_mode():
+        assert torch.equal(merge(), merged)
+    state = torch.get_rng_state()
+    assert torch.equal(merge(), merged)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not merged.requires_grad
+
+
+def test_what_300_steps_of_wudi_do_and_what_the_exact_minimum_does():
+    """The numbers in its docstring: the objective and the length, against those of the sum."""
+    weights = noise(4, 16, 48) / 1000
+    total = weights.sum(0)
+    found = {}
+    for steps in (0, 300, 10_000):
+        merged = as_matrix(merging.wudi(matrices(*weights), steps=steps), (16, 48))
+        lower = interference(merged, weights) / interference(total, weights)
+        found[steps] = (lower.item(), (merged.norm() / total.norm()).item())
+    assert found[0] == pytest.approx((0.22, 1.66), abs=0.005)
+    assert found[300] == pytest.approx((0.30, 0.93), abs=0.005)
+    assert found[10_000] == pytest.approx(found[0], rel=1e-3)
+
+
+@slowly
+@given(st.integers(0, 999), st.sampled_from([(3, 5), (5, 3), (2, 8)]))
+def test_no_other_matrix_interferes_less(seed, shape):
+    weights = noise(3, *shape, seed=seed)
+    merged = as_matrix(merging.wudi(matrices(*weights)), shape)
+    for step in (1e-3, 1e-1, 1):
+        other = merged + step * noise(*shape, seed=seed + 1)
+        assert interference(other, weights) > interference(merged, weights)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from small_vectors import noise, source
+from small_vectors import noise, rotation, source
 from taskvec_mini import TaskVector, merging
 from taskvec_mini.merging import RULES, _stored, merge_files
 
@@ -15,23 +15,38 @@ KEEPING_ALL = {  # options under which a rule leaves nothing out
     "ties": {"density": 1.0},
     "dare": {"drop_rate": 0.0, "generator": source()},
     "breadcrumbs": {"smallest": 0.0, "largest": 0.0},
+    "consensus": {"threshold": 0.0},
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
 def test_no_rule_is_missing():
     functions = [function for function in vars(merging).values() if inspect.isfunction(function)]
-    rules = {each for each in functions if "task_vectors" in inspect.signature(each).parameters}
+    signatures = {each: inspect.signature(each) for each in functions}
+    rules = {
+        each
+        for each, signature in signatures.items()
+        if "task_vectors" in signature.parameters and signature.return_annotation == "TaskVector"
+    }
     assert {rule.function for rule in RULES.values()} == rules
 
 
 @every_rule
 def test_the_form_says_what_equal_vectors_give(rule):
-    """Of rank 1, so that TSV-M cuts nothing either."""
-    matrix = noise(4, 1) @ noise(1, 6, seed=1)
-    vector = TaskVector(torch.cat([matrix.reshape(-1), noise(3, seed=2)]), [("w", (4, 6)), ("b", (3,))])
+    """Of rank 1, so that TSV-M cuts nothing either, or with equal singular values where a rule makes them."""
+    isotropic = 2 * rotation(6, 1)[:4]
+    matrix = isotropic if rule.name.startswith("iso") else noise(4, 1) @ noise(1, 6, seed=1)
+    vector = TaskVector(matrix.reshape(-1), [("w", (4, 6))])
     merged = rule.function([vector] * 3, **KEEPING_ALL.get(rule.name, {}))
     times = {"sum": 3, "mean": 1}[rule.form]
+    torch.testing.assert_close(merged.flat, times * vector.flat, rtol=1e-9, atol=1e-9)
+
+
+@every_rule
+def test_what_is_no_matrix_has_the_form_too_except_where_matrices_are_isotropic(rule):
+    vector = TaskVector(noise(3), [("b", (3,))])
+    merged = rule.function([vector] * 3, **KEEPING_ALL.get(rule.name, {}))
+    times = 3 if rule.form == "sum" and not rule.name.startswith("iso") else 1
     torch.testing.assert_close(merged.flat, times * vector.flat, rtol=1e-9, atol=1e-9)
 
 
@@ -51,6 +66,9 @@ def test_options_have_the_published_defaults():
     assert RULES["mean"].options == {}
     assert RULES["dare"].options == {"drop_rate": 0.9}
     assert RULES["breadcrumbs"].options == {"smallest": 0.85, "largest": 0.01}
+    assert RULES["consensus"].options == {"threshold": 0.4, "agreeing": 2}
+    assert RULES["iso_cts"].options["common_share"] == 0.8
+    assert RULES["wudi"].options["step_size"] == 1e-5
     assert [name for name, rule in RULES.items() if rule.draws] == ["dare"]
 
 

@@ -68,7 +68,13 @@ RULES = [
     ("breadcrumbs", {"smallest": 0.4, "largest": 0.2}),
     ("tsv", {}),
     ("tsv", {"kernels": "matrix"}),
+    ("consensus", {}),
+    ("consensus", {"threshold": [0.2, 0.4, 0.6], "agreeing": 3}),
+    ("iso_c", {}),
+    ("iso_cts", {"common_share": 0.3, "kernels": "matrix"}),
     ("regmean_from_vectors", {"ridge": 0.1}),
+    ("wudi", {}),
+    ("wudi", {"steps": 20, "step_size": 0.01}),
 ]
 
 
