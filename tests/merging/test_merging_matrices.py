@@ -324,6 +324,7 @@ def test_iso_of_equal_matrices_is_a_sum():
     [
         ((5, 6), 2, 0.8, 0),  # 4 common, half a direction for each: rounded to 0
         ((5, 6), 2, 0.6, 1),
+        ((5, 6), 2, 0.55, 2),  # 2 common and not 2.75, 1.5 for each: rounded to the even 2
         ((6, 5), 2, 0.2, 2),
         ((5, 6), 2, 0.0, 2),  # 2.5 for each: rounded to the even 2
         ((6, 6), 4, 0.0, 1),  # 1.5 for each: 2 would be more than there are
@@ -342,11 +343,11 @@ def test_iso_cts_as_loops_do_it(shape, count, share, own):
 
 
 def test_iso_cts_gives_as_many_directions_as_the_share_says():
-    """0.29 * 100 is 28.999999999999996, which cut off would leave a 72nd direction to 8 tasks: 9 to each."""
-    weights = noise(2, 100, 100)
-    right = merging.iso_cts(matrices(*weights), common_share=0.29).flat  # 71 / 2: 36 for each, 28 common
-    assert not torch.allclose(right, merging.iso_cts(matrices(*weights), common_share=0.3).flat)
-    torch.testing.assert_close(right, merging.iso_cts(matrices(*weights), common_share=0.28).flat)
+    """0.58 * 100 is 57.99999999999999; of 57 there would be 21.5 left for each task, rounded to 22."""
+    weights = matrices(*noise(2, 100, 100))
+    merged = merging.iso_cts(weights, common_share=0.58).flat
+    torch.testing.assert_close(merged, merging.iso_cts(weights, common_share=0.585).flat)
+    assert not torch.allclose(merged, merging.iso_cts(weights, common_share=0.575).flat)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
@@ -575,7 +576,7 @@ def slow_adam(weights, steps, step_size):
 
 
 def test_wudi_divides_by_the_square_of_the_norm_by_hand():
-    """Of one input, (w − 2)² 4 / 4 + (w − 1)² 1 / 1 is least at 1.5; with norms at 5/3, with neither at 9/5."""
+    """Of one input, (w − 2)² 4 / 4 + (w − 1)² 1 / 1 is least at 1.5; with norms at 5/3, without at 9/5."""
     pair = matrices(torch.tensor([[2.0]]), torch.tensor([[1.0]]))
     torch.testing.assert_close(merging.wudi(pair).flat, torch.tensor([1.5]))
 
