@@ -10,7 +10,7 @@ from typing import Literal
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import InputTypeError, UserError
-from taskvec_mini.explore.rows import ONLY, Panels, Row
+from taskvec_mini.explore.rows import ONLY, Panels
 
 Scale = Literal["linear", "log"]
 Domain = tuple[float, float]
@@ -192,32 +192,33 @@ def frames(charts: Charts, panels: Panels) -> dict[str, Frame]:
         ValueError: if a chart has more series than a reader can tell apart.
     """
     aspect = ASPECT[len(charts)]
-    return {name: _frame(chart, panels[name], aspect=aspect) for name, chart in charts.items()}
-
-
-def _frame(chart: Chart, rows: list[Row], *, aspect: float) -> Frame:
-    series = _words(row[chart.series] for row in rows) if chart.series else ("",)
-    if len(series) > SERIES_LIMIT:
-        raise UserError(
-            f"the column {chart.series!r} names {len(series)} series but a chart can tell "
-            f"{SERIES_LIMIT} apart; leave some out"
-        )
-    heights = [row[chart.y] for row in rows] + [line.y for line in chart.references if line.y is not None]
-    if isinstance(chart, Bars):
-        words = _words(row[chart.x] for row in rows)
-        # from zero to the longest bars, and room for the values written on them
-        low, high = min(0.0, *heights), max(0.0, *heights)
-        room = 0.08 * ((high - low) or 1.0)
-        ends = (low - room if low < 0 else 0.0), (high + room if high > 0 else room)
-        return Frame((-0.5, len(words) - 0.5), chart.y_domain or ends, series, words)
-    places = [row[chart.x] for row in rows] + [line.x for line in chart.references if line.x is not None]
-    x_domain = chart.x_domain or _padded(places, chart.x_scale)
-    y_domain = chart.y_domain or _padded(heights, chart.y_scale)
-    if chart.equal:  # one of them is widened about its middle, so that a unit is as long on either axis
-        unit = max((x_domain[1] - x_domain[0]) / aspect, y_domain[1] - y_domain[0])
-        x_domain = _about_its_middle(x_domain, half=unit * aspect / 2)
-        y_domain = _about_its_middle(y_domain, half=unit / 2)
-    return Frame(x_domain, y_domain, series)
+    found = {}
+    for name, chart in charts.items():
+        rows = panels[name]
+        series = _words(row[chart.series] for row in rows) if chart.series else ("",)
+        if len(series) > SERIES_LIMIT:
+            raise UserError(
+                f"the column {chart.series!r} names {len(series)} series but a chart can tell "
+                f"{SERIES_LIMIT} apart; leave some out"
+            )
+        heights = [row[chart.y] for row in rows] + [line.y for line in chart.references if line.y is not None]
+        if isinstance(chart, Bars):
+            words = _words(row[chart.x] for row in rows)
+            # from zero to the longest bars, and room for the values written on them
+            low, high = min(0.0, *heights), max(0.0, *heights)
+            room = 0.08 * ((high - low) or 1.0)
+            ends = (low - room if low < 0 else 0.0), (high + room if high > 0 else room)
+            found[name] = Frame((-0.5, len(words) - 0.5), chart.y_domain or ends, series, words)
+            continue
+        places = [row[chart.x] for row in rows] + [line.x for line in chart.references if line.x is not None]
+        x_domain = chart.x_domain or _padded(places, chart.x_scale)
+        y_domain = chart.y_domain or _padded(heights, chart.y_scale)
+        if chart.equal:  # one of them is widened about its middle, so that a unit is as long on either axis
+            unit = max((x_domain[1] - x_domain[0]) / aspect, y_domain[1] - y_domain[0])
+            x_domain = _about_its_middle(x_domain, half=unit * aspect / 2)
+            y_domain = _about_its_middle(y_domain, half=unit / 2)
+        found[name] = Frame(x_domain, y_domain, series)
+    return found
 
 
 def _words(values: Iterable[object]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from taskvec_mini.explore.charts import Bars, Charts, Frame, Reference
+from taskvec_mini.explore.charts import Bars, Charts, Frame
 from taskvec_mini.explore.rows import Panels
 from taskvec_mini.figures import COLOURS, GREY, STYLE, series_style
 
@@ -52,8 +52,20 @@ def draw(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> Figure:
                     style["marker"] = style["marker"] if chart.points else "none"
                     places = [row[chart.x] for row in rows], [row[chart.y] for row in rows]
                     axes.plot(*places, label=series, **style)
+            grey: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1.5}
+            word: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": 8}
             for line in chart.references:
-                _draw_reference(axes, line, beside=isinstance(chart, Bars))
+                if line.y is None:
+                    axes.axvline(line.x, **grey)
+                    at = {"xy": (line.x, 1), "xycoords": ("data", "axes fraction")}
+                    place = {"xytext": (3, -2), "ha": "left", "va": "top"}
+                else:
+                    axes.axhline(line.y, **grey)
+                    at = {"xy": (1, line.y), "xycoords": ("axes fraction", "data")}
+                    place = {"xytext": (-2, 2), "ha": "right", "va": "bottom"}
+                    if isinstance(chart, Bars):  # beside the chart, where bars would hide it
+                        place = {"xytext": (4, 0), "ha": "left", "va": "center"}
+                axes.annotate(line.label, **at, **place, **word)
             if isinstance(chart, Bars):
                 axes.axhline(0, color=GREY, linewidth=0.8)
                 axes.set_xticks(range(len(frame.words)), frame.words)
@@ -79,17 +91,3 @@ def picture(charts: Charts, frames: Mapping[str, Frame], panels: Panels) -> byte
     with mpl.rc_context(STYLE):
         draw(charts, frames, panels).savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _draw_reference(axes: Any, line: Reference, *, beside: bool) -> None:
-    look = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1.5}
-    word: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": 8}
-    if line.y is not None:
-        axes.axhline(line.y, **look)
-        place = {"ha": "left", "va": "center"} if beside else {"ha": "right", "va": "bottom"}
-        shift = (4, 0) if beside else (-2, 2)
-        axes.annotate(line.label, (1, line.y), shift, xycoords=("axes fraction", "data"), **place, **word)
-    else:
-        axes.axvline(line.x, **look)
-        place = {"ha": "left", "va": "top"}
-        axes.annotate(line.label, (line.x, 1), (3, -2), xycoords=("data", "axes fraction"), **place, **word)

@@ -13,7 +13,7 @@ import altair as alt
 from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines, Reference
 from taskvec_mini.explore.picture import FILLS, LEGEND_COLUMNS
 from taskvec_mini.explore.ranges import Range
-from taskvec_mini.explore.rows import Panels, Row
+from taskvec_mini.explore.rows import Panels
 from taskvec_mini.figures import COLOURS, DASHES, GREY
 
 SIZE = {1: (560, 300), 2: (250, 250)}  # pixels of the plot itself, by the number of panels
@@ -62,7 +62,17 @@ def specification(
         bars = isinstance(chart, Bars)
         marks = _bars(chart, frames[name]) if isinstance(chart, Bars) else _lines(chart, frames[name])
         references = [mark for line in chart.references for mark in _reference(line, beside=bars)]
-        data = _data(chart, [panels[name] for panels in tables])
+        # all rows as one CSV text: a third of the bytes of a list of objects, and columns by plain names
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["at", "i", "x", "y", "series"])
+        for at, panels in enumerate(tables):
+            for i, row in enumerate(panels[name]):
+                x, y = (v if isinstance(v, str) else format(v, DIGITS) for v in (row[chart.x], row[chart.y]))
+                writer.writerow([at, i, x, y, row[chart.series] if chart.series else ""])
+        kinds = {"at": "number", "i": "number", "x": "string" if bars else "number", "y": "number"}
+        csv_format = alt.CsvDataFormat(type="csv", parse={**kinds, "series": "string"})
+        data = alt.InlineData(values=file.getvalue(), format=csv_format)
         title = {"title": chart.title} if chart.title else {}
         view = alt.layer(*references, *marks, data=data).transform_filter(shown)
         views.append(view.properties(width=width, height=height, **title))
@@ -85,20 +95,6 @@ def at_expression(ranges: Mapping[str, Range]) -> str:
     for i, range_ in enumerate(list(ranges.values())[1:], start=1):
         expression = f"({expression}) * {len(range_.values)} + position{i}"
     return expression
-
-
-def _data(chart: Chart, tables: list[list[Row]]) -> alt.InlineData:
-    """All rows as one CSV text: a third of the bytes of a list of objects, and columns by plain names."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["at", "i", "x", "y", "series"])
-    for at, rows in enumerate(tables):
-        for i, row in enumerate(rows):
-            x, y = (v if isinstance(v, str) else format(v, DIGITS) for v in (row[chart.x], row[chart.y]))
-            writer.writerow([at, i, x, y, row[chart.series] if chart.series else ""])
-    x_type = "string" if isinstance(chart, Bars) else "number"
-    parse = {"at": "number", "i": "number", "x": x_type, "y": "number", "series": "string"}
-    return alt.InlineData(values=file.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
 def _lines(chart: Lines, frame: Frame) -> list[Any]:

@@ -174,6 +174,35 @@ def load_tasks(
     return found
 
 
+class _Uncut:
+    """No tokenizer: for the sizes of a task no text need be cut into tokens."""
+
+    sha256 = ""
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.ones(len(texts), 1, dtype=torch.int32)
+
+
+def _loaded_row(name: str, folder: Path | None, *, suite: str) -> Row:
+    """A row with a task's sizes, or with what is wrong with its data; without a folder, with its files."""
+    if suite == "bundle" and folder is None:
+        return {"task": name, "file": bundle_files()[name].file}
+    if suite == "text" and folder is None:
+        return {"task": name, "files": ", ".join(texts.file_checksums(name))}
+    row: Row = dict.fromkeys(("task", "classes", *(() if suite == "text" else ("pixels",)), *PARTS), "-")
+    row |= {"task": name, "": ""}
+    try:
+        tokenizer = _Uncut() if suite == "text" else None
+        task = load_tasks([name], suite=suite, folder=folder, tokenizer=tokenizer)[name]
+    except UserError as error:
+        return row | {"": error}
+    if suite != "text":
+        shape = task.train_images.shape
+        row["pixels"] = f"{shape[1]}x{shape[2]} {'grey' if len(shape) == 3 else 'colour'}"
+    sizes = {part: f"{len(task.part(part)[1]):,}" for part in PARTS}
+    return row | sizes | {"classes": str(len(task.class_names))}
+
+
 # --- bundle: files of images -----------------------------------------------------------------------------
 
 
@@ -206,27 +235,6 @@ def _read_bundle(name: str, folder: Path) -> tuple[str, image_files.Arrays, str]
     return str(path), arrays, known.sha256
 
 
-def _bundle_row(name: str, folder: Path | None) -> Row:
-    if folder is None:
-        return {"task": name, "file": bundle_files()[name].file}
-    return _image_row(name, suite="bundle", folder=folder)
-
-
-def _image_row(name: str, *, suite: str, folder: Path | None) -> Row:
-    """A row with the sizes of a task, or with what is wrong with its data."""
-    try:
-        task = load_tasks([name], suite=suite, folder=folder)[name]
-    except UserError as error:
-        return {**dict.fromkeys(("task", "classes", "pixels", *PARTS), "-"), "task": name, "": error}
-    shape = task.train_images.shape
-    pixels = f"{shape[1]}x{shape[2]} {'grey' if len(shape) == 3 else 'colour'}"
-    return {"task": name, "classes": str(len(task.class_names)), "pixels": pixels, **_sizes(task), "": ""}
-
-
-def _sizes(task: Task) -> Row:
-    return {part: f"{len(task.part(part)[1]):,}" for part in PARTS}
-
-
 # --- digits: images of scikit-learn ----------------------------------------------------------------------
 
 
@@ -245,10 +253,6 @@ def _read_digits(name: str, _: Path) -> tuple[str, image_files.Arrays, str]:
         arrays[f"{part}_images"] = (inputs.reshape(-1, 8, 8) * 255).round().to(torch.uint8).numpy()
         arrays[f"{part}_labels"] = labels.numpy().copy()  # another caller gets its own
     return f"task {name!r}", arrays, image_files.checksum(arrays)
-
-
-def _digits_row(name: str, _: Path | None) -> Row:
-    return _image_row(name, suite="digits", folder=None)
 
 
 # --- torchvision and hub: images that are downloaded ------------------------------------------------------
@@ -283,25 +287,6 @@ def _hub_row(name: str, folder: Path | None) -> Row:
 # --- text and text-hub -----------------------------------------------------------------------------------
 
 
-def _text_row(name: str, folder: Path | None) -> Row:
-    if folder is None:
-        return {"task": name, "files": ", ".join(texts.file_checksums(name))}
-    try:
-        task = load_tasks([name], suite="text", folder=folder, tokenizer=_Uncut())[name]
-    except UserError as error:
-        return {**dict.fromkeys(("task", "classes", *PARTS), "-"), "task": name, "": error}
-    return {"task": name, "classes": str(len(task.class_names)), **_sizes(task), "": ""}
-
-
-class _Uncut:
-    """No tokenizer: for the sizes of a task no text need be cut into tokens."""
-
-    sha256 = ""
-
-    def encode(self, texts: list[str]) -> Tensor:
-        return torch.ones(len(texts), 1, dtype=torch.int32)
-
-
 def _text_hub_row(name: str, _: Path | None) -> Row:
     source = texts.sources()[name]
     return {"task": name, "repository": source.repository, "config": source.config or "-"}
@@ -319,7 +304,7 @@ SUITES: Mapping[str, Suite] = {
             unit="images",
             names=bundle_files,
             read=_read_bundle,
-            row=_bundle_row,
+            row=functools.partial(_loaded_row, suite="bundle"),
             most=8,
             needs_folder=True,
             how_to_get="its files do not come with the library, the page 'How this book was built' says "
@@ -356,7 +341,7 @@ SUITES: Mapping[str, Suite] = {
             unit="images",
             names=_digits,
             read=_read_digits,
-            row=_digits_row,
+            row=functools.partial(_loaded_row, suite="digits"),
         ),
         Suite(
             name="text",
@@ -364,7 +349,7 @@ SUITES: Mapping[str, Suite] = {
             unit="texts",
             names=texts.sources,
             read=texts.read_files,
-            row=_text_row,
+            row=functools.partial(_loaded_row, suite="text"),
             most=8,
             needs_folder=True,
             subfolder="text",

@@ -50,10 +50,7 @@ class EngineOptions:
     )
     workers: int | None = field(
         default=None,
-        metadata={
-            "help": "of ray: tasks at a time (default: what there is room for)",
-            "recorded": False,
-        },
+        metadata={"help": "of ray: tasks at a time (default: what there is room for)", "recorded": False},
     )
     address: str | None = field(
         default=None,
@@ -72,10 +69,7 @@ class EngineOptions:
     )
     retries: int = field(
         default=3,
-        metadata={
-            "help": "of ray: how often a task whose worker died is started again",
-            "recorded": False,
-        },
+        metadata={"help": "of ray: how often a task whose worker died is started again", "recorded": False},
     )
 
     def __post_init__(self) -> None:

@@ -73,8 +73,7 @@ class Settings:
     schedule: str = field(default="constant", metadata={"help": "of the learning rate", "choices": SCHEDULES})
     warmup_steps: int = field(default=0, metadata={"help": "steps until the learning rate is full"})
     clip_norm: float | None = field(
-        default=None,
-        metadata={"help": "gradients longer than this are scaled down to it (default: none)"},
+        default=None, metadata={"help": "gradients longer than this are scaled down to it (default: none)"}
     )
     centre: str = field(
         default="frozen",

@@ -68,8 +68,7 @@ class ClipRequest(StudyRequest):
         default=None, metadata={"help": "do what fits into so many (default: 60)"}
     )
     gpu: bool = field(
-        default=False,
-        metadata={"help": "on an NVIDIA GPU, one a worker; in bfloat16 where it has that"},
+        default=False, metadata={"help": "on an NVIDIA GPU, one a worker; in bfloat16 where it has that"}
     )
     runs: Path | None = field(
         default=None,
@@ -84,11 +83,7 @@ class ClipRequest(StudyRequest):
         metadata={"help": "a CLIP model; see `list` (default: ViT-B-32-quickgelu)", "metavar": "NAME"},
     )
     suite: str | None = field(
-        default=None,
-        metadata={
-            "help": "where the images come from (default: hub)",
-            "choices": KINDS,
-        },
+        default=None, metadata={"help": "where the images come from (default: hub)", "choices": KINDS}
     )
     tasks: tuple[str, ...] | None = field(
         default=None,
