@@ -93,3 +93,30 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 
 def test_every_id_is_below_the_size_that_encoders_are_made_for():
     assert load_tokenizer().wordpiece.get_vocab_size() == VOCABULARY_SIZE
+
+
+@pytest.mark.parametrize("length", [3, 4, 7])
+def test_a_long_text_keeps_its_marks_at_both_ends(tmp_path, length):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
+    table = {word: i for i, word in enumerate(words)}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordPiece(table, unk_token="[UNK]"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    plain.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    plain.enable_truncation(5)  # what the file says of lengths counts for nothing
+    plain.enable_padding(length=9)
+    plain.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json", max_length=length)
+    rows = tokenizer.encode(["a b c d e f g h", "h"])
+    assert rows.tolist()[0] == [2, *range(4, 4 + length - 2), 3]
+    assert rows.tolist()[1] == [2, 11, 3] + [0] * (length - 3)
+    with pytest.raises(ValueError, match=r"text 1 has no token \(' '\)"):
+        tokenizer.encode(["a", " "])
+
+
+def test_a_length_has_room_for_the_marks_and_a_token():
+    assert load_tokenizer(max_length=3).encode(["a b c d"]).shape == (1, 3)
+    with pytest.raises(ValueError, match="max_length must be at least 3"):
+        load_tokenizer(max_length=2)
