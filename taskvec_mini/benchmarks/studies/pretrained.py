@@ -73,7 +73,8 @@ class TaskChoice(Study):
     """Each task by itself: the start, a linear probe on it, and finetuning at some rates.
 
     A task enters the study of merging if one epoch of finetuning beats the probe by at least `MARGIN` on
-    validation examples, at the rate with the best mean over all tasks. Nothing is merged here, and no test example read.
+    validation examples, at the rate with the best mean over all tasks. Nothing is merged here, and no
+    accuracy on test examples plays a part.
 
     Attributes:
         description: what it measures.
