@@ -30,6 +30,10 @@ def scale_by_depth(
     and everything outside the blocks (embeddings, a last normalisation, a projection) by `first`, whether it
     is a matrix or not.
 
+    The result is a sum or a mean as `merged` is. Layer-wise AdaMerging (Yang et al., ICLR 2024,
+    arXiv:2310.02575) learns such factors for each task and layer from unlabelled data; here two numbers draw
+    a line.
+
     In the authors' letters first is α and last is α + β. For a merge they take the α that `depth_start` gives
     and tune β; for one finetuned model they take last = 1 and tune α. The factors stand in place of λ, so
     apply the result with scaling_coef=1. With first = last it is `first * merged`.
