@@ -25,9 +25,8 @@ from taskvec_mini.benchmarks.data import image_files
 from taskvec_mini.benchmarks.data.image_files import Array, full_disk
 from taskvec_mini.errors import FileError, UserError
 
-IMAGE_SIZE = (
-    64  # pixels a side of GTSRB, EuroSAT and DTD, whose photos come in many sizes; the others keep theirs
-)
+# pixels a side of GTSRB, EuroSAT and DTD, whose photos come in many sizes; the others keep theirs
+IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
