@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts import execute
+import chapter_checks
+from scripts import build, execute
 
 PYTEST = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile"]
 STEPS = {
@@ -32,8 +36,22 @@ STEPS = {
 
 def command_of(name: str) -> list[str]:
     """What a step runs; the chapters are listed at the moment, so a new one is checked at once."""
-    chapters = map(str, execute.chapters(execute.ROOT / "book"))
-    return [*STEPS[name], *(chapters if name == "chapters" else ())]
+    return [*STEPS[name], *(map(str, checked_chapters()) if name == "chapters" else ())]
+
+
+def checked_chapters() -> list[Path]:
+    """Copies of the chapters for nbval, in a copy of the book, with a last cell for what only a run can tell.
+
+    The cell tries wrong answers on the exercises and compares the charts: see tests/chapter_checks.py.
+    """
+    staged = build.stage(execute.ROOT / "_build" / "checked")
+    copies = execute.chapters(staged / "book")
+    for path in copies:
+        notebook = chapter_checks.with_checks(
+            nbformat.read(path, as_version=4), execute.ROOT / "book" / path.name
+        )
+        nbformat.write(notebook, path)
+    return copies
 
 
 def run(name: str) -> bool:
