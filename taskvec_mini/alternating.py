@@ -141,7 +141,7 @@ def local_sgd(
         >>> last.theta.item()
         1.5
     """
-    seed = _checks.whole_number("seed", seed, minimum=0)
+    seed = _checks.seed("seed", seed)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, **options}
 
     def tune(tasks: Sequence[Any], theta: Tensor, number: int) -> Tensor:

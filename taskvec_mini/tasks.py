@@ -100,7 +100,7 @@ def digit_tasks(
 
     if not 0 < test_share < 1:
         raise UserError(f"test_share must lie between 0 and 1, got {test_share}; 0.25 is usual")
-    generator = torch.Generator().manual_seed(_checks.whole_number("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
     data = load_digits()
     images = torch.tensor(data.images, dtype=dtype) / 16
     digits = torch.tensor(data.target, dtype=torch.int64)

@@ -129,7 +129,7 @@ def tiny_clip(*, seed: int = 0) -> nn.Module:
         >>> sum(part.numel() for part in tiny_clip().visual.parameters())
         33280
     """
-    generator = torch.Generator().manual_seed(_checks.whole_number("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
     model = _built(_TINY_CONFIG)
     for name, part in model.named_parameters():
         if name.endswith("bias"):
