@@ -107,12 +107,9 @@ def first_layers(backbone: TextBackbone, layers: int) -> TextBackbone:
         UserError: if it has fewer, or no numbered layers.
     """
     smaller = copy.deepcopy(backbone)
-    stack = _layers_of(smaller)
-    number = _checks.whole_number("layers", layers)
-    if number > len(stack):
-        raise UserError(f"{backbone.name} has {len(stack)} layers, not {number}; keep at most so many")
-    del stack[number:]
-    smaller.name = f"{backbone.name}-{number}-layers"
+    stack = _layers_of(smaller, layers, verb="keep")
+    del stack[layers:]
+    smaller.name = f"{backbone.name}-{layers}-layers"
     return smaller
 
 
@@ -123,12 +120,9 @@ def redrawn_layers(backbone: TextBackbone, layers: int) -> TextBackbone:
         UserError: if it has fewer, or no numbered layers.
     """
     fresh = copy.deepcopy(backbone)
-    stack = _layers_of(fresh)
-    number = _checks.whole_number("layers", layers)
-    if number > len(stack):
-        raise UserError(f"{backbone.name} has {len(stack)} layers, not {number}; redraw at most so many")
-    draw_weights(stack[len(stack) - number :], torch.Generator().manual_seed(0))
-    fresh.name = f"{backbone.name}-{number}-redrawn"
+    stack = _layers_of(fresh, layers, verb="redraw")
+    draw_weights(stack[len(stack) - layers :], torch.Generator().manual_seed(0))
+    fresh.name = f"{backbone.name}-{layers}-redrawn"
     return fresh
 
 
@@ -225,8 +219,13 @@ def _backbone(name: str, transformer: Any, *, folder: Path) -> TextBackbone:
     )
 
 
-def _layers_of(backbone: TextBackbone) -> nn.ModuleList:
+def _layers_of(backbone: TextBackbone, wanted: int, *, verb: str) -> nn.ModuleList:
+    """The encoder's stack of layers; a UserError where it has fewer than are wanted, or none."""
     for name, module in backbone.model.named_modules():
         if isinstance(module, nn.ModuleList) and name.endswith("layer"):
+            if _checks.whole_number("layers", wanted) > len(module):
+                raise UserError(
+                    f"{backbone.name} has {len(module)} layers, not {wanted}; {verb} at most so many"
+                )
             return module
     raise UserError(f"{backbone.name} has no numbered layers; take minilm")
