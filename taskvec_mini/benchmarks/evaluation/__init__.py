@@ -3,9 +3,10 @@
 from taskvec_mini.benchmarks.evaluation.accuracy import (
     Split,
     accuracies,
+    climb,
     forget_prepared_images,
     sweep,
     tune,
 )
 
-__all__ = ["Split", "accuracies", "forget_prepared_images", "sweep", "tune"]
+__all__ = ["Split", "accuracies", "climb", "forget_prepared_images", "sweep", "tune"]

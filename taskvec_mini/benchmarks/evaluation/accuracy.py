@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -12,16 +12,24 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import Task
-from taskvec_mini.benchmarks.encoders import Encoder, Parameters, holding, write_parameters
+from taskvec_mini.benchmarks.data import PADDING, Task
+from taskvec_mini.benchmarks.encoders import (
+    Encoder,
+    Parameters,
+    TextBackbone,
+    holding,
+    write_parameters,
+)
 from taskvec_mini.benchmarks.heads import Head, centre_of
+from taskvec_mini.benchmarks.training import Speed
 from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
 
 Split = Literal["train", "val", "test"]
-_BATCH = {"cpu": 128, "cuda": 500}  # images in a forward pass: few, to stay in a cache; many, to fill a GPU
+_BATCH = {"images": {"cpu": 128, "cuda": 500}, "texts": {"cpu": 32, "cuda": 500}}  # few stay in a cache
 _LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
-_prepared: WeakKeyDictionary[Task, dict[object, list[Tensor]]] = WeakKeyDictionary()
+_Batch = tuple[Tensor, Tensor]  # the rows of a part that are in it, and their inputs, prepared
+_prepared: WeakKeyDictionary[Task, dict[object, list[_Batch]]] = WeakKeyDictionary()
 
 
 def accuracies(
@@ -33,6 +41,7 @@ def accuracies(
     split: Split = "test",
     limit: int | None = None,
     recentre: int = 0,
+    precision: str = "float32",
 ) -> dict[str, float]:
     """The share of images that are classified rightly, by task.
 
@@ -46,6 +55,7 @@ def accuracies(
         recentre: with 0 the heads are frozen. Else their centre is the mean embedding, under the parameters
             that are evaluated, of the first so many training images; no label is used. Merging moves all
             embeddings of a task together, and this takes such a shift away.
+        precision: of the encoder's products, as in `training.Speed`; heads are always float32.
 
     Raises:
         UserError: if a task has no head, there is no such split, names or sizes of parameters differ, a head
@@ -67,23 +77,33 @@ def accuracies(
         _checks.whole_number("limit", limit)
     if recentre:
         recentre = _checks.whole_number("recentre", recentre)
+    speed = Speed(precision=precision)
+
+    def encode(batch: Tensor) -> Tensor:
+        with speed.autocast(backbone.device):
+            embedded: Tensor = backbone.model(batch)
+        return embedded.float() if embedded.dtype == torch.bfloat16 else embedded
+
     found = {}
-    with holding(backbone.model, parameters), torch.inference_mode():
+    with holding(backbone.model, parameters), torch.inference_mode(), speed.products():
         for name, task in tasks.items():
             head = copy.deepcopy(heads[name]).to(backbone.device)
             shift: Tensor | float = 0.0
             if recentre:
                 first = _prepare_once(backbone, task, split="train", limit=recentre)
-                shift = centre_of(head) - torch.cat([backbone.model(batch) for batch in first]).mean(0)
-            batches = _prepare_once(backbone, task, split=split, limit=limit)
-            logits = torch.cat([head(backbone.model(batch) + shift) for batch in batches])
+                shift = centre_of(head) - torch.cat([encode(batch) for _, batch in first]).mean(0)
+            rows, answers = [], []
+            for batch_rows, batch in _prepare_once(backbone, task, split=split, limit=limit):
+                rows.append(batch_rows)
+                answers.append(head(encode(batch) + shift))
+            logits = torch.cat(answers)
             if logits.isnan().any():
                 raise UserError(
                     f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or "
                     "far too large; try a smaller scaling coefficient, and look for runs that diverged"
                 )
-            labels = task.part(split)[1][:limit]
-            found[name] = float((logits.argmax(1).cpu() == labels.cpu()).double().mean())
+            labels = task.part(split)[1].cpu()[torch.cat(rows)]
+            found[name] = float((logits.argmax(1).cpu() == labels).double().mean())
     return found
 
 
@@ -98,6 +118,7 @@ def sweep(
     split: Split = "val",
     limit: int | None = None,
     recentre: int = 0,
+    precision: str = "float32",
 ) -> Tensor:
     """Accuracies (len(scaling_coefs), T) of `pretrained + scaling_coef * merged`, tasks in their order.
 
@@ -109,7 +130,7 @@ def sweep(
         merged: the merged task vector.
         scaling_coefs: the scaling coefficients to try.
         split: "val" by default: what is chosen by these numbers must not have seen the test images.
-        limit: as in `accuracies`, and so is `recentre`.
+        limit: as in `accuracies`, and so are `recentre` and `precision`.
         recentre: how many training images each head is moved to, for every coefficient anew.
 
     Raises:
@@ -127,7 +148,15 @@ def sweep(
             for name, vector in vectors.items():
                 torch.mul(vector, coef, out=buffers[name]).add_(start[name])
             write_parameters(backbone.model, buffers)
-            found = accuracies(backbone, heads, tasks, split=split, limit=limit, recentre=recentre)
+            found = accuracies(
+                backbone,
+                heads,
+                tasks,
+                split=split,
+                limit=limit,
+                recentre=recentre,
+                precision=precision,
+            )
             rows.append(list(found.values()))
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -142,6 +171,7 @@ def tune(
     scaling_coefs: Sequence[float],
     limit: int | None = None,
     recentre: int = 0,
+    precision: str = "float32",
 ) -> float:
     """The scaling coefficient with the best mean accuracy over tasks on the validation images.
 
@@ -157,23 +187,69 @@ def tune(
         scaling_coefs=coefs,
         limit=limit,
         recentre=recentre,
+        precision=precision,
     )
     return float(coefs[int(table.mean(1).argmax())])
 
 
-def _prepare_once(backbone: Encoder, task: Task, *, split: Split, limit: int | None) -> Iterable[Tensor]:
-    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model."""
+def climb(
+    score: Callable[[float], float], values: Sequence[float], *, first: float
+) -> tuple[float, dict[float, float]]:
+    """Uphill along an ordered row of values, from one of them until both neighbours score no better.
+
+    A few scores where `tune` takes all, and the same answer where they rise to one top and fall again.
+
+    Args:
+        score: of a value; the higher the better, and never asked twice for one.
+        values: in rising order.
+        first: the value where the climb begins.
+
+    Returns:
+        The best of the values tried, and all their scores.
+
+    Raises:
+        UserError: if `first` is none of the values.
+
+    Example:
+        >>> best, tried = climb(lambda value: -((value - 3) ** 2), [1.0, 2.0, 3.0, 4.0, 5.0], first=2.0)
+        >>> best, sorted(tried)
+        (3.0, [1.0, 2.0, 3.0, 4.0])
+    """
+    if first not in values:
+        raise UserError(f"first must be one of the values {list(values)}, got {first}")
+    place = values.index(first)
+    tried: dict[float, float] = {}
+    while True:
+        near = values[max(place - 1, 0) : place + 2]
+        tried |= {value: score(value) for value in near if value not in tried}
+        best = max(near, key=lambda value: (tried[value], value == values[place]))
+        if best == values[place]:
+            return best, tried
+        place = values.index(best)
+
+
+def _prepare_once(backbone: Encoder, task: Task, *, split: Split, limit: int | None) -> Iterable[_Batch]:
+    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model.
+
+    Texts of like lengths go together, so that little of a batch is padding.
+    """
     kept = _prepared.setdefault(task, {})
     key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
     if key in kept:
         return kept[key]
-    size = _BATCH.get(backbone.device.type, _BATCH["cuda"])
-    first, *others = torch.split(task.part(split)[0][:limit], size)
-    prepared = backbone.prepare(first)
-    later = map(backbone.prepare, others)
-    if prepared.nbytes * (1 + len(others)) > _LARGEST:
-        return itertools.chain([prepared], later)
-    kept[key] = [prepared, *later]
+    inputs = task.part(split)[0][:limit]
+    order = torch.arange(len(inputs))
+    unit = "images"
+    if isinstance(backbone, TextBackbone):
+        unit = "texts"
+        order = (inputs != PADDING).sum(1).cpu().argsort(stable=True)
+    sizes = _BATCH[unit]
+    *earlier, last = torch.split(order, sizes.get(backbone.device.type, sizes["cuda"]))
+    longest = backbone.prepare(inputs[last])
+    prepared = ((rows, backbone.prepare(inputs[rows])) for rows in earlier)
+    if longest.nbytes * len(inputs) > _LARGEST * len(last):
+        return itertools.chain(prepared, [(last, longest)])
+    kept[key] = [*prepared, (last, longest)]
     return kept[key]
 
 

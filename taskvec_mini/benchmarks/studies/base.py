@@ -28,9 +28,9 @@ from taskvec_mini.benchmarks.data import (
     unit_of,
 )
 from taskvec_mini.benchmarks.encoders import Encoder, state_of, tokenizer_of
-from taskvec_mini.benchmarks.evaluation import accuracies, forget_prepared_images, sweep
+from taskvec_mini.benchmarks.evaluation import accuracies, climb, forget_prepared_images, sweep
 from taskvec_mini.benchmarks.heads import Head, prototype_head
-from taskvec_mini.benchmarks.training import Experiment, Run, Settings, finetune, finetune_jointly
+from taskvec_mini.benchmarks.training import Experiment, Run, Settings, Speed, finetune, finetune_jointly
 from taskvec_mini.vectors import TaskVector
 
 SEEDS = (0, 1, 2)
@@ -121,6 +121,7 @@ class SuiteSettings:
         test: examples a task to judge by, at most.
         shots: training examples a class from which the heads are made; None for all.
         recentre: training inputs by which the heads' centres are moved when a model is judged; 0 for none.
+        precision: of matrix products, in finetuning and when models are judged.
     """
 
     suite: str = "bundle"
@@ -131,6 +132,7 @@ class SuiteSettings:
     test: int = 800
     shots: int | None = 5
     recentre: int = 100
+    precision: str = "float32"
 
 
 IMAGES = SuiteSettings(share=0.3)
@@ -154,6 +156,7 @@ class Suite:
         data: the SHA-256 of each file.
         test: test examples of a task by which models are judged, at most.
         recentre: training inputs by which the heads' centres are moved before; 0 for none.
+        precision: of matrix products, in finetuning and when models are judged.
         keep_prepared: whether prepared inputs stay in memory from one task to the next.
     """
 
@@ -166,6 +169,7 @@ class Suite:
     data: dict[str, str]
     test: int
     recentre: int
+    precision: str = "float32"
     keep_prepared: bool = True
 
     def scores(self, parameters: Any, names: Iterable[str]) -> dict[str, float]:
@@ -179,6 +183,7 @@ class Suite:
                 parameters=parameters,
                 limit=self.test,
                 recentre=self.recentre,
+                precision=self.precision,
             )
             if not self.keep_prepared:
                 forget_prepared_images()
@@ -207,28 +212,52 @@ class Suite:
     def merge(self, rule: str, vectors: Mapping[str, TaskVector]) -> dict[str, Any]:
         """Merge under a rule, tune λ on validation examples, and measure on test examples."""
         merged = merge_vectors(rule, vectors.values())
-        return self.tuned(state_of(self.backbone.model), merged, rule=rule, names=vectors)
+        start = state_of(self.backbone.model)
+        return self.tuned(start, merged, scaling_coefs=SCALING_COEFS[rule], names=vectors)
 
     def tuned(
-        self, start: Mapping[str, Tensor], merged: TaskVector, *, rule: str, names: Iterable[str]
+        self,
+        start: Mapping[str, Tensor],
+        merged: TaskVector,
+        *,
+        scaling_coefs: Sequence[float],
+        names: Iterable[str],
+        first: float | None = None,
     ) -> dict[str, Any]:
-        """start + λ merged, for the λ of the rule's grid with the best mean accuracy in validation."""
+        """start + λ merged, for the λ with the best mean accuracy in validation, judged on test examples.
+
+        Args:
+            start: what the merged vector is added to.
+            merged: the merged vector.
+            scaling_coefs: what λ may be, in rising order.
+            names: the tasks that count.
+            first: one of them, from which the search climbs until both neighbours are no better; by default
+                all are tried, and the first of the best counts.
+        """
         chosen = {name: self.tasks[name] for name in names}
-        means = sweep(
-            self.backbone,
-            self.heads,
-            chosen,
-            pretrained=start,
-            merged=merged,
-            scaling_coefs=SCALING_COEFS[rule],
-            recentre=self.recentre,
-        ).mean(1)
-        best = int(means.argmax())
-        coef = SCALING_COEFS[rule][best]
+
+        def validated(coefs: Sequence[float]) -> list[float]:
+            table = sweep(
+                self.backbone,
+                self.heads,
+                chosen,
+                pretrained=start,
+                merged=merged,
+                scaling_coefs=coefs,
+                recentre=self.recentre,
+                precision=self.precision,
+            )
+            return table.mean(1).tolist()
+
+        if first is None:
+            tried = dict(zip(scaling_coefs, validated(scaling_coefs), strict=True))
+            best = max(tried, key=tried.__getitem__)
+        else:
+            best, tried = climb(lambda coef: validated([coef])[0], scaling_coefs, first=first)
         return {
-            "scaling_coef": coef,
-            "val_mean": round(float(means[best]), 5),
-            "test": self.scores(merged.apply_to(start, coef), chosen),
+            "scaling_coef": best,
+            "val_mean": round(tried[best], 5),
+            "test": self.scores(merged.apply_to(start, best), chosen),
         }
 
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -271,10 +300,12 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
             "shots": chosen.shots,
             "recentre": chosen.recentre,
             f"test_{unit}": chosen.test,
+            **({} if chosen.precision == "float32" else {"precision": chosen.precision}),
         },
         data=data_files(tasks, suite=chosen.suite),
         test=chosen.test,
         recentre=chosen.recentre,
+        precision=chosen.precision,
     )
 
 
@@ -339,6 +370,7 @@ def individual_runs(suite: Suite, *, recipe: Settings, epochs: Sequence[int]) ->
             settings=replace(recipe, epochs=epochs[-1], seed=suite.seed),
             keep=_kept(epochs),
             folder=suite.experiment.run(name).path,
+            speed=Speed(precision=suite.precision),
             progress=False,
         )
         say(f"{suite.backbone.name}, seed {suite.seed}: {name} finetuned")
@@ -354,6 +386,7 @@ def joint_run(suite: Suite, *, recipe: Settings, epochs: Sequence[int]) -> Run:
         settings=replace(recipe, epochs=epochs[-1], seed=suite.seed),
         keep=_kept(epochs),
         folder=suite.experiment.joint().path,
+        speed=Speed(precision=suite.precision),
         progress=False,
     )
 

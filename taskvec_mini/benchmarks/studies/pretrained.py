@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.data import SUITES
 from taskvec_mini.benchmarks.encoders import load_backbone, state_of
-from taskvec_mini.benchmarks.evaluation import accuracies, sweep
+from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies.base import (
     Study,
@@ -30,13 +29,20 @@ from taskvec_mini.benchmarks.studies.base import (
     make_suite,
     say,
 )
-from taskvec_mini.benchmarks.training import Run, Settings, finetune
+from taskvec_mini.benchmarks.training import Run, Settings, Speed, finetune
 from taskvec_mini.vectors import TaskVector
 
 MARGIN = 0.05  # by which finetuning has to beat a linear probe on the frozen start, on validation examples
 PARTS = 4  # of a pass: checkpoints at a quarter and at half of the first epoch
 TEXT_SUITE = SuiteSettings(
-    suite="text", tasks=SUITES["text"].tasks, limit=2000, validation=200, test=500, shots=None, recentre=0
+    suite="text",
+    tasks=SUITES["text"].tasks,
+    limit=2000,
+    validation=200,
+    test=400,
+    shots=None,
+    recentre=0,
+    precision="bfloat16",
 )
 TEXT_SETTINGS = Settings(learning_rate=5e-5, epochs=4 * PARTS, parts=PARTS, batch_size=16, clip_norm=1.0)
 ONE_EPOCH = replace(TEXT_SETTINGS, epochs=1, parts=1)
@@ -44,25 +50,37 @@ ONE_EPOCH = replace(TEXT_SETTINGS, epochs=1, parts=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A merging rule with its options, and the coefficients that are tried first."""
+    """A merging rule with its options.
+
+    Attributes:
+        rule: its name in `merging.RULES`.
+        first: the coefficient where the search begins at the first age, one of `SCALING_COEFS`; at a later
+            age it begins at the best of the age before.
+        options: of the rule.
+        by_depth: LiNeS (`merging.scale_by_depth`): the first block keeps the factor that makes the merge as
+            large as the mean, and the coefficient is what the factor of the last block has more.
+    """
 
     rule: str
-    scaling_coefs: tuple[float, ...]
+    first: float
     options: dict[str, Any] = field(default_factory=dict)
+    by_depth: bool = False
 
 
-CANDIDATES = {  # by the name in the record; the coefficients suit four to eight tasks
-    "mean": Candidate(rule="mean", scaling_coefs=(0.5, 1.0, 2.0, 3.0, 4.5, 6.0)),
-    "ties": Candidate(rule="ties", scaling_coefs=(0.5, 1.0, 1.5, 2.0, 3.0)),
-    "dare": Candidate(rule="dare", scaling_coefs=(0.1, 0.2, 0.3, 0.5, 0.75), options={"drop_rate": 0.9}),
-    "breadcrumbs": Candidate(rule="breadcrumbs", scaling_coefs=(0.2, 0.35, 0.5, 0.75, 1.0, 1.5)),
-    "consensus": Candidate(rule="consensus", scaling_coefs=(0.2, 0.35, 0.5, 0.75, 1.0)),
-    "tsv": Candidate(rule="tsv", scaling_coefs=(0.5, 0.75, 1.0, 1.5, 2.0)),
-    "iso_c": Candidate(rule="iso_c", scaling_coefs=(0.35, 0.5, 0.75, 1.0, 1.5)),
-    "iso_cts": Candidate(rule="iso_cts", scaling_coefs=(0.35, 0.5, 0.75, 1.0, 1.5)),
-    "regmean_from_vectors": Candidate(rule="regmean_from_vectors", scaling_coefs=(0.5, 0.75, 1.0, 1.5, 2.0)),
-    "wudi": Candidate(rule="wudi", scaling_coefs=(0.5, 0.75, 1.0, 1.5)),
-    "wudi_300_steps": Candidate(rule="wudi", scaling_coefs=(0.35, 0.5, 0.75, 1.0), options={"steps": 300}),
+SCALING_COEFS = (0.0, *(round(10 ** (step / 8), 4) for step in range(-12, 13)))  # eight to each factor of ten
+CANDIDATES = {  # by the name in the record
+    "mean": Candidate(rule="mean", first=3.1623),
+    "mean_by_depth": Candidate(rule="mean", first=1.7783, by_depth=True),
+    "ties": Candidate(rule="ties", first=1.0),
+    "dare": Candidate(rule="dare", first=0.4217, options={"drop_rate": 0.9}),
+    "breadcrumbs": Candidate(rule="breadcrumbs", first=0.7499),
+    "consensus": Candidate(rule="consensus", first=0.5623),
+    "tsv": Candidate(rule="tsv", first=1.0),
+    "iso_c": Candidate(rule="iso_c", first=0.7499),
+    "iso_cts": Candidate(rule="iso_cts", first=0.7499),
+    "regmean_from_vectors": Candidate(rule="regmean_from_vectors", first=1.0),
+    "wudi": Candidate(rule="wudi", first=0.7499),
+    "wudi_300_steps": Candidate(rule="wudi", first=0.7499, options={"steps": 300}),
 }
 
 
@@ -119,6 +137,7 @@ class TaskChoice(Study):
                     head,
                     task,
                     settings=replace(self.recipe, learning_rate=rate, seed=suite.seed),
+                    speed=Speed(precision=suite.precision),
                     progress=False,
                 )
                 row["individual"][f"{rate:g}"] = _validated(suite, name, run.state())
@@ -143,6 +162,7 @@ def _validated(suite: Suite, name: str, parameters: Any) -> float:
         parameters=parameters,
         split="val",
         recentre=suite.recentre,
+        precision=suite.precision,
     )
     return round(found[name], 5)
 
@@ -155,8 +175,8 @@ class GoodStart(Study):
     """Merges of encoders that began at a good start, against the age and the progress of the specialists.
 
     Every merged accuracy stands beside the start, a linear probe on it, the specialists and joint training
-    on equally many examples. Coefficients are chosen on validation examples at every age: first from a grid,
-    then half-way to the neighbours of the best. What is finished is kept beside the runs and read again.
+    on equally many examples. Coefficients are chosen on validation examples at every age, uphill on a grid
+    with equal factors between its points. What is finished is kept beside the runs and read again.
 
     Attributes:
         description: what it measures.
@@ -198,6 +218,7 @@ class GoodStart(Study):
                 **about,
                 "tasks": list(self.tasks.tasks),
                 "candidates": {name: asdict(CANDIDATES[name]) for name in self.rules},
+                "scaling_coefs": list(SCALING_COEFS),
             }
             runs = individual_runs(suite, recipe=self.recipe, epochs=self.ages)
             together = joint_run(suite, recipe=self.recipe, epochs=self.ages)
@@ -205,6 +226,7 @@ class GoodStart(Study):
             results["start"][key] = suite.scores(None, suite.tasks)
             results["probe"][key] = suite.kept("probe", partial(probe_scores, suite), about=about)
             individual, joint = {}, {}
+            best: dict[str, float] = {}
             for age in self.ages:
                 epoch = f"{age / self.recipe.parts:g}"
                 individual[epoch] = suite.kept(
@@ -215,11 +237,14 @@ class GoodStart(Study):
                 )
                 vectors = {name: run.task_vector(age) for name, run in runs.items()}
                 for rule in self.rules:
+                    candidate = CANDIDATES[rule]
+                    first = best.get(rule, candidate.first)
                     found = suite.kept(
                         f"merged_{age}_{rule}",
-                        partial(tuned_merge, suite, vectors, candidate=CANDIDATES[rule]),
-                        about={**about, "candidate": asdict(CANDIDATES[rule])},
+                        partial(tuned_merge, suite, vectors, candidate=candidate, first=first),
+                        about={**about, "candidate": asdict(candidate), "first": first},
                     )
+                    best[rule] = found["scaling_coef"] or candidate.first
                     results["merged"].append({"seed": seed, "epoch": float(epoch), "rule": rule, **found})
                     say(f"seed {seed}, epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
             results["individual"][key] = individual
@@ -249,10 +274,16 @@ def individual_scores(suite: Suite, runs: Mapping[str, Run], *, age: int) -> dic
     return {name: suite.scores(run.state(age), [name])[name] for name, run in runs.items()}
 
 
-def tuned_merge(suite: Suite, vectors: Mapping[str, TaskVector], *, candidate: Candidate) -> dict[str, Any]:
+def tuned_merge(
+    suite: Suite, vectors: Mapping[str, TaskVector], *, candidate: Candidate, first: float
+) -> dict[str, Any]:
     """Merged under a rule, with the coefficient that is best in validation, and judged on test examples.
 
-    After the candidate's grid the points half-way to the neighbours of the best are tried as well.
+    Args:
+        suite: the tasks, heads and the encoder.
+        vectors: of these tasks, by name.
+        candidate: the rule.
+        first: the coefficient where the search begins.
     """
     rule = merging.RULES[candidate.rule]
     options = dict(candidate.options)
@@ -260,30 +291,8 @@ def tuned_merge(suite: Suite, vectors: Mapping[str, TaskVector], *, candidate: C
         options["generator"] = torch.Generator().manual_seed(suite.seed)
     merged = rule.function(list(vectors.values()), **options)
     start = state_of(suite.backbone.model)
-    tasks = {name: suite.tasks[name] for name in vectors}
-
-    def validated(coefs: Sequence[float]) -> dict[float, float]:
-        table = sweep(
-            suite.backbone,
-            suite.heads,
-            tasks,
-            pretrained=start,
-            merged=merged,
-            scaling_coefs=coefs,
-            recentre=suite.recentre,
-        )
-        return dict(zip(coefs, table.mean(1).tolist(), strict=True))
-
-    grid = list(candidate.scaling_coefs)
-    tried = validated(grid)
-    place = grid.index(max(grid, key=tried.__getitem__))
-    nearest = grid[max(place - 1, 0) : place + 2]
-    if between := [(low + high) / 2 for low, high in pairwise(nearest)]:
-        tried |= validated(between)
-    best = max(sorted(tried), key=tried.__getitem__)
-    return {
-        "scaling_coef": best,
-        "val_mean": round(tried[best], 5),
-        "at_the_edge": best in (grid[0], grid[-1]),
-        "test": suite.scores(merged.apply_to(start, best), tasks),
-    }
+    if candidate.by_depth:
+        factor = merging.depth_start(vectors.values(), merged)
+        start = merged.apply_to(start, factor)
+        merged = merging.scale_by_depth(merged, first=0.0, last=1.0)
+    return suite.tuned(start, merged, scaling_coefs=SCALING_COEFS, names=vectors, first=first)

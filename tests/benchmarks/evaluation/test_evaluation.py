@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from small_encoder import flat_of, tiny_backbone, tiny_head, tiny_run, tiny_task
+from taskvec_mini.benchmarks.data import TextTask
 from taskvec_mini.benchmarks.encoders import (
     holding,
+    load_backbone,
     state_of,
     trained_parameters,
     write_parameters,
 )
-from taskvec_mini.benchmarks.evaluation import accuracies, sweep, tune
+from taskvec_mini.benchmarks.evaluation import accuracies, climb, sweep, tune
 from taskvec_mini.benchmarks.evaluation import accuracy as evaluation
+from taskvec_mini.benchmarks.heads import prototype_head
 from taskvec_mini.vectors import TaskVector
 
 COEFS = [-1.0, 0.0, 0.3, 1.0, 2.0]
@@ -60,12 +63,60 @@ def moved(state):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("batch", [1, 5, 500])
 def test_accuracies_are_shares_of_images_counted_one_by_one(run, tasks, split, batch, monkeypatch):
-    monkeypatch.setattr(evaluation, "_BATCH", {"cpu": batch, "cuda": 500})
+    monkeypatch.setattr(evaluation, "_BATCH", {"images": {"cpu": batch, "cuda": 500}})
     found = accuracies(tiny_backbone(), HEADS, tasks, parameters=run.state(), split=split)
     assert list(found) == ["quarters", "halves"]
     for name, task in tasks.items():
         expected = counted(moved(run.state()), HEADS[name], *task.part(split))
         assert found[name] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("limit", [None, 33])
+def test_texts_of_unequal_lengths_are_shares_counted_one_by_one(limit):
+    """They are judged in another order than they stand in, the short ones first."""
+    backbone = load_backbone("random-pocket-text")
+    words = ["good film", "a bad one", "the worst of all the films that were shown here", "fine"]
+    texts = [f"{' '.join(words[: 1 + row % 4])} {row}" for row in range(70)]
+    tokens = backbone.tokenize(texts)
+    labels = torch.arange(70) % 4 % 3
+    task = TextTask("lengths", ("a", "b", "c"), *[tokens, labels] * 3, "0" * 64)
+    head = prototype_head(backbone, task)
+    found = accuracies(backbone, {"lengths": head}, {"lengths": task}, limit=limit)["lengths"]
+    assert found == pytest.approx(counted(backbone, head, tokens[:limit], labels[:limit]))
+
+
+def test_only_the_encoder_computes_in_bfloat16(tasks, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(HEADS["spare"]), "forward", seen_by(seen, type(HEADS["spare"]).forward))
+    exact = accuracies(tiny_backbone(), HEADS, tasks)
+    rounded = accuracies(tiny_backbone(), HEADS, tasks, precision="bfloat16")
+    assert {dtype for dtype, _ in seen} == {torch.float32}
+    (_, first), (_, again) = seen[0], seen[len(seen) // 2]
+    assert 0 < float((first - again).abs().max()) < 0.05 * float(first.abs().max())
+    assert rounded == pytest.approx(exact, abs=0.2)
+
+
+def seen_by(seen, forward):
+    def seeing(head, embedded):
+        seen.append((embedded.dtype, embedded.clone()))
+        return forward(head, embedded)
+
+    return seeing
+
+
+@pytest.mark.parametrize("first", [0, 3, 9])
+@pytest.mark.parametrize("top", [0, 4, 9])
+def test_a_climb_ends_at_the_top(first, top):
+    asked = []
+    best, tried = climb(lambda value: asked.append(value) or -abs(value - top), range(10), first=first)
+    assert best == top
+    assert len(asked) == len(set(asked)) == len(tried) <= abs(first - top) + 3
+
+
+def test_a_climb_stays_where_no_neighbour_is_better():
+    assert climb(lambda _: 1.0, [0.5, 1.0, 2.0], first=1.0)[0] == 1.0
+    with pytest.raises(ValueError, match="first must be one of"):
+        climb(lambda _: 1.0, [0.5, 1.0], first=3.0)
 
 
 def test_only_the_first_images_count_where_there_is_a_limit(run, tasks):

