@@ -1,6 +1,13 @@
 """Encoders: from images or texts to embeddings, with the preparation that each expects."""
 
-from taskvec_mini.benchmarks.encoders.base import Backbone, Encoder, TextBackbone, embed, tokenizer_of
+from taskvec_mini.benchmarks.encoders.base import (
+    Backbone,
+    Encoder,
+    TextBackbone,
+    embed,
+    row_batches,
+    tokenizer_of,
+)
 from taskvec_mini.benchmarks.encoders.clip_transformers import load_transformers_vision
 from taskvec_mini.benchmarks.encoders.load import (
     BACKBONES,
@@ -30,6 +37,7 @@ __all__ = [
     "holding",
     "load_backbone",
     "load_transformers_vision",
+    "row_batches",
     "state_of",
     "tokenizer_of",
     "trained_parameters",

@@ -50,8 +50,13 @@ class Encoder(Protocol):
 
 
 @torch.no_grad()
-def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
+def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Embeddings (N, F) of a task's inputs under the encoder as it is now, without gradients, on its device.
+
+    Args:
+        backbone: the encoder.
+        inputs: N of them, as a task holds them.
+        batch_size: so many at a time; by default 256 images, or as many texts as suit the device.
 
     Raises:
         InputTypeError: if the encoder's `prepare` takes no such inputs, or `batch_size` is no whole number.
@@ -62,9 +67,34 @@ def embed(backbone: Encoder, inputs: Tensor, *, batch_size: int = 256) -> Tensor
         >>> embed(load_backbone("random-pocket"), torch.zeros(3, 32, 32, 3, dtype=torch.uint8)).shape
         torch.Size([3, 256])
     """
-    size = _checks.whole_number("batch_size", batch_size)
-    batches = [inputs[i : i + size] for i in range(0, max(len(inputs), 1), size)]
-    return torch.cat([backbone.model(backbone.prepare(batch)) for batch in batches])
+    size = None if batch_size is None else _checks.whole_number("batch_size", batch_size)
+    batches = row_batches(backbone, inputs, batch_size=size)
+    embedded = torch.cat([backbone.model(backbone.prepare(inputs[rows])) for rows in batches])
+    return embedded[torch.cat(batches).argsort().to(embedded.device)]
+
+
+def row_batches(backbone: Encoder, inputs: Tensor, *, batch_size: int | None = None) -> list[Tensor]:
+    """Which rows of inputs to take together, every row once; of texts those of like lengths.
+
+    Little of such a batch is padding.
+
+    Args:
+        backbone: the encoder.
+        inputs: as a task holds them.
+        batch_size: rows in a batch; by default 256 images, or as many texts as suit the device.
+
+    Example:
+        >>> from taskvec_mini.benchmarks.encoders import load_backbone
+        >>> tokens = torch.tensor([[5, 6, 7], [5, 0, 0], [5, 6, 0]], dtype=torch.int32)
+        >>> [rows.tolist() for rows in row_batches(load_backbone("random-pocket-text"), tokens, batch_size=2)]
+        [[1, 2], [0]]
+    """
+    if isinstance(backbone, TextBackbone) and inputs.ndim == 2:
+        order = (inputs != PADDING).sum(1).cpu().argsort(stable=True)
+        size = 32 if backbone.device.type == "cpu" else 256  # few stay in a processor's cache
+    else:
+        order, size = torch.arange(len(inputs)), 256
+    return list(torch.split(order, size if batch_size is None else batch_size))
 
 
 # --- images ----------------------------------------------------------------------------------------------

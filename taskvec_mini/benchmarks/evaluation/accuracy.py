@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import PADDING, Task
+from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.encoders import (
     Encoder,
     Parameters,
     TextBackbone,
     holding,
+    row_batches,
     write_parameters,
 )
 from taskvec_mini.benchmarks.heads import Head, centre_of
@@ -26,7 +27,7 @@ from taskvec_mini.errors import UserError
 from taskvec_mini.vectors import TaskVector
 
 Split = Literal["train", "val", "test"]
-_BATCH = {"images": {"cpu": 128, "cuda": 500}, "texts": {"cpu": 32, "cuda": 500}}  # few stay in a cache
+_IMAGES = {"cpu": 128, "cuda": 500}  # in a forward pass: few, to stay in a cache; many, to fill a GPU
 _LARGEST = 2 << 30  # bytes of prepared images of one split that are worth keeping
 _Batch = tuple[Tensor, Tensor]  # the rows of a part that are in it, and their inputs, prepared
 _prepared: WeakKeyDictionary[Task, dict[object, list[_Batch]]] = WeakKeyDictionary()
@@ -229,22 +230,14 @@ def climb(
 
 
 def _prepare_once(backbone: Encoder, task: Task, *, split: Split, limit: int | None) -> Iterable[_Batch]:
-    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model.
-
-    Texts of like lengths go together, so that little of a batch is padding.
-    """
+    """The prepared inputs in batches; they are kept as long as the task is, on the device of the model."""
     kept = _prepared.setdefault(task, {})
     key = (split, limit, backbone.name, repr(backbone.preparation), backbone.device)
     if key in kept:
         return kept[key]
     inputs = task.part(split)[0][:limit]
-    order = torch.arange(len(inputs))
-    unit = "images"
-    if isinstance(backbone, TextBackbone):
-        unit = "texts"
-        order = (inputs != PADDING).sum(1).cpu().argsort(stable=True)
-    sizes = _BATCH[unit]
-    *earlier, last = torch.split(order, sizes.get(backbone.device.type, sizes["cuda"]))
+    images = None if isinstance(backbone, TextBackbone) else _IMAGES.get(backbone.device.type, 500)
+    *earlier, last = row_batches(backbone, inputs, batch_size=images)
     longest = backbone.prepare(inputs[last])
     prepared = ((rows, backbone.prepare(inputs[rows])) for rows in earlier)
     if longest.nbytes * len(inputs) > _LARGEST * len(last):

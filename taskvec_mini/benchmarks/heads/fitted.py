@@ -47,7 +47,7 @@ def prototype_head(
     logit_scale: float = 16.0,
     centred: bool = True,
     shots: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> PrototypeHead:
     """The head whose class vectors are mean directions of the training images, under the backbone as it is.
 
@@ -59,7 +59,7 @@ def prototype_head(
         shots: class means of the first so many training images of each class, or of fewer where a class has
             no more; of all by default. Few leave finetuning more to do. The centre is the mean of all, whose
             labels it does not need.
-        batch_size: images embedded at a time.
+        batch_size: inputs embedded at a time, as in `encoders.embed`.
 
     Raises:
         UserError: if a class has no training image, or `shots` is below 1.
@@ -87,7 +87,7 @@ def linear_probe(
     task: Task,
     *,
     inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Probe:
     """Logistic regression on frozen, standardised embeddings: how well the encoder separates the classes.
 

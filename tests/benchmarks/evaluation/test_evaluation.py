@@ -63,7 +63,7 @@ def moved(state):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("batch", [1, 5, 500])
 def test_accuracies_are_shares_of_images_counted_one_by_one(run, tasks, split, batch, monkeypatch):
-    monkeypatch.setattr(evaluation, "_BATCH", {"images": {"cpu": batch, "cuda": 500}})
+    monkeypatch.setattr(evaluation, "_IMAGES", {"cpu": batch})
     found = accuracies(tiny_backbone(), HEADS, tasks, parameters=run.state(), split=split)
     assert list(found) == ["quarters", "halves"]
     for name, task in tasks.items():
