@@ -1,4 +1,4 @@
-"""A check says one friendly line, whatever the reader's function does, and draws another instance each time."""
+"""A check says one friendly line, whatever the reader's function does, and draws a new instance each time."""
 
 from __future__ import annotations
 
