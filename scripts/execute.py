@@ -36,7 +36,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-FOLDED = {"remove-cell", "hide-cell", "hide-input"}
+FOLDED = {"remove-cell", "hide-cell", "hide-input", "remove-input"}
+TITLE = re.compile(r"# @title (.+)")
 UUID = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?![0-9a-f])")
 RUNS_IN = re.compile(r"runs on a CPU in (\d+) s")
 RECORDED_VERSIONS = ("torch", "numpy", "matplotlib", "altair", "jupyter-book")
@@ -95,7 +96,8 @@ def _failure(path: Path, notebook: Any, index: int, error: Exception) -> str:
 def tidy(notebook: Any, name: str) -> str:
     """The notebook as text, without anything that changes from run to run.
 
-    A cell that the site folds or removes is folded in Jupyter and in Colab as well.
+    A cell that the site folds or removes is folded in Jupyter and in Colab as well. Its first line, such as
+    `# @title How the figure is drawn`, names the drawer in all three.
     """
     kept = {key: value for key, value in notebook.metadata.items() if key != "widgets"}
     notebook.metadata = nbformat.from_dict({**kept, **METADATA})
@@ -106,6 +108,9 @@ def tidy(notebook: Any, name: str) -> str:
         cell.metadata.pop("execution", None)
         if FOLDED & set(cell.metadata.get("tags", ())):
             cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+            if title := TITLE.match(cell.source):
+                prompts = dict.fromkeys(["code_prompt_show", "code_prompt_hide"], title.group(1))
+                cell.metadata["mystnb"] = cell.metadata.get("mystnb", {}) | prompts
         count += cell.execution_count is not None
         cell.execution_count = count if cell.execution_count is not None else None
         cell.outputs = _merged_streams(cell.outputs)

@@ -89,7 +89,7 @@ class _Answer:
         return self.last
 
     def in_words(self, error: Exception) -> str:
-        """What went wrong: in the function, with its line, or in the check with what the function gave back."""
+        """What went wrong: in the function, with its line, or in the check with what it was given back."""
         said = f"{type(error).__name__}: {error}"
         if error is self.last:
             code = getattr(self.function, "__code__", None)

@@ -115,6 +115,18 @@ def test_stated_seconds(seconds: float, stated: int) -> None:
     assert execute.stated_seconds(seconds) == stated
 
 
+def test_the_title_of_a_folded_cell_names_its_drawer() -> None:
+    figure = {"figure": {"name": "fig-a"}}
+    cells = [
+        nbformat.v4.new_code_cell("# @title Solution\n1", metadata={"tags": ["hide-cell"], "mystnb": figure}),
+        nbformat.v4.new_code_cell("# @title Open\n1"),
+    ]
+    folded, shown = json.loads(execute.tidy(nbformat.v4.new_notebook(cells=cells), "a"))["cells"]
+    prompts = {"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+    assert folded["metadata"]["mystnb"] == figure | prompts
+    assert shown["metadata"] == {}
+
+
 def test_tidy_drops_state_and_folds(tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell(
         "1",
