@@ -1,0 +1,126 @@
+"""The chapters as they are stored: titles, theses, sections, figures, exercises.
+
+Slides, the picture of the README and the map of the chapters are made from these, so none of them can say something
+else than the chapters do.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+THESIS = re.compile(r"^> \*(.+)\*$", re.MULTILINE)
+SECTION_THESIS = re.compile(r"\A## .+\n+\*([^*\n]+)\*\n", re.MULTILINE)
+NEEDS = re.compile(r"\(([^()\s]+)\.ipynb\)")
+EXERCISE = re.compile(r"\*\*(Exercise \d+) \((\d+) minutes\)\.\s+(.+?)\*\*")
+DRAWER = re.compile(r"<details>.*?</details>", re.DOTALL)
+MEDIA = {"image/svg+xml": "svg", "image/png": "png"}  # the better one first
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture that a cell drew, with the words that belong to it.
+
+    Attributes:
+        name: its name in the book, "" where it has none.
+        caption: Markdown.
+        alt: what it shows, in words.
+        media: "image/svg+xml" or "image/png".
+        content: the bytes of the file.
+        chart: whether it stands for a chart with sliders, at their first positions.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    media: str
+    content: bytes
+    chart: bool
+
+    @property
+    def address(self) -> str:
+        """The picture as an address that holds all of it."""
+        return f"data:{self.media};base64,{base64.b64encode(self.content).decode()}"
+
+
+def source(cell: Any) -> str:
+    """A cell's text."""
+    text: str = cell.source
+    return text
+
+
+def title(notebook: Any) -> str:
+    """The heading of the first cell."""
+    return source(notebook.cells[0]).splitlines()[0].lstrip("# ").strip()
+
+
+def thesis(notebook: Any) -> str:
+    """The sentence under the title."""
+    found = THESIS.search(source(notebook.cells[0]))
+    return found.group(1) if found else ""
+
+
+def needs(notebook: Any) -> list[str]:
+    """The chapters, by the names of their files, that the first cell asks for."""
+    for line in source(notebook.cells[0]).splitlines():
+        if "needs" in line:
+            return NEEDS.findall(line)
+    return []
+
+
+def exercises(cell: Any) -> list[tuple[str, int, str]]:
+    """(name, minutes, title) of each exercise that a cell sets."""
+    found = EXERCISE.findall(source(cell)) if cell.cell_type == "markdown" else []
+    return [(name, int(minutes), heading.rstrip(".")) for name, minutes, heading in found]
+
+
+def words(notebook: Any) -> int:
+    """The words of the prose, without code and without what is folded away."""
+    prose = [DRAWER.sub("", source(cell)) for cell in notebook.cells if cell.cell_type == "markdown"]
+    return len(re.findall(r"[^\W\d_]{2,}", re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", "\n".join(prose))))
+
+
+def figures(cell: Any) -> Iterator[Figure]:
+    """The pictures that a code cell drew; of several forms of one picture the best."""
+    about = cell.metadata.get("mystnb", {})
+    figure, image = about.get("figure", {}), about.get("image", {})
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        media = next((each for each in MEDIA if each in data), None)
+        if media is None:
+            continue
+        stored = "".join(data[media])
+        chart = "text/html" in data
+        words = "".join(data.get("text/plain", "")).removeprefix("[chart with sliders] ")
+        yield Figure(
+            name=figure.get("name", ""),
+            caption=figure.get("caption", words if chart else ""),
+            alt=image.get("alt", words),
+            media=media,
+            content=base64.b64decode(stored) if media == "image/png" else stored.encode(),
+            chart=chart,
+        )
+
+
+def read(path: Path) -> Any:
+    """The notebook at `path`."""
+    return nbformat.read(path, as_version=4)
+
+
+def figure(path: Path, name: str) -> Figure:
+    """The figure of that name in the notebook at `path`.
+
+    Raises:
+        LookupError: it has none.
+    """
+    for cell in read(path).cells:
+        for found in figures(cell):
+            if found.name == name:
+                return found
+    raise LookupError(f"{path.name} stores no figure named {name}; run it with scripts/execute.py")
