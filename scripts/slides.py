@@ -2,8 +2,8 @@
 
 usage: python scripts/slides.py [CHAPTER ...]      (all of book/*.ipynb where none is named)
 
-The decks are in _build/slides and need no network. A deck is reveal.js with the chapter's own sentences: a question
-before each figure, the figure with its caption, and what to notice as the speaker's notes (press S).
+The decks are in _build/slides and need no network. A deck is reveal.js with the chapter's own sentences: a
+question before each figure, the figure with its caption, and what to notice as the speaker's notes (press S).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ PAGE = """<!DOCTYPE html>
 <script src="vendor/reveal.js"></script>
 <script src="vendor/reveal-notes.js"></script>
 <script>
-Reveal.initialize({{ hash: true, slideNumber: "c/t", width: 1280, height: 720, margin: 0.03, center: false, controls: false,
-  transition: "none", plugins: [RevealNotes] }});
+Reveal.initialize({{ hash: true, slideNumber: "c/t", width: 1280, height: 720, margin: 0.03, center: false,
+  controls: false, transition: "none", plugins: [RevealNotes] }});
 </script>
 </body>
 </html>
@@ -64,7 +64,7 @@ Reveal.initialize({{ hash: true, slideNumber: "c/t", width: 1280, height: 720, m
 
 
 def to_html(markdown: str) -> str:
-    """Markdown with formulas, as HTML that MathJax finishes. Links lead out of the deck, so only their words stay."""
+    """Markdown with formulas, as HTML that MathJax finishes. Of links, which lead out, the words stay."""
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     reader.use(dollarmath_plugin, renderer=_formula, double_inline=True)
     text: str = reader.render(LINK.sub(r"\1", stored.DRAWER.sub("", markdown)))
@@ -89,7 +89,7 @@ def heading(text: str, level: int = 2) -> str:
 
 
 def question(markdown: str) -> tuple[str, str] | None:
-    """The last paragraph of a text that asks something: what leads to it, and what it asks; None if none does."""
+    """The last paragraph of a text that asks something: what leads to it, and what it asks."""
     prose = DISPLAY.sub("", stored.DRAWER.sub("", LINK.sub(r"\1", markdown)))
     asking = [part for part in prose.split("\n") if "?" in part and part[0] not in "#>*|<-"]
     if not asking:
@@ -191,8 +191,8 @@ def contents(decks: dict[str, str]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Slides</title>'
         '<link rel="stylesheet" href="slides.css"></head>\n'
         f"<body class='contents'><h1>Slides</h1>\n<ol>\n{listed}\n</ol>\n"
-        "<p>Arrow keys turn the slides, Esc shows all of them, S opens the speaker's notes. For paper or a PDF, add "
-        "<code>?print-pdf</code> to a deck's address and print.</p></body></html>\n"
+        "<p>Arrow keys turn the slides, Esc shows all of them, S opens the speaker's notes. For paper or a "
+        "PDF, add <code>?print-pdf</code> to a deck's address and print.</p></body></html>\n"
     )
 
 

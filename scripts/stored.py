@@ -1,7 +1,7 @@
 """The chapters as they are stored: titles, theses, sections, figures, exercises.
 
-Slides, the picture of the README and the map of the chapters are made from these, so none of them can say something
-else than the chapters do.
+Slides, the picture of the README and the map of the chapters are made from these, so none of them can say
+something else than the chapters do.
 """
 
 from __future__ import annotations
