@@ -1,7 +1,7 @@
 """What only a run of a chapter can tell, asked in its own kernel by a cell that `scripts/check.py` appends.
 
-The checks of exercises have to refuse wrong answers, and charts have to hold what their code computes. That a
-check takes the right answer, and what cells print, is compared by nbval anyway.
+The checks of exercises have to take the solution, on other random instances too, and to refuse wrong answers;
+charts have to hold what their code computes. What cells print is compared by nbval anyway.
 """
 
 from __future__ import annotations
@@ -11,42 +11,70 @@ import copy
 import io
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from charts import Chart, charts_in
+from taskvec_mini.exercises import NOT_WRITTEN
 
 # Wrong whatever the question. A check cell's metadata may add more answers, such as the classic mistakes:
 # {"taskvec_mini": {"wrong": ["lambda vectors, weights: vectors[0]"]}}
 ALWAYS_WRONG = ["lambda *given, **named: None", "lambda *given, **named: given[0] if given else None"]
+SEEDS = 3  # random instances on which a solution is tried
 ROOM = 0.02  # of their span, by which numbers of a chart may differ on another machine
 
 
-def trials(notebook: Any) -> list[tuple[str, list[str]]]:
-    """Each check's name and the answers to try on it."""
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise in which the reader writes a function: the names in the chapter, and answers to refuse."""
+
+    function: str
+    check: str
+    solution: str
+    wrong: list[str]
+
+
+def exercises(notebook: Any) -> list[Exercise]:
+    """The exercises with a check. The first argument of `check_...` is the name of the reader's function."""
     found = []
     for cell in notebook.cells:
-        name = (
-            re.search(r"^def (check_\w+)\(", cell.source, re.MULTILINE) if cell.cell_type == "code" else None
-        )
-        if name:
+        if "check" in cell.metadata.get("tags", ()):
+            check, function = re.findall(r"^@check\ndef (check_\w+)\((\w+), random\):", cell.source, re.M)[0]
             own = cell.metadata.get("taskvec_mini", {}).get("wrong", [])
-            found.append((name.group(1), ALWAYS_WRONG + own))
+            found.append(Exercise(function, check, f"{function}_solution", ALWAYS_WRONG + own))
     return found
 
 
-def accepted(notebook: Any, namespace: Mapping[str, Any]) -> list[str]:
-    """The wrong answers that a check of the chapter takes for right, in the chapter's own names."""
-    taken = []
-    for check, answers in trials(notebook):
-        for answer in answers:
-            with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(Exception):
-                namespace[check](eval(answer, dict(namespace)))
-            if printed.getvalue().startswith("correct"):
-                taken.append(f"{check} accepts {answer}")
-    return taken
+def faults(notebook: Any, namespace: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the exercises of a chapter that has been run, in the chapter's own names.
+
+    The cell that the reader fills must be what is checked, so its name still has to hold the three dots. The
+    solution has to pass on further random instances, and no wrong answer may.
+    """
+
+    def said(function: Any, seed: int) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            namespace[each.check](function, seed=seed)
+        return printed.getvalue().strip()
+
+    wrong = []
+    for each in exercises(notebook):
+        if said(namespace[each.function], 0) != NOT_WRITTEN:
+            wrong.append(f"{each.check} does not find {each.function} unwritten")
+        wrong += [
+            f"{each.check} says of its solution, with seed {seed}: {verdict}"
+            for seed in range(SEEDS)
+            if (verdict := said(namespace[each.solution], seed)) != "correct"
+        ]
+        wrong += [
+            f"{each.check} accepts {answer}"
+            for answer in each.wrong
+            if not said(eval(answer, dict(namespace)), 0).startswith("not yet")
+        ]
+    return wrong
 
 
 def differences(stored: list[Chart], computed: list[Chart]) -> list[str]:
@@ -85,8 +113,8 @@ def stored_charts(notebook: Any) -> list[Chart]:
 
 def summary(notebook: Any) -> str:
     """What `report` says of a chapter in which all is right."""
-    checks = trials(notebook)
-    answers = sum(len(wrong) for _, wrong in checks)
+    checks = exercises(notebook)
+    answers = sum(len(each.wrong) for each in checks)
     charts = len(stored_charts(notebook))
     return f"{len(checks)} checks refuse {answers} wrong answers; {charts} charts are as stored"
 
@@ -101,7 +129,7 @@ def report(notebook: Any, namespace: Mapping[str, Any], *, results: list[Any]) -
     """
     shown = [each._repr_mimebundle_() for each in results if hasattr(each, "_repr_mimebundle_")]
     drawn = [chart for bundle in shown for chart in charts_in(bundle.get("text/html", ""))]
-    wrong = accepted(notebook, namespace) + differences(stored_charts(notebook), drawn)
+    wrong = faults(notebook, namespace) + differences(stored_charts(notebook), drawn)
     return "\n".join(wrong) or summary(notebook)
 
 

@@ -18,9 +18,12 @@ from charts import charts_in
 from conftest import CHAPTERS, ROOT
 from scripts import execute, home
 from taskvec_mini.benchmarks.cli.parser import parser
+from taskvec_mini.exercises import NOT_WRITTEN
 
 RECORD = execute.read_record(ROOT / "book" / "recorded" / "execution.json")
-EXERCISE = re.compile(r"\*\*Exercise (\d) \((\d+) minutes\)\. ")
+EXERCISE = re.compile(
+    r"\*\*Exercise (\d) \((?:\d+ minutes|an? \w+)(?:, an? (picture|experiment|question|project))?\)\. "
+)
 # A result: a decimal number, or one with an exponent. Whole numbers count things and settings.
 RESULT = re.compile(r"(?<![\w.,])\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\w)")
 NOT_PROSE = re.compile(
@@ -49,9 +52,10 @@ def tags(cell: Any) -> set[str]:
     return set(cell.metadata.get("tags", ()))
 
 
-def prose(notebook: Any) -> str:
-    """The chapter's sentences: no code, no formulas, no addresses."""
-    return NOT_PROSE.sub(" ", "\n\n".join(cell.source for cell in markdown_cells(notebook)))
+def prose(notebook: Any, *, without: str = "") -> str:
+    """The chapter's sentences, without the cells of a tag: no code, no formulas, no addresses."""
+    cells = [cell for cell in markdown_cells(notebook) if without not in tags(cell)]
+    return NOT_PROSE.sub(" ", "\n\n".join(cell.source for cell in cells))
 
 
 def printed(notebook: Any) -> str:
@@ -126,15 +130,16 @@ def test_every_cell_ran_and_its_outputs_come_out_again_elsewhere() -> None:
     assert not bad, "\n".join(bad)
 
 
-def test_cells_are_short_and_the_prose_is_as_long_as_a_chapter() -> None:
+def test_open_cells_are_short_and_the_prose_is_as_long_as_a_chapter() -> None:
+    """What lies in a drawer may be as long as it needs; answers to questions are no part of the reading."""
     bad = []
     for path in CHAPTERS:
-        cells = [cell for cell in code_cells(read(path)) if "remove-cell" not in tags(cell)]
+        cells = [cell for cell in code_cells(read(path)) if not tags(cell) & execute.FOLDED]
         lengths = sorted(len([line for line in cell.source.splitlines() if line.strip()]) for cell in cells)
         most = lengths[math.ceil(0.9 * len(lengths)) - 1]
         if statistics.median(lengths) > 6 or most > 18 or lengths[-1] > 25:
             bad.append(f"{path.stem}: lines of its cells: {lengths}")
-        words = len(re.findall(r"\w[\w'’-]*", prose(read(path))))
+        words = len(re.findall(r"\w[\w'’-]*", prose(read(path), without="solution")))
         if not 1000 <= words <= 2000:
             bad.append(f"{path.stem}: {words} words")
     assert not bad, "\n".join(bad)
@@ -157,7 +162,7 @@ def test_every_chapter_begins_with_thesis_seconds_badge_and_a_figure_and_has_sli
             "badge": f"[![Open in Colab]({badge})]({link})" in first,
             "needs": "· needs " in first,
             "seconds": stated and int(stated.group(1)) == execute.stated_seconds(seconds) and seconds <= 60,
-            "figure": any(cell.cell_type == "code" and shows_picture(cell) for cell in cells[:5]),
+            "figure": any(cell.cell_type == "code" and shows_picture(cell) for cell in cells[:6]),
             "sliders": any(shows_chart(cell) for cell in code_cells(read(path))),
         }
         bad += [f"{path.stem}: {what}" for what, is_there in found.items() if not is_there]
@@ -194,24 +199,64 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text() -> None:
 
 
 @every_chapter
-def test_three_exercises_with_time_check_hint_and_folded_solution(path: Path) -> None:
+def test_the_exercises_of_each_kind_have_their_cells(path: Path) -> None:
+    """CONTRIBUTING.md says which: a function, a picture or an experiment, a question, a project."""
     cells = read(path).cells
     asked = [
         i for i, cell in enumerate(cells) if cell.cell_type == "markdown" and EXERCISE.search(cell.source)
     ]
-    numbers = [EXERCISE.findall(cells[i].source)[0][0] for i in asked]
-    assert numbers == ["1", "2", "3"]
-    for i in asked:
-        text, (check, solution) = cells[i].source, [c for c in cells[i:] if c.cell_type == "code"][:2]
-        assert len(EXERCISE.findall(text)) == 1
-        assert "<details><summary>Hint</summary>" in text
-        assert "*Classic mistake" in text
-        name = re.search(r"^def (check_\w+)\(\w+\):", check.source, re.MULTILINE)
-        assert name, f"the cell after exercise {text[:60]!r} defines no check_...(the reader's function)"
-        assert "hide-cell" in tags(solution)
-        assert f"{name.group(1)}(" in solution.source
-        said = "".join(output.get("text", "") for output in solution.outputs)
-        assert said.startswith("correct"), said
+    found = [EXERCISE.findall(cells[i].source) for i in asked]
+    assert all(len(each) == 1 for each in found)
+    numbers, kinds = zip(*(each[0] for each in found), strict=True)
+    assert list(numbers) == [str(n) for n in range(1, len(numbers) + 1)]
+    assert {"question", "project"} <= set(kinds)
+    assert {"picture", "experiment"} & set(kinds)
+    for i, kind in zip(asked, kinds, strict=True):
+        expected = {
+            "": [{"check", "hide-input"}, {"stub"}, {"solution", "hide-cell"}],
+            "picture": [{"stub"}, {"solution", "hide-cell"}],
+            "experiment": [{"stub"}, {"solution", "hide-cell"}],
+            "question": [{"solution"}],
+            "project": [],
+        }[kind]
+        following = cells[i + 1 : i + 1 + len(expected)]
+        assert [tags(cell) for cell in following] == expected, cells[i].source
+        if kind == "":
+            function_exercise(cells[i], *following)
+        elif kind == "question":
+            assert following[0].source.startswith("<details><summary>Solution</summary>")
+        elif kind != "project":
+            solution = following[1]
+            assert solution.source.startswith("# @title Solution\n")
+            assert shows_picture(solution) or any("text" in output for output in solution.outputs)
+
+
+def function_exercise(text: Any, check: Any, stub: Any, solution: Any) -> None:
+    """The reader's function keeps its name after "Run all"; the solution has a name of its own."""
+    assert "<details><summary>Hint</summary>" in text.source
+    assert "*Classic mistake" in text.source
+    name, function = re.findall(r"^@check\ndef (check_\w+)\((\w+), random\):", check.source, re.MULTILINE)[0]
+    assert check.source.startswith("# @title How the check works\n")
+    assert re.match(
+        rf"def {function}\(.*\n    return \.\.\.\n\n\n{name}\({function}\)$", stub.source, re.DOTALL
+    )
+    assert solution.source.startswith("# @title Solution\n")
+    assert f"def {function}_solution(" in solution.source
+    assert solution.source.endswith(f"{name}({function}_solution)")
+    said = [[output.get("text") for output in cell.outputs] for cell in (stub, solution)]
+    assert said == [[f"{NOT_WRITTEN}\n"], ["correct\n"]]
+
+
+@every_chapter
+def test_folded_cells_say_what_they_hold_and_guesses_come_first(path: Path) -> None:
+    cells = code_cells(read(path))[1:]
+    folded = [cell for cell in cells if tags(cell) & {"hide-input", "hide-cell"}]
+    unnamed = [cell.source[:60] for cell in folded if not execute.TITLE.match(cell.source)]
+    assert not unnamed, unnamed
+    assert all(cell in folded for cell in cells if shows_chart(cell)), "fold the call of explore"
+    guesses = [cell for cell in cells if "remove-input" in tags(cell)]
+    assert len(guesses) >= 2
+    assert all(re.search(r"^guess\(", cell.source, re.MULTILINE) for cell in guesses)
 
 
 def test_results_in_the_prose_are_printed_by_a_cell_or_quoted_with_their_source() -> None:

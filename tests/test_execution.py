@@ -1,8 +1,9 @@
-"""What `scripts/check.py` asks in the kernel of a chapter finds accepted wrong answers and other charts."""
+"""What `scripts/check.py` asks in the kernel of a chapter finds faulty exercises and other charts."""
 
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +15,26 @@ from conftest import CHAPTERS
 from scripts import check, execute
 from taskvec_mini.explore import Lines, Range, explore
 
-CHECK = """def check_double(function):
-    print("correct" if function(2) == 4 else "not yet: try 2")"""
+CHECK = """import torch
+
+from taskvec_mini.exercises import check
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_every_chapter_has_three_checks_and_a_chart(path: Any) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    assert len(chapter_checks.trials(notebook)) == 3
-    assert len(chapter_checks.stored_charts(notebook)) >= 1
+@check
+def check_double(double, random):
+    for number in (2, torch.randint(3, 100, (), generator=random).item()):
+        if double(number) != 2 * number:
+            return f"try {number}"
+"""
+STUB = """def double(number):
+    return ...
+
+
+check_double(double)
+"""
+SOLUTION = """def double_solution(number):
+    return 2 * number
+"""
 
 
 def chapter(wrong: list[str], *, slope: float = 1.0) -> Any:
@@ -30,7 +42,9 @@ def chapter(wrong: list[str], *, slope: float = 1.0) -> Any:
     html = lines(slope)._repr_mimebundle_()["text/html"]
     output = nbformat.v4.new_output("display_data", {"text/html": html})
     cells = [
-        nbformat.v4.new_code_cell(CHECK, metadata=metadata),
+        nbformat.v4.new_code_cell(CHECK, metadata={"tags": ["check"]} | metadata),
+        nbformat.v4.new_code_cell(STUB),
+        nbformat.v4.new_code_cell(SOLUTION),
         nbformat.v4.new_code_cell("", outputs=[output]),
     ]
     return nbformat.v4.new_notebook(cells=cells)
@@ -49,10 +63,10 @@ def lines(slope: float) -> Any:
     )
 
 
-def report(notebook: Any, *, results: list[Any] | None = None) -> str:
+def report(notebook: Any, *, results: list[Any] | None = None, run: str = CHECK + STUB + SOLUTION) -> str:
     """Of a kernel in which the chapter has been run."""
     namespace: dict[str, Any] = {}
-    exec(CHECK, namespace)
+    exec(run, namespace)
     shown = [None, 5, lines(1.0)] if results is None else results
     return chapter_checks.report(notebook, namespace, results=shown)
 
@@ -69,7 +83,20 @@ def test_a_chapter_in_which_all_is_right() -> None:
 
 
 def test_a_wrong_answer_that_is_taken_is_named() -> None:
-    assert report(chapter(["lambda x: x + 2", "lambda x: 3"])) == "check_double accepts lambda x: x + 2"
+    assert report(chapter(["lambda x: x + x", "lambda x: 3"])) == "check_double accepts lambda x: x + x"
+
+
+def test_an_answer_that_knows_only_the_instance_in_the_open_is_refused() -> None:
+    assert "charts are as stored" in report(chapter(["lambda x: x + 2", "lambda x: 4"]))
+
+
+def test_a_solution_that_fails_and_one_that_takes_the_reader_s_name_are_found() -> None:
+    for_two = SOLUTION.replace("2 * number", "2 + number")
+    assert "check_double says of its solution, with seed 0: not yet: try" in report(
+        chapter([]), run=CHECK + STUB + for_two
+    )
+    stored = report(chapter([]), run=CHECK + STUB + SOLUTION + "double = double_solution")
+    assert stored == "check_double does not find double unwritten"
 
 
 def test_other_charts_are_found_and_rounding_is_not() -> None:
@@ -80,9 +107,9 @@ def test_other_charts_are_found_and_rounding_is_not() -> None:
 
 def test_the_cell_prints_the_report_in_a_kernel(tmp_path: Any) -> None:
     """And a copy in which a wrong answer is taken prints something else than it stores."""
-    for wrong, same in (([], True), (["lambda x: 4"], False)):
+    for wrong, same in (([], True), (["lambda x: x * 2"], False)):
         path = tmp_path / f"{len(wrong)}.ipynb"
-        notebook = nbformat.v4.new_notebook(cells=chapter(wrong).cells[:1])
+        notebook = nbformat.v4.new_notebook(cells=chapter(wrong).cells[:3])
         nbformat.write(notebook, path)
         longer = chapter_checks.with_checks(notebook, path)
         stored = longer.cells[-1].outputs[0].text
@@ -103,4 +130,4 @@ def test_nbval_gets_every_chapter_with_that_cell(monkeypatch: pytest.MonkeyPatch
             json.loads(path.read_text(encoding="utf-8"))["cells"] for path in (copied, original)
         )
         assert [cell["source"] for cell in longer[1:-1]] == [cell["source"] for cell in stored]
-        assert "3 checks refuse" in longer[-1]["outputs"][0]["text"][0]
+        assert re.search(r"[1-9] checks refuse .* [1-9] charts", longer[-1]["outputs"][0]["text"][0])
