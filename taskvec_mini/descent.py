@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +59,12 @@ def gradients(losses: Sequence[Loss]) -> Callable[[Tensor], tuple[Tensor, Tensor
 
 
 def gradient_descent(
-    loss: Loss | Sequence[Loss], start: Tensor, *, learning_rate: float, epochs: int
+    loss: Loss | Sequence[Loss],
+    start: Tensor,
+    *,
+    learning_rate: float,
+    epochs: int,
+    control_variates: bool = False,
 ) -> Tensor:
     """Full-batch gradient descent, θ ← θ − η∇L(θ): one step is one epoch. The whole trajectory, start first.
 
@@ -68,6 +73,10 @@ def gradient_descent(
         start: theta at the start (D,).
         learning_rate: the step size η, above 0.
         epochs: how many steps, at least 1.
+        control_variates: whether the T losses exchange their gradients g_t at the start, and each then
+            descends g_t(θ) − g_t(θ₀) + ḡ(θ₀) with ḡ their mean (SCAFFOLD: Karimireddy et al., ICML 2020,
+            arXiv:1910.06378). All take the same first step, which evaluates the gradients that they
+            exchange: none is evaluated for the exchange alone.
 
     Returns:
         For one loss (epochs + 1, D); for T losses (T, epochs + 1, D).
@@ -90,6 +99,12 @@ def gradient_descent(
     evaluate, path = gradients(losses), [thetas]
     for epoch in range(1, epochs + 1):
         values, slopes = evaluate(thetas)
+        if control_variates and epoch == 1:
+            shared = slopes.mean(0)
+            variates = shared - slopes
+            slopes = shared.expand_as(slopes)
+        elif control_variates:
+            slopes = slopes + variates
         thetas = thetas - rate * slopes
         _check_progress(values, thetas, epoch=epoch, learning_rate=rate)
         path.append(thetas)
@@ -110,6 +125,7 @@ def finetune(
     clip_norm: float | None = None,
     warmup_steps: int = 0,
     record: Literal["epochs", "steps"] = "epochs",
+    control_variates: bool = False,
     **options: Any,
 ) -> Tensor:
     """Mini-batch finetuning with one of torch's optimisers. The trajectory, start first.
@@ -129,6 +145,9 @@ def finetune(
         clip_norm: scale a longer gradient down to this norm; None leaves it.
         warmup_steps: raise the rate linearly, step s of w at s/w of it; 0 for none.
         record: keep the parameters after every epoch, or after every step.
+        control_variates: whether ḡ(θ₀) − g_t(θ₀) is added to every batch's gradient of task t, before it is
+            clipped. Here g_t is the gradient of the task's whole loss at the start, `loss(start)` without an
+            index, and ḡ the mean over tasks: one more gradient of each whole loss.
         options: further arguments of the torch optimiser, such as momentum or weight_decay.
 
     Returns:
@@ -161,8 +180,12 @@ def finetune(
     every_step = _checks.named_choice("record", record, {"epochs": False, "steps": True})
     single = callable(loss)
     losses = [loss] if callable(loss) else _checks.not_empty("the list of losses", loss)
+    variates: Tensor | list[float] = [0.0] * len(losses)
+    if control_variates:
+        _, slopes = gradients(cast(list[Loss], losses))(start.expand(len(losses), -1))
+        variates = slopes.mean(0) - slopes
     trajectories = []
-    for each in losses:
+    for each, variate in zip(losses, variates, strict=True):
         if examples is not None:
             count = _checks.whole_number("examples", examples)
         elif hasattr(each, "__len__"):
@@ -185,6 +208,7 @@ def finetune(
                     group["lr"] = rate * warm
                 value = each(theta, batch)
                 (theta.grad,) = torch.autograd.grad(value, theta)
+                theta.grad += variate
                 torch.nn.utils.clip_grad_norm_([theta], longest)
                 torch_optimizer.step()
                 _check_progress(value.detach(), theta.detach(), epoch=epoch, learning_rate=rate)

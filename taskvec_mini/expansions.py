@@ -15,7 +15,7 @@ from torch import Tensor
 from taskvec_mini import _checks
 from taskvec_mini.descent import Loss, gradient_descent, gradients
 from taskvec_mini.errors import UserError
-from taskvec_mini.theory import derivative, hessian_products
+from taskvec_mini.theory import derivative, hessian_products, twice_differentiable
 
 
 def task_vector_expansion(
@@ -42,18 +42,19 @@ def task_vector_expansion(
     if _checks.whole_number("order", order) > 3:
         raise UserError(f"order must be 1, 2 or 3, got {order}; higher terms are not worked out here")
     point = _checks.flat_parameters("start", start).detach().requires_grad_()
-    graph = derivative(loss(point), point, keep_graph=True)
-    slope = graph.detach()
-    vector = -epochs * rate * slope
-    if order >= 2:
-        curved_graph = derivative(graph, point, slope, keep_graph=True)
-        curved = curved_graph.detach()
-        vector = vector + math.comb(epochs, 2) * rate**2 * curved
-    if order == 3:
-        third = derivative(curved_graph, point, slope, keep_graph=True).detach()  # ∇³L[g, g]
-        squares = epochs * (epochs - 1) * (2 * epochs - 1) / 12
-        twice = derivative(graph, point, curved)
-        vector = vector - rate**3 * (math.comb(epochs, 3) * twice + squares * third)
+    with twice_differentiable():
+        graph = derivative(loss(point), point, keep_graph=True)
+        slope = graph.detach()
+        vector = -epochs * rate * slope
+        if order >= 2:
+            curved_graph = derivative(graph, point, slope, keep_graph=True)
+            curved = curved_graph.detach()
+            vector = vector + math.comb(epochs, 2) * rate**2 * curved
+        if order == 3:
+            third = derivative(curved_graph, point, slope, keep_graph=True).detach()  # ∇³L[g, g]
+            squares = epochs * (epochs - 1) * (2 * epochs - 1) / 12
+            twice = derivative(graph, point, curved)
+            vector = vector - rate**3 * (math.comb(epochs, 3) * twice + squares * third)
     return vector
 
 
