@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import axe_playwright_python.base
 import pytest
 import yaml
+from docutils import nodes
+from docutils.utils import new_document
 
 from conftest import CHAPTERS, ROOT
+from scripts import home
 
 CONTENTS = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [f"{CONTENTS['root']}.html"]
@@ -87,6 +92,82 @@ def ours(violation: dict[str, Any]) -> list[str]:
         if not any(rule == violation["id"] and re.search(selector, target) for rule, selector, _ in THEME):
             said.append(f"{violation['id']}: {target}: {node['html'][:200]} ({node['failureSummary']})")
     return said
+
+
+# --- before the book has a home
+
+
+class Application:
+    """What an extension sees of Sphinx: settings, and handlers by event."""
+
+    def __init__(self, address: str) -> None:
+        self.config = SimpleNamespace(
+            html_theme_options={
+                "repository_url": address,
+                "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+                "use_repository_button": True,
+                "use_issues_button": True,
+            }
+        )
+        self.handlers: dict[str, Any] = {}
+
+    def connect(self, event: str, handler: Any) -> None:
+        self.handlers[event] = handler
+
+
+def linked(address: str) -> tuple[Application, nodes.document]:
+    """The application, and a document with a badge and a link, after the extension has seen them."""
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    try:
+        import before_home  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    application = Application(address)
+    before_home.setup(application)
+    document = new_document("page")
+    badge = (
+        f"https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/x.ipynb"
+    )
+    document += nodes.paragraph("", "", nodes.reference("", "", nodes.image(uri="badge.svg"), refuri=badge))
+    issue = nodes.reference("", "open an issue", refuri=f"{address}/issues")
+    other = nodes.reference("", "the paper", refuri="https://arxiv.org/abs/2510.23629")
+    document += nodes.paragraph("", "", nodes.Text("Please "), issue, nodes.Text(" or read "), other)
+    application.handlers["config-inited"](application, application.config)
+    application.handlers["doctree-read"](application, document)
+    return application, document
+
+
+def test_links_and_badges_to_the_placeholder_are_not_shown_and_their_words_stay() -> None:
+    application, document = linked("https://github.com/your--name/taskvec-mini")
+    assert document.astext() == "Please open an issue or read the paper"
+    assert [link["refuri"] for link in document.findall(nodes.reference)] == [
+        "https://arxiv.org/abs/2510.23629"
+    ]
+    assert next(document.findall(nodes.image), None) is None
+    options = application.config.html_theme_options
+    assert not (options["launch_buttons"])
+    assert not (options["use_repository_button"])
+    assert not (options["use_issues_button"])
+
+
+def test_with_an_address_of_its_own_the_book_shows_them() -> None:
+    application, document = linked("https://github.com/ada/taskvec-mini")
+    assert len(list(document.findall(nodes.reference))) == 3
+    assert next(document.findall(nodes.image), None) is not None
+    assert application.config.html_theme_options["launch_buttons"]
+
+
+def test_no_page_names_the_placeholder(site: Path) -> None:
+    address = home.current()
+    if "--" not in address:
+        pytest.skip(f"the book lives at {address}")
+    owner = address.removeprefix("https://github.com/")
+    naming = [
+        path.name
+        for path in site.glob("book/*.html")
+        if f'href="https://github.com/{owner}' in path.read_text()
+    ]
+    assert naming == []
 
 
 # --- without a browser

@@ -1,8 +1,10 @@
-"""What the theme leaves to us: the book's title, readable colours of code, a valid list."""
+"""What the theme leaves to us: the book's title, readable colours of code, a valid list, names of drawers."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from docutils import nodes
 
 # Colours of code with a contrast of 7:1 or more; some of the theme's own are below 4.5:1.
 CODE = {
@@ -11,6 +13,8 @@ CODE = {
 }
 # docutils calls a bibliography a list, but its entries are no list items: a screen reader
 # finds it empty.
+DRAWER = '<summary aria-label="Toggle hidden content">'  # would be read out in place of the drawer's name
+PICTURES = {"image/png", "image/svg+xml"}
 BIBLIOGRAPHY = '<div role="list" class="citation-list">'
 
 
@@ -24,10 +28,39 @@ def _options(app: Any, config: Any) -> None:
 
 def _page(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
     if body := context.get("body"):
-        context["body"] = body.replace(BIBLIOGRAPHY, '<div class="citation-list">')
+        body = body.replace(BIBLIOGRAPHY, '<div class="citation-list">')
+        context["body"] = body.replace(DRAWER, "<summary>")
+
+
+def _drawers(app: Any, doctree: nodes.document) -> None:
+    """Name each folded cell for what it holds, unless its metadata do.
+
+    They say {"mystnb": {"code_prompt_show": "…"}}.
+    """
+    for cell in doctree.findall(nodes.container):
+        if cell.get("nb_element") != "cell_code" or not cell.get("hide_mode"):
+            continue
+        given = cell["cell_metadata"].get("mystnb", {})
+        if "code_prompt_show" not in given:
+            cell["prompt_show"] = _drawer(cell)
+        cell["prompt_hide"] = given.get("code_prompt_hide", cell["prompt_show"])
+
+
+def _drawer(cell: nodes.container) -> str:
+    if cell["hide_mode"] == "all":
+        return "Solution"
+    kinds = {
+        output.get("mime_type") for output in cell.findall(lambda node: "mime_type" in _attributes(node))
+    }
+    if "text/html" in kinds and kinds & PICTURES:
+        return "How the chart is made"
+    if kinds & PICTURES:
+        return "How the figure is drawn"
+    return "How this is computed"
 
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _options)
+    app.connect("doctree-read", _drawers)
     app.connect("html-page-context", _page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
