@@ -1,5 +1,6 @@
 """Tasks: what one is, the suites of them, and one door to all, `load_tasks`."""
 
+from taskvec_mini.benchmarks.data.duplicates import near_duplicates, near_pairs, without_near_duplicates
 from taskvec_mini.benchmarks.data.suites import SUITES, Suite, load_tasks
 from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, ImageTask, Task, TextTask, unit_of
 from taskvec_mini.benchmarks.data.texts import TextTokenizer, file_checksums
@@ -31,5 +32,8 @@ __all__ = [
     "file_checksums",
     "load_tasks",
     "load_tokenizer",
+    "near_duplicates",
+    "near_pairs",
     "unit_of",
+    "without_near_duplicates",
 ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from taskvec_mini import _files
-from taskvec_mini.benchmarks.data import splits
+from taskvec_mini.benchmarks.data import duplicates, splits
 from taskvec_mini.benchmarks.data.tasks import ImageTask, check_images
 from taskvec_mini.errors import MissingFileError, UserError
 
@@ -23,11 +26,15 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]  # by the names below
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 OPTIONAL = ("train_groups", "test_groups")
+_ENCODED = ("train_bytes", "train_ends", "test_bytes", "test_ends")  # in place of the images; see `decode`
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def read_arrays(path: Path, expected: str, *, remedy: str) -> dict[str, Array]:
+def read_arrays(path: Path, expected: str, *, remedy: str, grey: bool = False) -> dict[str, Array]:
     """The arrays of a file.
+
+    Images are stored as they are, or as `<part>_bytes` (uint8, image files one after the other) and
+    `<part>_ends` (int64, where each of them ends); then they are decoded here, if `grey` without colours.
 
     Raises:
         UserError: if its sha256 is not the expected one, or it holds something else; with the remedy.
@@ -35,12 +42,47 @@ def read_arrays(path: Path, expected: str, *, remedy: str) -> dict[str, Array]:
     _files.check_sha256(path, expected, remedy=remedy)
     try:
         with np.load(path, allow_pickle=False) as stored:
-            missing = [key for key in REQUIRED if key not in stored.files]
-            if missing:
-                raise UserError(f"it has no array {missing[0]!r}, only {', '.join(stored.files)}")
-            return {key: stored[key] for key in (*REQUIRED, *OPTIONAL) if key in stored.files}
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {key: stored[key] for key in (*REQUIRED, *OPTIONAL, *_ENCODED) if key in stored.files}
+        for part in ("train", "test"):
+            if f"{part}_bytes" in arrays and f"{part}_ends" in arrays:
+                arrays[f"{part}_images"] = decode(
+                    arrays.pop(f"{part}_bytes"), arrays.pop(f"{part}_ends"), grey=grey
+                )
+        missing = [key for key in REQUIRED if key not in arrays]
+        if missing:
+            raise UserError(f"it has no array {missing[0]!r}, only {', '.join(stored.files)}")
+        return arrays
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
         raise UserError(f"{path} cannot be read as a file of images ({error}); {remedy}") from error
+
+
+def encode(images: Iterable[bytes]) -> tuple[Array, Array]:
+    """Image files one after the other (uint8), and where each of them ends (int64)."""
+    files = list(images)
+    return np.frombuffer(b"".join(files), dtype=np.uint8), np.cumsum(
+        [len(each) for each in files], dtype=np.int64
+    )
+
+
+def decode(stored: Array, ends: Array, *, grey: bool = False) -> Array:
+    """What `encode` made, as images: uint8 (N, H, W, 3), or (N, H, W) where they are to be grey.
+
+    Raises:
+        UserError: if the ends do not fit, an image cannot be decoded, or their sizes differ.
+    """
+    if len(ends) == 0 or ends[-1] != len(stored) or (np.diff(ends, prepend=0) <= 0).any():
+        raise UserError(f"the ends of {len(ends)} images do not fit their {len(stored):,} bytes")
+    whole = stored.tobytes()
+    images: list[Array] = []
+    for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        try:
+            with Image.open(io.BytesIO(whole[start:end])) as image:
+                images.append(np.asarray(image.convert("L" if grey else "RGB")))
+        except OSError as error:
+            raise UserError(f"image {i} cannot be decoded ({error})") from error
+        if images[i].shape != images[0].shape:
+            raise UserError(f"image {i} is of shape {images[i].shape}, the first of {images[0].shape}")
+    return np.stack(images)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -81,7 +123,15 @@ def checksum(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def image_task(name: str, arrays: Arrays, *, sha256: str, limit: int | None, seed: int) -> ImageTask:
+def image_task(
+    name: str,
+    arrays: Arrays,
+    *,
+    sha256: str,
+    limit: int | None,
+    seed: int,
+    drop_near_duplicates: bool = False,
+) -> ImageTask:
     """The task of some arrays: a part of its training images split off to validate, the test part as it is.
 
     Args:
@@ -90,6 +140,8 @@ def image_task(name: str, arrays: Arrays, *, sha256: str, limit: int | None, see
         sha256: of what they came from.
         limit: keep at most that many training images, the first of the shuffled order.
         seed: decides the validation part and the order.
+        drop_near_duplicates: leave out of the validation and the test part what `duplicates` finds, with all
+            training images, whatever the limit is.
 
     Raises:
         TypeError: if images are not uint8 or labels not int64.
@@ -121,8 +173,8 @@ def image_task(name: str, arrays: Arrays, *, sha256: str, limit: int | None, see
     train, val = splits.validation_split(
         [fingerprints[i] for i in fresh.tolist()], None if groups is None else groups[fresh], seed=seed
     )
-    train, val = fresh[train][:limit], fresh[val]
-    return ImageTask(
+    train, val = fresh[train], fresh[val]
+    task = ImageTask(
         name=name,
         class_names=class_names,
         train_images=images[train],
@@ -133,6 +185,11 @@ def image_task(name: str, arrays: Arrays, *, sha256: str, limit: int | None, see
         test_labels=tensors["test_labels"],
         sha256=sha256,
     )
+    if drop_near_duplicates:
+        task = duplicates.without_near_duplicates(task)
+    if limit is not None:
+        task = replace(task, train_images=task.train_images[:limit], train_labels=task.train_labels[:limit])
+    return task
 
 
 def full_disk(error: BaseException) -> OSError | None:

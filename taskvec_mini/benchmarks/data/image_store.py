@@ -194,7 +194,7 @@ def task(name: str, folder: Path, *, limit: int | None, seed: int) -> ImageTask:
         "val": places[val],
         "test": torch.arange(len(places), len(labels)),
     }
-    parts = {}
+    parts: dict[str, Any] = {}
     for part, chosen in rows.items():  # a piece of the file where its rows stand in a row: nothing is copied
         first, count = int(chosen[0]), len(chosen)
         whole = torch.equal(chosen, torch.arange(first, first + count))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -45,6 +45,8 @@ class ImageTask:
         train_images, val_images, test_images: uint8, (N, H, W) grey or (N, H, W, 3) colour, of one size.
         train_labels, val_labels, test_labels: (N,) int64 from 0.
         sha256: the checksum of the data all this came from.
+        left_out: how many images of "val" and "test" were left out as near duplicates (see `duplicates`);
+            empty where nobody looked.
         unit: what progress is counted in.
 
     Raises:
@@ -66,6 +68,7 @@ class ImageTask:
     test_images: Tensor
     test_labels: Tensor
     sha256: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
     unit: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
@@ -90,7 +93,9 @@ class ImageTask:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(self.part(part)[1])} {part}" for part in PARTS)
         shape = "x".join(map(str, self.train_images.shape[1:]))
-        return f"ImageTask({self.name!r}, {len(self.class_names)} classes, {shape}, {sizes})"
+        gone = " and ".join(f"{count} {part}" for part, count in self.left_out.items() if count)
+        without = f"; {gone} left out as near duplicates" if gone else ""
+        return f"ImageTask({self.name!r}, {len(self.class_names)} classes, {shape}, {sizes}{without})"
 
 
 @dataclass(frozen=True, eq=False)

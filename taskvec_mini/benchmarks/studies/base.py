@@ -288,6 +288,7 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
     amount: dict[str, Any] = {f"share_of_training_{unit}": chosen.share}
     if chosen.limit is not None:
         amount = {f"training_{unit}": chosen.limit}
+    left_out = {name: dict(task.left_out) for name, task in tasks.items() if getattr(task, "left_out", None)}
     return Suite(
         backbone=backbone,
         tasks=tasks,
@@ -301,6 +302,7 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
             "recentre": chosen.recentre,
             f"test_{unit}": chosen.test,
             **({} if chosen.precision == "float32" else {"precision": chosen.precision}),
+            **({"near_duplicates_left_out": left_out} if left_out else {}),
         },
         data=data_files(tasks, suite=chosen.suite),
         test=chosen.test,

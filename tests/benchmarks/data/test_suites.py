@@ -395,6 +395,7 @@ def test_wrong_options_are_refused(options, error, message):
 
 HOW_TO_GET = {
     "bundle": "says where each was taken from; suite='torchvision' downloads data sets of the same kind",
+    "large": "says where each was taken from; suite='torchvision' downloads data sets of the same kind",
     "torchvision": "any folder with room will do, what is missing is downloaded into it",
     "hub": "any folder with room will do, what is missing is downloaded into it",
     "text": "suite='text-hub' downloads the same tasks",
