@@ -49,9 +49,7 @@ def _drawers(app: Any, doctree: nodes.document) -> None:
 def _drawer(cell: nodes.container) -> str:
     if cell["hide_mode"] == "all":
         return "Solution"
-    kinds = {
-        output.get("mime_type") for output in cell.findall(lambda node: "mime_type" in _attributes(node))
-    }
+    kinds = {node["mime_type"] for node in cell.findall(nodes.Element) if "mime_type" in node}
     if "text/html" in kinds and kinds & PICTURES:
         return "How the chart is made"
     if kinds & PICTURES:
