@@ -1,145 +1,458 @@
-"""State dicts of one layout in safetensors files: headers compared, tensors read in turn."""
+"""Models of one layout on disk: names, shapes and dtypes compared, and what is merged and what is not."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+import fnmatch
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from taskvec_mini import _checks, _files
 from taskvec_mini.errors import InputTypeError, UserError
+from taskvec_mini.merging.model_files import FLOATS, Array, ModelFiles, Part, Reader, find_model
 
 Path = str | os.PathLike[str]
 
-_READ = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float32, "BF16": torch.float32}
-_COUNTS = ("I", "U", "BOOL")  # how the dtypes begin that have no meaningful difference
-_GROUP = 1 << 22  # entries of each file that stay mapped before the files are opened anew
+_INFIXES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # of wrappers
+_STATISTICS = ("running_mean", "running_var")  # of a batch normalisation
+_PACKED = ("weight", "qweight", "qzeros", "weight_packed", "g_idx")  # names of quantised weights
+_CHUNK = 1 << 20  # entries of two tensors that are compared at a time
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Files of one layout, the pretrained one first; all is known but the entries.
+    """Models of one layout, the pretrained one first; all is known but the entries.
 
     Attributes:
-        files: the pretrained one, then the T finetuned ones.
-        shapes: of the floating-point tensors by name, names sorted.
-        kinds: their dtypes, as the files call them.
+        models: the pretrained one, then the T finetuned ones.
+        names: of each model, the name in its files of each tensor that is merged.
+        shapes: of the tensors that are merged, by name, names sorted.
         dtype: what all of them are read as.
-        carried: the names of the other tensors.
+        carried: the tensors that stay as in the pretrained model, each with the reason.
+        twins: tied weights which the files hold twice: a name, and the one whose entries it gets.
+        notes: what a user has to know, a sentence each.
     """
 
-    files: list[Path]
+    models: list[ModelFiles]
+    names: list[dict[str, str]]
     shapes: dict[str, tuple[int, ...]]
-    kinds: dict[str, str]
     dtype: torch.dtype
-    carried: tuple[str, ...]
+    carried: dict[str, str]
+    twins: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Entries by name."""
-        return {name: math.prod(shape) for name, shape in self.shapes.items()}
+        """Entries of each tensor that is merged, by name."""
+        return {name: self.models[0].parts[name].size for name in self.shapes}
 
-    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The parts (n,) of all entries (D,), in the order of names."""
-        return torch.split(flat, list(self.sizes.values()))
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry as it is read."""
+        return self.dtype.itemsize
 
-    def walk(self, files: Sequence[Path]) -> Iterator[tuple[str, list[Tensor]]]:
-        """Name by name, one flat tensor (n,) of each file: mapped, so nobody may write into them.
-
-        Pages once read count as memory of this process until their file is closed. So the files are closed
-        and opened anew every few tensors.
-        """
-        remaining = list(self.sizes.items())
-        while remaining:
-            with contextlib.ExitStack() as stack:
-                opened = [stack.enter_context(_opened(file)) for file in files]
-                mapped = 0
-                while remaining and mapped < _GROUP:
-                    name, size = remaining.pop(0)
-                    mapped += size
-                    yield name, [each.get_tensor(name).reshape(-1).to(self.dtype) for each in opened]
-
-    def carried_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the pretrained file that are no floating-point ones."""
-        with _opened(self.files[0]) as start:
-            return {name: start.get_tensor(name).clone() for name in self.carried}
+    @property
+    def tasks(self) -> int:
+        """How many finetuned models there are."""
+        return len(self.models) - 1
 
 
-def stored_layout(pretrained: Path, finetuned: Sequence[Path], *, integer_buffers: str) -> Stored:
-    """What the headers of all files say; an error where they do not agree."""
+class Readers:
+    """A reader for each of some models of one layout, for one thread."""
+
+    def __init__(self, stored: Stored):
+        self.stored = stored
+        self._each = [Reader(model) for model in stored.models]
+        self.buffers: dict[str, Array] = {}  # what the thread wants to keep
+
+    def start(self, name: str, first: int, *, out: Array) -> None:
+        """Fill `out` (n,) with entries of the pretrained model."""
+        self._each[0].read(self.stored.names[0][name], first, out=out)
+
+    def vector(self, task: int, name: str, *, first: int, start: Array, out: Array) -> None:
+        """Fill `out` (n,) with entries of a task vector; `start` (n,) are those of the pretrained model."""
+        self._each[task + 1].read(self.stored.names[task + 1][name], first, out=out)
+        np.subtract(out, start, out=out)
+
+    def finetuned(self, task: int, name: str, *, out: Array) -> None:
+        """Fill `out` (n,) with a whole tensor of a finetuned model."""
+        self._each[task + 1].read(self.stored.names[task + 1][name], 0, out=out)
+
+    def carried(self, name: str) -> torch.Tensor:
+        """A tensor that stays as it is in the pretrained model, in its dtype."""
+        return self._each[0].tensor(name)
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for reader in self._each:
+            reader.close()
+
+
+def stored_layout(
+    pretrained: Path,
+    finetuned: Sequence[Path],
+    *,
+    integer_buffers: str = "carry",
+    exclude: Sequence[str] = (),
+    mixed_dtypes: bool = False,
+    statistics: str = "carry",
+) -> Stored:
+    """What the headers of all models say; an error where they do not agree.
+
+    Args:
+        pretrained, finetuned: files or folders of models.
+        integer_buffers: "refuse" them or "carry" them over from the pretrained model.
+        exclude: patterns of names, as in a shell: what stays as it is in the pretrained model, and what is
+            left away where only a finetuned model has it.
+        mixed_dtypes: whether a tensor may have another dtype in a finetuned model.
+        statistics: "carry" the running statistics of batch normalisations, or "merge" them with a warning.
+    """
     if isinstance(finetuned, str | os.PathLike):
         raise InputTypeError(
-            f"finetuned must be a list of files, got the one file {finetuned!r}; put it into [ ]"
+            f"finetuned must be a list of models, got the one {finetuned!r}; put it into [ ]"
         )
     carry = _checks.named_choice("integer_buffers", integer_buffers, {"refuse": False, "carry": True})
-    files = [pretrained, *_checks.not_empty("the list of finetuned files", finetuned)]
-    shapes, kinds = _contents(pretrained)
-    for place, file in enumerate(files[1:], 1):
-        other_shapes, other_kinds = _contents(file)
-        if any(os.path.samefile(file, earlier) for earlier in files[:place]):
+    paths = [pretrained, *_checks.not_empty("the list of finetuned models", finetuned)]
+    models: list[ModelFiles] = []
+    for path in paths:
+        model = find_model(path)
+        if any(os.path.samefile(model.files[0], earlier.files[0]) for earlier in models):
             raise UserError(
-                f"{file} is given twice; a task counts once (weigh it in memory if you want it to count more)"
+                f"{path} is given twice; a task counts once (weigh it in memory if you want it to count more)"
             )
-        _checks.check_keys(shapes, other_shapes, name=str(pretrained), other=str(file))
-        for name, shape in shapes.items():
-            _checks.check_shapes(f"{name} in {file}", shape, other_shapes[name])
-            if other_kinds[name] != kinds[name]:
+        models.append(model)
+    start = models[0]
+    notes: list[str] = []
+    _refuse_quantised(models)
+    carried = _carried(start, carry=carry, exclude=exclude, statistics=statistics)
+    wanted = [name for name in start.parts if name not in carried]
+    twins = _twins(start, wanted)
+    names = [{name: name for name in wanted}]
+    for model in models[1:]:
+        own = _own_names(start.parts, model.parts, path=model.path, notes=notes)
+        _leave_out(model, own, start=start, carried=carried, exclude=exclude, notes=notes)
+        _find_twins(model, own, wanted=wanted, twins=twins, path=start.path, notes=notes)
+        for name in wanted:
+            _check_part(name, start.parts[name], model.parts[own[name]], path=model.path, mixed=mixed_dtypes)
+        names.append({name: own[name] for name in wanted})
+    _check_patterns(exclude, names=[name for model in models for name in model.parts])
+    _tell_of_carried(models, carried, notes=notes)
+    for name, first in twins.items():
+        notes.append(
+            f"{name!r} and {first!r} are one tensor (tied weights): it is merged once, written to both"
+        )
+    shapes = {name: start.parts[name].shape for name in wanted if name not in twins}
+    if statistics == "merge":
+        _checks.warn_of_statistics(shapes)
+    if not any(start.parts[name].size for name in shapes):
+        raise UserError(
+            f"{start.path} holds no floating-point entries to merge; give a state dict with parameters"
+        )
+    wide = any(start.parts[name].kind == "F64" for name in shapes)
+    dtype = torch.float64 if wide else torch.float32
+    return Stored(models, names, shapes, dtype, carried, twins, notes)
+
+
+# --- what is merged --------------------------------------------------------------------------------------
+
+
+def _refuse_quantised(models: list[ModelFiles]) -> None:
+    """An error if weights are codes, whose differences mean nothing."""
+    remedy = "merge the models as they were before quantisation, or load them and save them dequantised"
+    for model in models:
+        config = model.folder / "config.json" if model.folder else None
+        if config and config.is_file():
+            about = _files.read_json(config, what="configuration", remedy="copy the model again")
+            if about.get("quantization_config"):
+                raise InputTypeError(f"{model.path} is quantised, says its config.json; {remedy}")
+        for name, part in model.parts.items():
+            whole = part.kind.startswith(("I", "U")) and len(part.shape) > 1 and part.kind in ("I8", "U8")
+            named = part.kind[0] in "IU" and name.rpartition(".")[2] in _PACKED
+            if whole or named or part.kind.startswith("F8"):
                 raise InputTypeError(
-                    f"dtypes differ at {name!r}: {kinds[name]} in {pretrained} against {other_kinds[name]} "
-                    f"in {file}; their difference would hold the rounding of one side: use files of one "
-                    "precision"
+                    f"{name!r} in {part.file} is {part.kind}, which cannot be merged: these are quantised "
+                    f"weights, whose differences mean nothing; {remedy}, as one of {', '.join(FLOATS)}"
                 )
-    carried = [name for name, kind in kinds.items() if kind not in _READ]
-    for name in carried:
-        if not kinds[name].startswith(_COUNTS):
-            raise InputTypeError(
-                f"{name!r} is {kinds[name]}, which cannot be merged; save it as one of {', '.join(_READ)}"
-            )
-        if not carry:
-            raise InputTypeError(
-                f"{name!r} is {kinds[name]}, which has no meaningful difference; pass "
-                'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
-            )
-        del shapes[name], kinds[name]
-    _checks.warn_of_statistics(shapes)
-    dtype = torch.float64 if "F64" in kinds.values() else torch.float32
-    stored = Stored(files, shapes=shapes, kinds=kinds, dtype=dtype, carried=tuple(carried))
-    if not any(stored.sizes.values()):
-        raise UserError(f"{pretrained} holds no floating-point entries; give a state dict with parameters")
-    return stored
 
 
-def data_offsets(file: Path) -> dict[str, int]:
-    """Where the bytes of each tensor begin, from the start of a file that `stored_layout` has looked at.
+def _carried(start: ModelFiles, *, carry: bool, exclude: Sequence[str], statistics: str) -> dict[str, str]:
+    """The tensors of the pretrained model that are not merged, each with the reason."""
+    carried = {}
+    for name, part in start.parts.items():
+        if _excluded(name, exclude):
+            carried[name] = "excluded"
+        elif part.kind not in FLOATS:
+            if not part.kind.startswith(("I", "U", "BOOL")):
+                raise InputTypeError(
+                    f"{name!r} is {part.kind}, which cannot be merged; save it as one of {', '.join(FLOATS)}"
+                )
+            if not carry:
+                raise InputTypeError(
+                    f"{name!r} is {part.kind}, which has no meaningful difference; pass "
+                    'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
+                )
+            carried[name] = f"it holds whole numbers ({part.kind})"
+        elif statistics == "carry" and name.endswith(_STATISTICS):
+            carried[name] = "running statistics of a batch normalisation"
+    return carried
 
-    The format: the length of the header in 8 bytes, the header in JSON, the tensors.
+
+def _excluded(name: str, exclude: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def _check_patterns(exclude: Sequence[str], *, names: Iterable[str]) -> None:
+    """An error where a pattern fits no name at all."""
+    listed = list(names)
+    for pattern in exclude:
+        if not fnmatch.filter(listed, pattern):
+            near = _checks._near_names(pattern, listed)
+            hint = f"did you mean {near[0]!r}?" if near else f"the first name is {listed[0]!r}"
+            raise UserError(f"exclude={pattern!r} fits no tensor of any model; {hint}")
+
+
+def _own_names(
+    wanted: Mapping[str, Part], found: Mapping[str, Part], *, path: Any, notes: list[str]
+) -> dict[str, str]:
+    """From the pretrained model's names to those in a finetuned one, which a wrapper may have changed."""
+    if wanted.keys() <= found.keys():
+        return {name: name for name in found}
+    plain = {_without_wrappers(name): name for name in found}
+    own = {name: plain[_without_wrappers(name)] for name in wanted if _without_wrappers(name) in plain}
+    if len(plain) == len(found) and any(own[name] != name for name in own):
+        changed = next(name for name in own if own[name] != name)
+        notes.append(f"{path}: names are read without wrappers, such as {own[changed]!r} as {changed!r}")
+        rest = {name: name for name in found if name not in own.values()}
+        return {**rest, **own}
+    prefix, count = _common_prefix(wanted, found)
+    if count > sum(name in found for name in wanted):
+        notes.append(f"{path}: its names begin with {prefix!r}, those of the pretrained model do not")
+        return {name.removeprefix(prefix): name for name in found}
+    prefix, count = _common_prefix(found, wanted)
+    if count > sum(name in found for name in wanted):
+        notes.append(f"{path}: its names lack {prefix!r}, with which those of the pretrained model begin")
+        return {prefix + name if prefix + name in wanted else name: name for name in found}
+    return {name: name for name in found}
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _INFIXES)
+
+
+def _common_prefix(short: Mapping[str, Part], long: Mapping[str, Part]) -> tuple[str, int]:
+    """What most of the long names have in front of a short one, and how many have it."""
+    counts: Counter[str] = Counter()
+    for name in long:
+        for place in range(len(name)):
+            if name[place] == "." and name[place + 1 :] in short:
+                counts[name[: place + 1]] += 1
+    return counts.most_common(1)[0] if counts else ("", 0)
+
+
+def _leave_out(
+    model: ModelFiles,
+    own: dict[str, str],
+    *,
+    start: ModelFiles,
+    carried: Mapping[str, str],
+    exclude: Sequence[str],
+    notes: list[str],
+) -> None:
+    """Take away what only a finetuned model has: excluded tensors, integers, copies of tied weights.
+
+    Any other such tensor is an error.
     """
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    return {
-        name: 8 + length + about["data_offsets"][0]
-        for name, about in header.items()
-        if name != "__metadata__"
-    }
+    extra = [name for name in own if name not in start.parts]
+    dropped = [
+        name for name in extra if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS
+    ]
+    for name in extra:
+        if name in dropped:
+            continue
+        twin = _twin_of(model, own[name])
+        known = {file_name: each for each, file_name in own.items()}
+        if twin is not None and known[twin] in start.parts and known[twin] not in carried:
+            dropped.append(name)
+            notes.append(
+                f"{model.path}: {name!r} is {known[twin]!r} once more (tied weights), and is left away"
+            )
+            continue
+        raise UserError(
+            f"keys differ: {model.path} has {name!r}, {start.path} has not; "
+            + _remedy(name, "which leaves it away", wrapped=start.parts)
+        )
+    plain = [
+        name for name in dropped if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS
+    ]
+    if plain:
+        notes.append(f"{model.path}: left away, as the pretrained model has none of it: {_listed(plain)}")
+    for name in dropped:
+        del own[name]
 
 
-def _opened(file: Path) -> AbstractContextManager[Any]:
-    remedy = "copy it again, or write the state dict anew with safetensors.torch.save_file"
-    return _files.opened_safetensors(file, what="safetensors file", remedy=remedy)
+def _remedy(name: str, result: str, *, wrapped: Iterable[str]) -> str:
+    """What to do about a tensor that one model lacks."""
+    if name.endswith(("lm_head.weight", "decoder.weight")):
+        cause = "one of the two models is tied and the other is not: untie or tie both, or "
+    else:
+        cause = "use models of one architecture, or "
+    stem = name.rpartition(".")[0]
+    pattern = f"{stem}.*" if stem and "." not in stem else name
+    return f"{cause}pass exclude=[{pattern!r}] (--exclude '{pattern}'), {result}"
 
 
-def _contents(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes and dtypes by name, names sorted."""
-    with _opened(file) as opened:
-        parts = {name: opened.get_slice(name) for name in sorted(opened.keys())}
-        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-        return shapes, {name: part.get_dtype() for name, part in parts.items()}
+def _find_twins(
+    model: ModelFiles,
+    own: dict[str, str],
+    *,
+    wanted: Sequence[str],
+    twins: dict[str, str],
+    path: Any,
+    notes: list[str],
+) -> None:
+    """Complete `own` where a tied tensor stands in a model only once; drop twins that are not tied there."""
+    for name in wanted:
+        if name in own:
+            continue
+        others = [each for each in wanted if twins.get(each, each) == twins.get(name, name) and each in own]
+        if not others:
+            raise UserError(
+                f"keys differ: {path} has {name!r}, {model.path} has not; "
+                + _remedy(name, "which keeps the pretrained model's", wrapped=own)
+            )
+        own[name] = own[others[0]]
+        notes.append(f"{model.path}: has no {name!r} of its own; it is {others[0]!r} (tied weights)")
+    with closing(Reader(model)) as reader:
+        for name, first in list(twins.items()):
+            if own[name] == own[first] or _equal(reader, own[name], own[first]):
+                continue
+            if len(model.parts[own[name]].shape) > 1:
+                raise UserError(
+                    f"{name!r} and {first!r} are one tensor in {path} (tied weights) and two in "
+                    f"{model.path}; untie the pretrained model as well (tie_word_embeddings=False), or "
+                    f"pass exclude=[{name!r}] (--exclude '{name}'), which keeps the pretrained model's"
+                )
+            del twins[name]  # two vectors that were equal by chance, as biases of zeros are
+
+
+def _check_part(name: str, first: Part, second: Part, *, path: Any, mixed: bool) -> None:
+    """An error unless a tensor has one shape and one dtype in both models."""
+    if first.shape != second.shape:
+        if len(first.shape) == len(second.shape) == 2 and first.shape[1] == second.shape[1]:
+            raise UserError(
+                f"shapes differ at {name!r}: {first.shape} in {first.file} against {second.shape} in {path}; "
+                "if a vocabulary grew, give the pretrained model the same new rows "
+                f"(model.resize_token_embeddings({second.shape[0]})); to keep the pretrained model's tensor, "
+                f"pass exclude=[{name!r}] (--exclude '{name}')"
+            )
+        _checks.check_shapes(f"{name} in {path}", first.shape, second.shape)
+    if second.kind not in FLOATS or (first.kind != second.kind and not mixed):
+        raise InputTypeError(
+            f"dtypes differ at {name!r}: {first.kind} in {first.file} against {second.kind} in "
+            f"{second.file}; "
+            "their difference would hold the rounding of one side: use files of one precision, or pass "
+            "mixed_dtypes=True (--mixed-dtypes) to take it all the same"
+        )
+
+
+def _tell_of_carried(models: list[ModelFiles], carried: Mapping[str, str], *, notes: list[str]) -> None:
+    """Say which tensors stay as they are and why, and where integers differ between the models."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in carried.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        notes.append(f"kept as in the pretrained model ({reason}): {_listed(names)}")
+        if reason.startswith("running statistics"):
+            notes.append(
+                "the running statistics do not fit the merged weights: run training inputs through the "
+                "merged model in training mode, without a step, before you use it"
+            )
+    whole = [name for name in carried if models[0].parts[name].kind not in FLOATS]
+    if not whole:
+        return
+    with closing(Reader(models[0])) as first:
+        for model in models[1:]:
+            with closing(Reader(model)) as second:
+                differing = [
+                    name
+                    for name in whole
+                    if name in model.parts
+                    and model.parts[name].shape == models[0].parts[name].shape
+                    and not torch.equal(first.tensor(name), second.tensor(name))
+                ]
+            if differing:
+                notes.append(
+                    f"{model.path}: other whole numbers than the pretrained model: {_listed(differing)}"
+                )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
+# --- tied weights ----------------------------------------------------------------------------------------
+
+
+def _twins(model: ModelFiles, names: Sequence[str]) -> dict[str, str]:
+    """Tensors with the entries of an earlier one: each name, and that of the first with these entries.
+
+    Tensors with one value throughout do not count: ones and zeros are where normalisations begin.
+    """
+    groups: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
+    twins: dict[str, str] = {}
+    with closing(Reader(model)) as reader:
+        for name in names:
+            part = model.parts[name]
+            beginning = np.empty(min(part.size, 64), np.float64)
+            if part.size < 2:
+                continue
+            reader.read(name, 0, out=beginning)
+            alike = groups.setdefault((part.kind, part.shape, beginning.tobytes()), [])
+            for first in alike:
+                if _equal(reader, name, first) and not _constant(reader, name):
+                    twins[name] = first
+                    break
+            else:
+                alike.append(name)
+    return twins
+
+
+def _twin_of(model: ModelFiles, name: str) -> str | None:
+    """Another tensor of a model with the same entries, or None."""
+    part = model.parts[name]
+    with closing(Reader(model)) as reader:
+        for other, about in model.parts.items():
+            alike = other != name and (about.kind, about.shape) == (part.kind, part.shape)
+            if alike and _equal(reader, name, other) and not _constant(reader, name):
+                return other
+    return None
+
+
+def _equal(reader: Reader, name: str, other: str) -> bool:
+    size = reader.model.parts[name].size
+    for first in range(0, size, _CHUNK):
+        pair = np.empty((2, min(_CHUNK, size - first)), np.float64)
+        reader.read(name, first, out=pair[0])
+        reader.read(other, first, out=pair[1])
+        if not np.array_equal(pair[0], pair[1]):
+            return False
+    return True
+
+
+def _constant(reader: Reader, name: str) -> bool:
+    size = reader.model.parts[name].size
+    value = np.empty(1, np.float64)
+    reader.read(name, 0, out=value)
+    for first in range(0, size, _CHUNK):
+        entries = np.empty(min(_CHUNK, size - first), np.float64)
+        reader.read(name, first, out=entries)
+        if not (entries == value).all():
+            return False
+    return True

@@ -1,9 +1,9 @@
-"""Merging straight from safetensors files: for models of which eight do not fit into memory side by side.
+"""Merging straight from files: for models of which eight do not fit into memory side by side.
 
 The rules and their options are those of `merging`, and so are the results, to rounding; only where TIES has
 to cut among entries of equal size, it keeps those of the tensors whose names come first. But no task vector
-is ever whole in memory: all files are read tensor by tensor, mapped and not copied, and what was read is let
-go before the next few tensors. The merged model, and copies of one tensor, are all that is held.
+is ever whole in memory. What needs one entry of each model at a time is done in pieces of rows, so that the
+size of no tensor matters; the rules for matrices take one tensor of all models.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -18,16 +18,16 @@ go before the next few tensors. The merged model, and copies of one tensor, are 
 Any number of threads gives the same bits, except for the rules for matrices, whose singular vectors and
 products depend on it.
 
-Files of float16 or bfloat16 are read as float32, and so is the result; float64 stays float64. To try many
-scaling coefficients, make a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which writes
-every model into one buffer.
+Models are those that `merge_models` takes: files, or folders in Hugging Face layout. Half precision is read
+as float32, and sums run in it, or in float64 where a model holds that. To try many scaling coefficients, make
+a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which writes every model into one buffer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
@@ -35,12 +35,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskvec_mini import _checks, _files
-from taskvec_mini.merging._stored import Path, Stored, stored_layout
-from taskvec_mini.merging._sums import Array, sum_vectors
+from taskvec_mini import _checks
+from taskvec_mini.errors import UserError
+from taskvec_mini.merging import _pieces
+from taskvec_mini.merging._pieces import Piece, Sink, sum_vectors, vectors_of
+from taskvec_mini.merging._stored import Path, Readers, Stored, stored_layout
+from taskvec_mini.merging.model_files import Array
 from taskvec_mini.merging.registry import RULES, Rule
-from taskvec_mini.merging.rules import kept_entries, mean, ties
+from taskvec_mini.merging.rules import _entries as share_of
+from taskvec_mini.merging.rules import breadcrumbs, consensus, dare, kept_entries, mean, ties
 from taskvec_mini.vectors import TaskVector
+
+_ENTRIES = 1 << 18  # of each model in a piece that a rule gets at a time
+_WHOLE = 1 << 22  # entries of a tensor up to which rules that rank its entries take it whole
+_BY_ENTRY = (consensus, dare)  # rules that need one entry of each model at a time
 
 
 def merge_files(
@@ -49,44 +57,43 @@ def merge_files(
     *,
     rule: str = "mean",
     scaling_coef: float = 1.0,
-    out: Path | None = None,
     integer_buffers: Literal["refuse", "carry"] = "refuse",
     **options: Any,
 ) -> dict[str, Tensor]:
-    """The state dict `pretrained + scaling_coef * merged` of T finetuned state dicts in safetensors files.
+    """The state dict `pretrained + scaling_coef * merged` of T finetuned models on disk.
+
+    `merge_models` writes it to files instead, in the pretrained model's dtypes and never whole in memory.
 
     Args:
-        pretrained: the file of the start.
-        finetuned: T files with the same names, shapes and dtypes, each another one.
+        pretrained: the start: a file, or a folder of a model.
+        finetuned: T models with the same names, shapes and dtypes, each another one.
         rule: a name in `merging.RULES`, such as "mean", "task_arithmetic", "ties" or "iso_c".
         scaling_coef: λ; for the sum and the mean see `merging.task_arithmetic`.
-        out: a file that the result is written to as well, whole or not at all; it may be one of those read.
-        integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained file.
-        options: the options of the rule, such as `density=0.2`. `merging.dare` draws its masks tensor by
-            tensor here, in the order of names, so they are other ones than for vectors in memory.
+        integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained model.
+        options: the options of the rule, such as `density=0.2`. `merging.dare` draws its masks piece by
+            piece here, in the order of names, so they are other ones than for vectors in memory.
 
     Returns:
-        The tensors by name, names sorted.
+        The tensors by name, names sorted; those that were merged in float32, or in float64 where a model
+        holds that.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        OSError: if a file cannot be read, or `out` cannot be written; an older file stays as it is.
+        OSError: if a file cannot be read.
         TypeError: if dtypes differ or have no meaningful difference, or the rule lacks a generator.
-        ValueError: if a file is no whole safetensors file or is given twice; if names or shapes differ; if an
-            entry is NaN or infinite; if the rule or an option is unknown; and what the rule itself raises.
+        ValueError: if a file is damaged or given twice; if names or shapes differ; if an entry is NaN or
+            infinite; if the rule or an option is unknown; and what the rule itself raises.
     """
     coef = _checks.finite_number("scaling_coef", scaling_coef)
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
-    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers)
-    state = stored.carried_tensors()
-    merged = stored.split(_merged(stored, chosen, options=options, coef=coef))
-    for (name, shape), part in zip(stored.shapes.items(), merged, strict=True):
-        state[name] = part.view(shape)
-    state = {name: state[name] for name in sorted(state)}
-    if out is not None:
-        _files.write_safetensors(out, state, metadata={"format": "pt"})
-    return state
+    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics="merge")
+    _, parts = _in_memory(stored, chosen, options=options, coef=coef)
+    state = {name: part.view(stored.shapes[name]) for name, part in parts.items()}
+    with closing(Readers(stored)) as readers:
+        state |= {name: readers.carried(name) for name in stored.carried}
+    state |= {name: state[first] for name, first in stored.twins.items()}
+    return {name: state[name] for name in sorted(state)}
 
 
 def merged_vector(
@@ -97,104 +104,223 @@ def merged_vector(
     integer_buffers: Literal["refuse", "carry"] = "refuse",
     **options: Any,
 ) -> TaskVector:
-    """The merged task vector of T finetuned state dicts in safetensors files, its tensors sorted by name.
+    """The merged task vector of T finetuned models on disk, its tensors sorted by name.
 
     Arguments are those of `merge_files`. What the rule holds besides is the vector twice over.
 
     Raises:
-        UserError: as `merge_files` does.
+        UserError: as `merge_files` does; and if two names stand for one tensor, as tied weights do.
     """
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
-    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers)
-    flat = _merged(stored, chosen, options=options, coef=None)
-    return TaskVector(flat, list(stored.shapes.items()), stored.carried)
+    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics="merge")
+    for name, first in stored.twins.items():
+        raise UserError(
+            f"{pretrained} holds one tensor under two names, {first!r} and {name!r}, as tied weights do; "
+            "merge_models and merge_files merge it once and write it to both"
+        )
+    flat, _ = _in_memory(stored, chosen, options=options, coef=None)
+    return TaskVector(flat, list(stored.shapes.items()), tuple(stored.carried))
 
 
-def _merged(stored: Stored, rule: Rule, *, options: dict[str, Any], coef: float | None) -> Tensor:
-    """All entries (D,) of the merged task vector or, with a coefficient, of the merged model."""
+def _in_memory(
+    stored: Stored, rule: Rule, *, options: dict[str, Any], coef: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All entries (D,) of the merged vector or, with a coefficient, model; and the parts of it by name."""
+    # of torch and not of numpy, which asks for huge pages: a fresh process waits long for them
+    flat = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
+    parts = dict(zip(stored.sizes, torch.split(flat, list(stored.sizes.values())), strict=True))
+    arrays = {name: part.numpy() for name, part in parts.items()}
+
+    def keep(piece: Piece, entries: Array, start: Array) -> None:
+        arrays[piece.name][piece.first : piece.first + piece.size] = entries
+
+    for _ in merge_into(keep, stored, rule=rule, options=options, coef=coef):
+        pass
+    return flat, parts
+
+
+def merge_into(
+    sink: Sink,
+    stored: Stored,
+    *,
+    rule: Rule,
+    options: dict[str, Any],
+    coef: float | None,
+    weights: Sequence[float] | None = None,
+) -> Iterator[int]:
+    """Merge, and give every piece of the result to `sink`; say after each how many entries were worked on.
+
+    Args:
+        sink: gets, from any thread, a piece, what was merged there (n,) and the entries (n,) of the
+            pretrained model.
+        stored: the models.
+        rule: the rule, with its `options`.
+        coef: λ for the merged model; None for the merged task vector.
+        weights: a factor for each task vector, for rules that stream.
+    """
     what = "merged task vector" if coef is None else "merged model"
     if rule.streams:
-        divisor = len(stored.files) - 1 if rule.function is mean else 1
+        divisor = stored.tasks if rule.function is mean else 1
 
-        def finish(total: Array, start: Array, merged: Array) -> None:
-            np.divide(total, divisor, out=total if coef is not None else merged)
+        def finish(total: Array, start: Array) -> None:
+            np.divide(total, divisor, out=total)
             if coef is not None:
                 np.multiply(total, coef, out=total)
-                np.add(total, start, out=merged)
+                np.add(total, start, out=total)
 
-        flat, bad = sum_vectors(stored, finish)
-        if bad:
-            for merged, (name, read) in zip(stored.split(flat), stored.walk(stored.files), strict=True):
-                _check_finite(stored, name, read=read, made={what: merged})
-        return flat
-
-    flat = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
-    function = partial(rule.function, **options)
-    trims = None
-    if rule.function is ties and not options.get("per_tensor", False):  # then a trim sees the whole vector
-        function([TaskVector(torch.ones(1), [("", (1,))])])  # checks the options before a long read
-        density = options.get("density", rule.options["density"])
-        trims = [_trim(stored, file, density=density) for file in stored.files[1:]]
-        function = partial(ties, **{**options, "density": 1.0})
-    for merged, (name, read) in zip(stored.split(flat), stored.walk(stored.files), strict=True):
-        start, *ends = read
-        if len(start) == 0:
-            continue
-        parts = [end - start for end in ends]
-        differences = zip(stored.files[1:], parts, strict=True)
-        _check_finite(stored, name, read=read, made={f"task vector of {f}": part for f, part in differences})
-        if trims is not None:
-            parts = [trim.apply(part) for trim, part in zip(trims, parts, strict=True)]
-        layout = [(name, stored.shapes[name])]
-        merged.copy_(function([TaskVector(part, layout) for part in parts]).flat)
-        if coef is not None:
-            merged.mul_(coef).add_(start)
-        _check_finite(stored, name, read=read, made={what: merged})
-    return flat
-
-
-def _check_finite(stored: Stored, name: str, *, read: list[Tensor], made: dict[str, Tensor]) -> None:
-    """A UserError about NaN or infinity, which names a file that holds some, or else what was made of them.
-
-    One quick pass comes before a thorough one: a sum is finite unless an entry is not, or hardly ever else.
-    """
-    if all(math.isfinite(float(part.sum(dtype=torch.float64))) for part in made.values()):
+        for piece, finite in sum_vectors(stored, finish, sink, weights=weights):
+            if not finite:
+                _blame(stored, piece.name, what=what, again=partial(_summed, finish=finish, weights=weights))
+            yield piece.size
         return
-    for file, part in zip(stored.files, read, strict=True):
-        _checks.check_finite(f"{name!r} in {file}", part)
-    for what, part in made.items():
-        _checks.check_finite(f"{name!r} of the {what}", part)
+    function = partial(rule.function, **options)
+    names = [name for name, size in stored.sizes.items() if size]
+    if rule.function is ties and not options.get("per_tensor", False):  # its trim sees the whole vector
+        function([TaskVector(torch.ones(1), [("", (1,))])])  # checks the options before a long read
+        count = kept_entries(options.get("density", rule.options["density"]), size=sum(stored.sizes.values()))
+        cuts = _pieces.largest(stored, names, counts=[count], size=_ENTRIES)
+        merge = _after_cuts(partial(ties, **{**options, "density": 1.0, "per_tensor": False}), cuts)
+        yield from _by_pieces(sink, stored, names, merge=merge, coef=coef, what=what)
+        return
+    for name in names:
+        if rule.function in _BY_ENTRY:
+            yield from _by_pieces(sink, stored, [name], merge=function, coef=coef, what=what)
+        elif rule.function in (ties, breadcrumbs) and stored.sizes[name] > _WHOLE:
+            function([TaskVector(torch.ones(1), [("", (1,))])])
+            merge = _ranked(stored, name, rule=rule, options=options)
+            yield from _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what)
+        else:
+            yield from _whole(sink, stored, name, merge=function, coef=coef, what=what)
 
 
-# the global trim of TIES
+Merge = Callable[[list[TaskVector]], TaskVector]
 
 
-@dataclass
-class _Trim:
-    """What one task keeps: all above a magnitude, and of those equal to it the first few."""
-
-    threshold: float
-    spare: int  # how many of the equal ones may still be kept
-
-    def apply(self, part: Tensor) -> Tensor:
-        """The entries (n,) of the next tensor, those that are not kept set to 0."""
-        magnitudes = part.abs()
-        kept = magnitudes > self.threshold
-        equal = (magnitudes == self.threshold).nonzero().squeeze(1)[: self.spare]
-        kept[equal] = True
-        self.spare -= len(equal)
-        return part.where(kept, 0)
+def _by_pieces(
+    sink: Sink, stored: Stored, names: Sequence[str], *, merge: Merge, coef: float | None, what: str
+) -> Iterator[int]:
+    """Merge some tensors in pieces, for rules to which the shape of a tensor means nothing."""
+    for piece, (start, vectors) in vectors_of(stored, names, size=_ENTRIES):
+        if not np.isfinite(vectors).all():
+            _blame(stored, piece.name, what=what)
+        layout = [(piece.name, (piece.size,))]
+        merged = merge([TaskVector(torch.from_numpy(vector), layout) for vector in vectors])
+        _deliver(sink, stored, piece, merged=merged, start=start, coef=coef, what=what)
+        yield piece.size
 
 
-def _trim(stored: Stored, file: Path, *, density: float) -> _Trim:
-    """The cut after the ⌈density · D⌉ largest magnitudes of one task; one vector is in memory for it."""
-    magnitudes = torch.empty(sum(stored.sizes.values()), dtype=stored.dtype)
-    walk = stored.walk([stored.files[0], file])
-    for place, (_, (start, end)) in zip(stored.split(magnitudes), walk, strict=True):
-        torch.sub(end, start, out=place).abs_()
-    count = kept_entries(density, size=len(magnitudes))
-    ranked = magnitudes.numpy()
-    ranked.partition(len(ranked) - count)
-    largest = ranked[-count:]  # its first entry is its smallest
-    return _Trim(float(largest[0]), spare=count - int(np.count_nonzero(largest > largest[0])))
+def _whole(
+    sink: Sink, stored: Stored, name: str, *, merge: Merge, coef: float | None, what: str
+) -> Iterator[int]:
+    """Merge a tensor of all models, read whole."""
+    size = stored.sizes[name]
+    start = np.empty(size, np.float64 if stored.dtype == torch.float64 else np.float32)
+    vector = np.empty_like(start)
+    layout = [(name, stored.shapes[name])]
+    vectors = []
+    with closing(Readers(stored)) as readers, np.errstate(all="ignore"):
+        readers.start(name, 0, out=start)
+        for task in range(stored.tasks):
+            readers.vector(task, name, first=0, start=start, out=vector)
+            if not np.isfinite(vector).all():
+                _blame(stored, name, what=what)
+            vectors.append(TaskVector(torch.from_numpy(vector), layout))
+    del vector
+    merged = merge(vectors)
+    _deliver(sink, stored, Piece(name, 0, size), merged=merged, start=start, coef=coef, what=what)
+    yield size
+
+
+def _deliver(
+    sink: Sink,
+    stored: Stored,
+    piece: Piece,
+    *,
+    merged: TaskVector,
+    start: Array,
+    coef: float | None,
+    what: str,
+) -> None:
+    """Give a piece of the merged vector or, with a coefficient, of the merged model to the sink."""
+    entries = merged._flat  # .flat would copy it, and nobody else has this vector
+    if coef is not None:
+        entries.mul_(coef).add_(torch.from_numpy(start))
+    if not bool(torch.isfinite(entries).all()):
+        _blame(stored, piece.name, what=what, again=lambda vectors, starts: entries)
+    sink(piece, entries.numpy(), start)
+
+
+def _after_cuts(rule: Merge, cuts: list[list[_pieces.Cut]]) -> Merge:
+    """The rule for vectors whose next entries are first trimmed: of two cuts, to what lies between them."""
+
+    def merge(vectors: list[TaskVector]) -> TaskVector:
+        trimmed = []
+        for vector, (low, *high) in zip(vectors, cuts, strict=True):
+            magnitudes = vector._flat.abs()
+            kept = low.mask(magnitudes)
+            for cut in high:
+                kept &= ~cut.mask(magnitudes)
+            trimmed.append(TaskVector(vector._flat.where(kept, 0), vector.layout))
+        return rule(trimmed)
+
+    return merge
+
+
+def _ranked(stored: Stored, name: str, *, rule: Rule, options: dict[str, Any]) -> Merge:
+    """TIES of one tensor, or Breadcrumbs, for pieces of a tensor that is too large to be whole."""
+    given = {**rule.options, **options}
+    size = stored.sizes[name]
+    if rule.function is ties:
+        counts = [kept_entries(given["density"], size=size)]
+        function = partial(ties, **{**options, "density": 1.0, "per_tensor": False})
+    else:
+        masked = [math.floor(share_of(given[share], size=size)) for share in ("smallest", "largest")]
+        counts = [size - masked[0], *([masked[1]] if masked[1] else [])]
+        function = partial(breadcrumbs, smallest=0.0, largest=0.0)
+    return _after_cuts(function, _pieces.largest(stored, [name], counts=counts, size=_ENTRIES))
+
+
+def _blame(
+    stored: Stored,
+    name: str,
+    *,
+    what: str,
+    again: Callable[[list[Tensor], Tensor], Tensor] | None = None,
+) -> None:
+    """A UserError about NaN or infinity: it names a file that holds some, or else what was made of them."""
+    files = [model.parts[own[name]].file for model, own in zip(stored.models, stored.names, strict=True)]
+    start = np.empty(stored.sizes[name], np.float64 if stored.dtype == torch.float64 else np.float32)
+    vectors = []
+    with closing(Readers(stored)) as readers, np.errstate(all="ignore"):
+        readers.start(name, 0, out=start)
+        _checks.check_finite(f"{name!r} in {files[0]}", torch.from_numpy(start))
+        for task, file in enumerate(files[1:]):
+            vector = np.empty_like(start)
+            readers.finetuned(task, name, out=vector)
+            _checks.check_finite(f"{name!r} in {file}", torch.from_numpy(vector))
+            vectors.append(torch.from_numpy(vector - start))
+            _check_range(f"{name!r} of the task vector of {file}", vectors[-1])
+    if again is not None:
+        _check_range(f"{name!r} of the {what}", again(vectors, torch.from_numpy(start)))
+
+
+def _check_range(what: str, entries: Tensor) -> None:
+    beyond = int((~torch.isfinite(entries)).sum())
+    if beyond:
+        raise UserError(
+            f"{what} has {beyond} value(s) beyond the range of {entries.dtype}, though its files hold finite "
+            "numbers; choose a smaller scaling coefficient, or save the models in float64"
+        )
+
+
+def _summed(
+    vectors: list[Tensor], start: Tensor, *, finish: _pieces.Finish, weights: Sequence[float] | None
+) -> Tensor:
+    total = torch.stack(vectors)
+    if weights is not None:
+        total *= torch.tensor(weights, dtype=total.dtype)[:, None]
+    array = total.sum(0).numpy()
+    with np.errstate(all="ignore"):
+        finish(array, start.numpy())
+    return torch.from_numpy(array)

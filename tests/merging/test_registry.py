@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from small_vectors import noise, rotation, source
 from taskvec_mini import TaskVector, merging
-from taskvec_mini.merging import RULES, _stored, merge_files
+from taskvec_mini.merging import RULES, from_files, merge_files
 
 KEEPING_ALL = {  # options under which a rule leaves nothing out
     "ties": {"density": 1.0},
@@ -51,15 +51,17 @@ def test_what_is_no_matrix_has_the_form_too_except_where_matrices_are_isotropic(
 
 
 @every_rule
-def test_what_streams_maps_no_tensor(rule, tmp_path, monkeypatch):
+def test_what_streams_is_summed_while_it_is_read(rule, tmp_path, monkeypatch):
     files = [tmp_path / f"{place}.safetensors" for place in range(3)]
     for place, file in enumerate(files):
         save_file({"w": noise(4, 4, seed=place)}, file)
-    walked = []
-    walk = _stored.Stored.walk
-    monkeypatch.setattr(_stored.Stored, "walk", lambda self, files: walked.append(1) or walk(self, files))
+    summed = []
+    sums = from_files.sum_vectors
+    monkeypatch.setattr(
+        from_files, "sum_vectors", lambda *given, **options: summed.append(1) or sums(*given, **options)
+    )
     merge_files(files[0], files[1:], rule=rule.name, **({"generator": source()} if rule.draws else {}))
-    assert bool(walked) is not rule.streams
+    assert bool(summed) is rule.streams
 
 
 def test_options_have_the_published_defaults():
