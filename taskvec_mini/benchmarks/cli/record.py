@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_mini import _checks, _files, records
-from taskvec_mini.benchmarks.cli.parser import changed_options, command_of
+from taskvec_mini._options import changed_options
+from taskvec_mini.benchmarks.cli.parser import command_of
 from taskvec_mini.benchmarks.cli.requests import RecordRequest
 from taskvec_mini.benchmarks.studies import STUDIES, StudyRequest
 from taskvec_mini.benchmarks.studies.clip import ClipRequest

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from taskvec_mini import _checks, scores
+from taskvec_mini._options import named_values
 from taskvec_mini.benchmarks import engines
 from taskvec_mini.benchmarks.cli.record import check_place
 from taskvec_mini.benchmarks.cli.requests import (
@@ -132,15 +131,7 @@ def merge(request: MergeRequest) -> TaskVector:
             or one of its options is unknown, or the file cannot be written.
     """
     rule = _checks.named_choice("merging rule", request.rule, RULES)
-    chosen: dict[str, Any] = {}
-    for text in request.option:
-        option, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--option {text!r} must be NAME=VALUE, for instance density=0.3")
-        if not rule.options:
-            raise UserError(f"{rule.name} has no options, got {text!r}; leave --option out")
-        default = _checks.named_choice(f"option of {rule.name}", option, rule.options)
-        chosen[option] = _value(value, default, text=text)
+    chosen = named_values(request.option, rule.options, what=rule.name)
     seed = _checks.seed("seed", request.seed)
     if rule.draws:
         chosen["generator"] = torch.Generator().manual_seed(seed)
@@ -251,17 +242,3 @@ def _with_head(encoder: Encoder, *, experiment: Experiment, task: Task) -> tuple
 
 def _same(encoder: Encoder) -> Encoder:
     return encoder
-
-
-def _value(word: str, default: object, *, text: str) -> Any:
-    """A word of `--option` as a value of the default's kind."""
-    if isinstance(default, str):
-        return word
-    try:
-        value = ast.literal_eval(word.capitalize() if isinstance(default, bool) else word)
-    except (ValueError, SyntaxError):
-        value = None
-    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-        wanted = "true or false" if isinstance(default, bool) else "a number"
-        raise UserError(f"--option {text}: the value must be {wanted}, such as {str(default).lower()}")
-    return value

@@ -4,7 +4,7 @@ from taskvec_mini.benchmarks.training.experiment import JOINT, Experiment, RunFo
 from taskvec_mini.benchmarks.training.finetune import Run, finetune, finetune_jointly
 from taskvec_mini.benchmarks.training.gradients import full_batch_gradient
 from taskvec_mini.benchmarks.training.memory import Memory, TooLittleMemoryError, amount, estimate
-from taskvec_mini.benchmarks.training.progress import epoch_line, progress_bar
+from taskvec_mini.benchmarks.training.progress import epoch_line
 from taskvec_mini.benchmarks.training.settings import Settings, Speed
 from taskvec_mini.benchmarks.training.trainer import DivergedError, ExtraLoss, Trainer, plan
 
@@ -27,5 +27,4 @@ __all__ = [
     "finetune_jointly",
     "full_batch_gradient",
     "plan",
-    "progress_bar",
 ]

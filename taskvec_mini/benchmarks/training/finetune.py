@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files
+from taskvec_mini._progress import progress_bar
 from taskvec_mini.benchmarks.data import Task, unit_of
 from taskvec_mini.benchmarks.encoders import Encoder, state_of
 from taskvec_mini.benchmarks.heads import Head
 from taskvec_mini.benchmarks.training.experiment import FORMAT, RunFolder, head_checksum
-from taskvec_mini.benchmarks.training.progress import epoch_line, progress_bar
+from taskvec_mini.benchmarks.training.progress import epoch_line
 from taskvec_mini.benchmarks.training.settings import Settings, Speed
 from taskvec_mini.benchmarks.training.trainer import ExtraLoss, Trainer
 from taskvec_mini.errors import InputTypeError, UserError
@@ -136,7 +137,7 @@ def finetune(
         settings: optimiser, rate, epochs and so on.
         folder: where checkpoints go; None keeps them in memory.
         keep: the epochs whose parameters are kept; all by default.
-        progress: show how far the run is, on stderr; see `progress.progress_bar`.
+        progress: show how far the run is, on stderr; see `_progress.progress_bar`.
         extra_loss: a function of the model and a generator of the step's own that returns a scalar to add to
             the loss of every step; its `__name__` is part of what the run is.
         device: where to train; the backbone's device by default.

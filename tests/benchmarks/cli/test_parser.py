@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from taskvec_mini._options import changed_options
 from taskvec_mini.benchmarks.cli import parser
-from taskvec_mini.benchmarks.cli.parser import PROGRAM, changed_options, command_of, parse
+from taskvec_mini.benchmarks.cli.parser import PROGRAM, command_of, parse
 from taskvec_mini.benchmarks.cli.requests import FinetuneRequest, ListRequest, MergeRequest, ThroughputRequest
 from taskvec_mini.benchmarks.engines import EngineOptions
 from taskvec_mini.benchmarks.training import Settings, Speed

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from small_encoder import tiny_backbone, tiny_head, tiny_task
-from taskvec_mini.benchmarks.training import Settings, finetune, progress_bar
+from taskvec_mini._progress import progress_bar
+from taskvec_mini.benchmarks.training import Settings, finetune
 
 
 class Terminal(io.StringIO):
