@@ -3,7 +3,7 @@
 usage: python scripts/pdf.py
 
 The pages are built from the stored outputs, joined into one, with every drawer open, and printed twice: the
-first print tells on which page each heading stands, the second has these numbers in its table of contents. The
+first print tells on which page each heading stands, the second has these numbers in its contents. The
 files are _build/pdf/book.pdf and _build/pdf/cheat_sheet.pdf.
 """
 
