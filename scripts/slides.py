@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
@@ -126,6 +127,8 @@ def deck(notebook: Any) -> str:
     ]
     cells, section, asked = notebook.cells[1:], name, ""
     for index, cell in enumerate(cells):
+        if "solution" in stored.tags(cell):
+            continue
         following = cells[index + 1] if index + 1 < len(cells) else None
         after = (
             stored.source(following) if following is not None and following.cell_type == "markdown" else ""
@@ -136,21 +139,42 @@ def deck(notebook: Any) -> str:
                 section = text.splitlines()[0].removeprefix("## ")
                 slides.append(_opening(section, text))
             slides += [
-                slide(heading(f"{each[0]}: {each[2]}", 3), to_html(_task(text)), kind="exercise")
+                slide(heading(f"{each.name}: {each.title}", 3), to_html(_task(text)), kind="exercise")
                 for each in stored.exercises(cell)
             ]
             asked = text
             continue
+        if guess := _guess(section, cell):
+            slides.append(guess)
+            asked = ""
+            continue
         shown = [_picture(section, each, notes=_notes(after)) for each in stored.figures(cell)]
         shown += [slide(heading(section, 3), each, notes=_notes(after)) for each in tables(cell)]
-        if shown and (guess := question(asked)):
-            leading, ask = map(to_html, guess)
+        if shown and (asking := question(asked)):
+            leading, ask = map(to_html, asking)
             slides.append(
-                slide(heading(section, 3), leading, f'<div class="guess">{ask}</div>', kind="question")
+                slide(heading(section, 3), leading, f'<div class="asked">{ask}</div>', kind="question")
             )
         asked = "" if shown else asked
         slides += shown
     return PAGE.format(title=html.escape(name), slides="\n".join(slides))
+
+
+def _guess(section: str, cell: Any) -> str | None:
+    """The slide of a cell that asks a guess: its answers, and as notes the words about them."""
+    for output in cell.get("outputs", ()):
+        soup = BeautifulSoup("".join(output.get("data", {}).get("text/html", "")), "html.parser")
+        if box := soup.select_one("div.guess"):
+            ask = box.select_one(".guess-question").decode_contents()
+            answers = [answer.decode_contents() for answer in box.select("summary")]
+            told = [word.decode_contents() for word in box.select("details > p")]
+            listed = "".join(f"<li>{answer}</li>" for answer in answers)
+            notes = "".join(f"<li>{a}: {b}</li>" for a, b in zip(answers, told, strict=True))
+            asked = f'<div class="asked">{ask}</div>'
+            return slide(
+                heading(section, 3), asked, f"<ol>{listed}</ol>", notes=f"<ul>{notes}</ul>", kind="question"
+            )
+    return None
 
 
 def _opening(section: str, text: str) -> str:

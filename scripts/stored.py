@@ -18,7 +18,7 @@ import nbformat
 THESIS = re.compile(r"^> \*(.+)\*$", re.MULTILINE)
 SECTION_THESIS = re.compile(r"\A## .+\n+\*([^*\n]+)\*\n", re.MULTILINE)
 NEEDS = re.compile(r"\(([^()\s]+)\.ipynb\)")
-EXERCISE = re.compile(r"\*\*(Exercise \d+) \((\d+) minutes\)\.\s+(.+?)\*\*")
+EXERCISE = re.compile(r"\*\*(Exercise \d+) \(([^)]+)\)\.\s+(.+?)\*\*")
 DRAWER = re.compile(r"<details>.*?</details>", re.DOTALL)
 MEDIA = {"image/svg+xml": "svg", "image/png": "png"}  # the better one first
 
@@ -74,10 +74,30 @@ def needs(notebook: Any) -> list[str]:
     return []
 
 
-def exercises(cell: Any) -> list[tuple[str, int, str]]:
-    """(name, minutes, title) of each exercise that a cell sets."""
+@dataclass(frozen=True)
+class Exercise:
+    """What an exercise's title says: "Exercise 1", "5 minutes, a question", and what it is about."""
+
+    name: str
+    length: str
+    title: str
+
+    @property
+    def minutes(self) -> int:
+        """The stated minutes; 0 for a project, which takes as long as it takes."""
+        found = re.match(r"(\d+) minutes", self.length)
+        return int(found.group(1)) if found else 0
+
+
+def exercises(cell: Any) -> list[Exercise]:
+    """The exercises that a cell sets."""
     found = EXERCISE.findall(source(cell)) if cell.cell_type == "markdown" else []
-    return [(name, int(minutes), heading.rstrip(".")) for name, minutes, heading in found]
+    return [Exercise(name, length, heading.rstrip(".")) for name, length, heading in found]
+
+
+def tags(cell: Any) -> set[str]:
+    """A cell's tags."""
+    return set(cell.metadata.get("tags", ()))
 
 
 def words(notebook: Any) -> int:
