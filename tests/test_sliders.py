@@ -20,7 +20,7 @@ def drawn(chart: Any, panel: Panel, number: int) -> list[tuple[float, ...]]:
     kind = {"point": "mark-symbol", "bar": "mark-rect", "line": "mark-line"}[panel.mark]
     side_by_side = chart.locator("svg .concat_0_group").count()
     plot = chart.locator(f"svg .concat_{number}_group" if side_by_side else "svg")
-    paths = plot.locator(f".{kind}.role-mark path")
+    paths = plot.locator(f".{kind}.role-mark:not([class*=ghost]) path")
     texts = paths.evaluate_all(
         "all => all.map(p => [p.getAttribute('transform') || '', p.getAttribute('d')])"
     )

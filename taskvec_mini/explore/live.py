@@ -25,7 +25,8 @@ class LiveChart:
     """Sliders, a picture and a line of state; `widget` is what is shown.
 
     Moving a slider calls `compute` with the sliders' values and draws what comes back. If that fails the
-    picture gives way to a message with the error, and comes back with the next position that works.
+    picture gives way to a message with the error, and comes back with the next position that works. Pale
+    marks show the position before this one, dotted marks the start.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LiveChart:
         self.reset_button = ipywidgets.Button(description="Reset", tooltip="Back to the starting values")
         self.state, self.message, self.picture = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self._seen: Panels = {name: [] for name in charts}
+        self._ghosts: dict[str, Panels] = {}
         self._show(evaluate(compute, self.parameters))  # at the start an error is the author's: it is raised
         self._listen(True)
         self.reset_button.on_click(lambda _: self.reset())
@@ -88,7 +90,8 @@ class LiveChart:
         check_columns(self.charts, panels)
         for name in self.charts:
             self._seen[name] += panels[name]  # the axes only grow, so that pictures can be compared
-        png = picture(self.charts, frames(self.charts, self._seen), panels)
+        png = picture(self.charts, frames(self.charts, self._seen), panels, ghosts=self._ghosts)
+        self._ghosts = {"start": self._ghosts.get("start", panels), "last": panels}  # for the next picture
         source = "data:image/png;base64," + base64.b64encode(png).decode()
         says = html.escape((self.say or (lambda found: summary(self.charts, found)))(panels))
         words = f"<p>{says}</p>" if self.say else f'<p style="{HIDDEN_STYLE}">{says}</p>'

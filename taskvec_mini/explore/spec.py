@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ AXIS = {
     "gridOpacity": 0.25, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
     "titlePadding": 8, "labelOverlap": True,
 }  # fmt: skip
+# of the marks that show where the sliders stood before and where they start: dashes in pixels, opacity
+GHOSTS: dict[str, tuple[list[int], float]] = {"start": ([2, 3], 0.6), "last": ([1, 0], 0.4)}
 LOOKS = ("color", "shape", "fill", "stroke")  # the channels that tell series apart
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -52,15 +55,25 @@ def specification(
     """The Vega-Lite specification, checked against its schema by altair.
 
     The parameter `position0` is the stop of the first slider, counted from 0, and so on. The marks shown are
-    those whose `at` is the number of that combination of stops, in the order of `ranges.grid`.
+    those whose `at` is the number of that combination of stops, in the order of `ranges.grid`. Ghosts show
+    two more: the combination `last`, where the sliders stood before (-1: nowhere), and `start`.
     """
     shown = f"datum.at == {at_expression(ranges)}"
+    start = list(itertools.product(*(range_.values for range_ in ranges.values()))).index(
+        tuple(range_.default for range_ in ranges.values())
+    )
     tables = list(positions)
     width, height = SIZE[len(charts)]
     views = []
-    for name, chart in charts.items():
+    for number, (name, chart) in enumerate(charts.items()):
         bars = isinstance(chart, Bars)
         marks = _bars(chart, frames[name]) if isinstance(chart, Bars) else _lines(chart, frames[name])
+        ghosts = [
+            _ghost(chart, frames[name], look=look)
+            .transform_filter(f"datum.at == {look}")
+            .properties(name=f"ghost_{look}_{number}")
+            for look in GHOSTS
+        ]
         references = [mark for line in chart.references for mark in _reference(line, beside=bars)]
         # all rows as one CSV text: a third of the bytes of a list of objects, and columns by plain names
         file = io.StringIO()
@@ -74,7 +87,9 @@ def specification(
         csv_format = alt.CsvDataFormat(type="csv", parse={**kinds, "series": "string"})
         data = alt.InlineData(values=file.getvalue(), format=csv_format)
         title = {"title": chart.title} if chart.title else {}
-        view = alt.layer(*references, *marks, data=data).transform_filter(shown)
+        marks = [mark.transform_filter(shown) for mark in marks]
+        marks = [*marks, *ghosts] if bars else [*ghosts, *marks]  # outlines lie on bars, pale lines below
+        view = alt.layer(*references, *marks, data=data)
         views.append(view.properties(width=width, height=height, **title))
     whole: Any = views[0] if len(views) == 1 else alt.hconcat(*views, spacing=28)
     if len({frame.series for frame in frames.values()}) > 1:  # or one legend mixes the series of both
@@ -83,6 +98,7 @@ def specification(
         alt.param(name=f"position{i}", value=range_.position(range_.default))
         for i, range_ in enumerate(ranges.values())
     ]
+    params += [alt.param(name="last", value=-1), alt.param(name="start", value=start)]
     whole = whole.add_params(*params).properties(description=description)
     with alt.data_transformers.enable("default", consolidate_datasets=False):
         spec: dict[str, Any] = whole.to_dict()
@@ -95,6 +111,29 @@ def at_expression(ranges: Mapping[str, Range]) -> str:
     for i, range_ in enumerate(list(ranges.values())[1:], start=1):
         expression = f"({expression}) * {len(range_.values)} + position{i}"
     return expression
+
+
+def _ghost(chart: Chart, frame: Frame, *, look: str) -> Any:
+    """The marks of another position: pale lines or points, or grey outlines of bars; without a legend."""
+    dash, opacity = GHOSTS[look]
+    if isinstance(chart, Bars):
+        return _bar_places(chart, frame).mark_bar(
+            filled=False, color=GREY, strokeWidth=1.5, strokeDash=dash, clip=True, aria=False
+        )
+    colours = dict(zip(frame.series, COLOURS, strict=False))
+    colour: Any = alt.expr(f"({json.dumps(colours)})[datum.series]")
+    if frame.series == ("",):  # an empty column reads as null
+        colour = COLOURS[0]
+    places: Any = alt.Chart().encode(
+        x=alt.X("x:Q", title=chart.x_title, axis=_axis(), scale=_scale(chart.x_scale, frame.x_domain)),
+        y=alt.Y("y:Q", title=chart.y_title, axis=_axis(), scale=_scale(chart.y_scale, frame.y_domain)),
+        detail="series:N",
+        order=alt.Order("i:Q"),
+    )
+    settings: dict[str, Any] = {"opacity": opacity, "clip": True, "aria": False}
+    if chart.joined:
+        return places.mark_line(stroke=colour, strokeWidth=2, strokeDash=dash, **settings)
+    return places.mark_point(filled=False, stroke=colour, strokeDash=dash, size=60, **settings)
 
 
 def _lines(chart: Lines, frame: Frame) -> list[Any]:
@@ -120,7 +159,8 @@ def _lines(chart: Lines, frame: Frame) -> list[Any]:
     return marks
 
 
-def _bars(chart: Bars, frame: Frame) -> list[Any]:
+def _bar_places(chart: Bars, frame: Frame) -> Any:
+    """A chart whose marks stand where the bars do."""
     words = list(frame.words)
     base: Any = alt.Chart().encode(
         x=alt.X(
@@ -135,6 +175,11 @@ def _bars(chart: Bars, frame: Frame) -> list[Any]:
     if chart.series:  # without one the column is empty, which vega reads as null: it belongs to no side
         names = list(frame.series)
         base = base.encode(xOffset=alt.XOffset("series:N", sort=names, scale=alt.Scale(domain=names)))
+    return base
+
+
+def _bars(chart: Bars, frame: Frame) -> list[Any]:
+    base = _bar_places(chart, frame)
     fills = [f"{colour}{round(255 * fill):02x}" for colour, fill in zip(COLOURS, FILLS, strict=True)]
     bars = base.mark_bar(strokeWidth=1.5, clip=True).encode(
         fill=_by_series(alt.Fill, frame, looks=fills),

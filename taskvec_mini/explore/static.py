@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec_mini.errors import UserError
-from taskvec_mini.explore.charts import Charts, check_columns, frames, summary
+from taskvec_mini.explore.charts import ASPECT, Charts, Lines, check_columns, frames, summary
 from taskvec_mini.explore.page import page
 from taskvec_mini.explore.picture import picture
 from taskvec_mini.explore.ranges import Range, defaults, titles
@@ -70,6 +70,10 @@ def static_chart(
     text = page(
         spec,
         sliders,
+        shapes=[
+            ASPECT[len(charts)] if isinstance(chart, Lines) and chart.equal else None
+            for chart in charts.values()
+        ],
         question=question,
         description=description,
         says=[say(panels) if say else summary(charts, panels) for panels in positions.values()],

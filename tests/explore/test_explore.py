@@ -333,20 +333,64 @@ def test_two_panels_have_a_table_each_and_words_stay_words():
     assert len(spec_rows(left["data"])) == sum(2 * (k + 1) for k in (1, 3, 4)) * 5
     assert {row["x"] for row in spec_rows(right["data"])} == {"descent", "straight"}
     assert right["data"]["format"]["parse"]["x"] == "string"
-    assert left["transform"] == right["transform"]
+    filters = [
+        {json.dumps(layer.get("transform")) for layer in view["layer"] if "data" not in layer}
+        for view in (left, right)
+    ]
+    assert filters[0] == filters[1]
+    assert len(filters[0]) == 3  # here, the last position, the start
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 5), (3, 2, 4)])
 def test_the_filter_finds_the_position_of_all_sliders_together(sizes):
     ranges = {f"p{i}": Range.steps(range(size), default=1) for i, size in enumerate(sizes)}
     spec = static(lambda **values: [{"x": 0, "y": 0}], ranges, Lines("x", "y")).spec
-    expression = spec["transform"][0]["filter"].removeprefix("datum.at == ")
+    expression = spec["layer"][-1]["transform"][0]["filter"].removeprefix("datum.at == ")
     places = list(itertools.product(*(range(size) for size in sizes)))
     for at, place in enumerate(places):
         assert eval(expression, {f"position{i}": stop for i, stop in enumerate(place)}) == at
+    start = places.index((1,) * len(sizes))
     assert [(param["name"], param["value"]) for param in spec["params"]] == [
-        (f"position{i}", 1) for i in range(len(sizes))
+        *((f"position{i}", 1) for i in range(len(sizes))),
+        ("last", -1),
+        ("start", start),
     ]
+
+
+@pytest.mark.parametrize("chart", [Lines("x", "y"), Lines("x", "y", joined=False), Bars("x", "y")])
+def test_ghosts_are_the_same_marks_of_two_more_positions_without_a_legend(chart):
+    ranges = {"n": Range.steps([1, 2], default=1)}
+    layers = static(lambda n: [{"x": 1 if isinstance(chart, Lines) else "a", "y": n}], ranges, chart).spec[
+        "layer"
+    ]
+    ghosts = {layer["transform"][0]["filter"]: layer for layer in layers if "ghost" in layer.get("name", "")}
+    assert ghosts.keys() == {"datum.at == start", "datum.at == last"}
+    (mark,) = {layer["mark"]["type"] for layer in ghosts.values()}
+    (own,) = [layer for layer in layers if layer not in ghosts.values() and layer["mark"]["type"] == mark]
+    for ghost in ghosts.values():
+        assert {axis: ghost["encoding"][axis] for axis in "xy"} == {
+            axis: own["encoding"][axis] for axis in "xy"
+        }
+        assert not {"color", "fill", "stroke", "shape"} & ghost["encoding"].keys()
+    assert len({json.dumps(ghost["mark"]["strokeDash"]) for ghost in ghosts.values()}) == 2
+
+
+@pytest.mark.parametrize("chart", [LINES, Lines("epoch", "x", joined=False), Bars("what", "x")])
+def test_the_picture_draws_ghosts_of_other_positions_below_or_hollow(chart):
+    here, there = descend(0.1, 1)[-2:], descend(0.5, 1)[-2:]
+    named = {"chart": chart}
+    frames = charts_.frames(named, {"chart": here + there})
+    (plain,) = draw(named, frames, {"chart": here}).axes
+    (haunted,) = draw(named, frames, {"chart": here}, ghosts={"last": {"chart": there}}).axes
+
+    def marks(axes):
+        return [*axes.lines, *axes.patches, *axes.collections]
+
+    extra = [mark for mark in marks(haunted) if mark.get_alpha() == 0.4]
+    assert len(marks(haunted)) == len(marks(plain)) + len(extra) > len(marks(plain))
+    if isinstance(chart, Bars):
+        assert sorted(bar.get_height() for bar in extra) == sorted(row["x"] for row in there)
+        assert not any(bar.get_fill() for bar in extra)
 
 
 def test_the_specification_is_valid_vega_lite_and_leaves_the_ground_and_the_text_to_the_page():
@@ -514,7 +558,8 @@ def test_live_sliders_recompute_and_also_between_the_stops(live):
     epochs.value = 2  # no stop either
     assert calls == [(0.2, 3), (0.2, 2)]
     named, rows = {"chart": LINES}, {"chart": descend(0.1, 3) + descend(0.2, 3) + descend(0.2, 2)}
-    expected = picture(named, charts_.frames(named, rows), {"chart": descend(0.2, 2)})
+    ghosts = {"start": {"chart": descend(0.1, 3)}, "last": {"chart": descend(0.2, 3)}}
+    expected = picture(named, charts_.frames(named, rows), {"chart": descend(0.2, 2)}, ghosts=ghosts)
     assert base64.b64decode(shown(chart)) == expected != base64.b64decode(before)
     assert "x, descent: from 2 at epoch 0 to 1.28 at epoch 2." in chart.picture.value
 
