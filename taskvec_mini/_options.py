@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import os
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,38 @@ def named_values(words: Iterable[str], known: Mapping[str, Any], *, what: str) -
         default = _checks.named_choice(f"option of {what}", name, known)
         chosen[name] = _value(value, default, text=text)
     return chosen
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    parse: Callable[[Sequence[str]], Any],
+    functions: Mapping[type, Callable[[Any], object]],
+    stopped: str,
+) -> int:
+    """Run one command line; the exit status, after a line about an error that a user can put right.
+
+    Args:
+        arguments: what follows the program's name.
+        parse: makes a request of them.
+        functions: what is done with a request, by its class.
+        stopped: what is said when the user interrupts.
+    """
+    try:
+        request = parse(arguments)
+        functions[type(request)](request)
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def changed_options(request: Any, *, recorded: bool = False) -> dict[str, Any]:
@@ -141,7 +175,7 @@ def _add_options(
             continue
         names.add(each.name)
         hint = hints[each.name]
-        if isinstance(hint, types.UnionType):  # X | None
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
             hint = typing.get_args(hint)[0]
         option: dict[str, Any] = {"help": each.metadata["help"]}
         says_nothing = default is MISSING or default is None or default is False or default == ()

@@ -23,7 +23,9 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
             self.write(text, file=sys.stderr)
 
 
-def progress_bar(title: str, *, total: int, unit: str = "images", show: bool = True) -> Bar:
+def progress_bar(
+    title: str, *, total: int, unit: str = "images", scale: bool = False, show: bool = True
+) -> Bar:
     """A bar on stderr, to be used in a `with` block.
 
     On a terminal it is drawn over itself and gone at the end; the lines of `say` stay. In a log file there
@@ -35,6 +37,7 @@ def progress_bar(title: str, *, total: int, unit: str = "images", show: bool = T
         title: what runs.
         total: how many images there are.
         unit: what is counted.
+        scale: write 1,200,000 as 1.20M.
         show: False for silence.
 
     Example:
@@ -48,6 +51,7 @@ def progress_bar(title: str, *, total: int, unit: str = "images", show: bool = T
         desc=title,
         total=total,
         unit=f" {unit}",
+        unit_scale=scale,
         disable=not (show and drawn),
         leave=False,
         file=sys.stderr,

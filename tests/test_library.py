@@ -30,12 +30,15 @@ WINGS = {  # a wing -> the wings that it may know besides itself; modules outsid
     "merging": ["core"],
     "figures": ["core"],
     "explore": ["core", "figures"],
+    "command": ["core", "merging", "figures"],
     **{wing: ["core", "merging", *BENCHMARKS[:place]] for place, wing in enumerate(BENCHMARKS)},
     "benchmarks": ["core", "merging", *BENCHMARKS],
 }
 
 
 def wing_of(module):
+    if module in ("command", "__main__"):  # the command line for people with models
+        return "command"
     first, *rest = module.split(".")
     if not (PACKAGE / first).is_dir() or not first:
         return "core"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from taskvec_mini._options import run
 from taskvec_mini.benchmarks.cli import requests
 from taskvec_mini.benchmarks.cli.list import show
 from taskvec_mini.benchmarks.cli.parser import parse
 from taskvec_mini.benchmarks.cli.record import record
 from taskvec_mini.benchmarks.cli.runs import evaluate, finetune, merge
 from taskvec_mini.benchmarks.cli.throughput import throughput
-from taskvec_mini.errors import UserError
 
 FUNCTIONS: dict[type, Callable[[Any], object]] = {
     requests.ListRequest: show,
@@ -34,21 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; by default what this process was called with.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        request = parse(arguments)
-        FUNCTIONS[type(request)](request)
-    except KeyboardInterrupt:
-        print("\nstopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except UserError as error:
-        if "--debug" in arguments:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    stopped = "stopped; what is finished is kept, and the same command goes on from there"
+    return run(arguments, parse=parse, functions=FUNCTIONS, stopped=stopped)
 
 
 if __name__ == "__main__":

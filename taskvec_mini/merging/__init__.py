@@ -2,6 +2,13 @@
 
 from taskvec_mini.merging.depth import depth_start, scale_by_depth
 from taskvec_mini.merging.from_files import merge_files, merged_vector
+from taskvec_mini.merging.models import (
+    Differences,
+    compare_models,
+    complete_analogy,
+    merge_models,
+    negate_model,
+)
 from taskvec_mini.merging.registry import RULES, Rule
 from taskvec_mini.merging.rules import (
     breadcrumbs,
@@ -19,8 +26,11 @@ from taskvec_mini.merging.rules import (
 
 __all__ = [
     "RULES",
+    "Differences",
     "Rule",
     "breadcrumbs",
+    "compare_models",
+    "complete_analogy",
     "consensus",
     "dare",
     "depth_start",
@@ -28,7 +38,9 @@ __all__ = [
     "iso_cts",
     "mean",
     "merge_files",
+    "merge_models",
     "merged_vector",
+    "negate_model",
     "regmean_from_vectors",
     "scale_by_depth",
     "task_arithmetic",

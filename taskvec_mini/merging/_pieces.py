@@ -154,7 +154,19 @@ class Cut:
         return inside
 
 
-def largest(stored: Stored, names: Sequence[str], *, counts: Sequence[int], size: int) -> list[list[Cut]]:
+def passes(stored: Stored) -> int:
+    """How often `largest` reads everything."""
+    return 8 * stored.itemsize // _DIGIT
+
+
+def largest(
+    stored: Stored,
+    names: Sequence[str],
+    *,
+    counts: Sequence[int],
+    size: int,
+    seen: Callable[[int], object] = lambda entries: None,
+) -> list[list[Cut]]:
     """For each task and each count, the cut after so many largest magnitudes of some tensors together.
 
     It is exact, and holds no vector: magnitudes in order are their bits in order, taken for whole numbers. So
@@ -191,7 +203,8 @@ def largest(stored: Stored, names: Sequence[str], *, counts: Sequence[int], size
             {beginning: np.zeros(_BINS, np.int64) for beginning in known[task]}
             for task in range(stored.tasks)
         ]
-        for _, found in in_order(stored, pieces_of(stored, names, size=size), count):
+        for piece, found in in_order(stored, pieces_of(stored, names, size=size), count):
+            seen(piece.size)
             for total, part in zip(totals, found, strict=True):
                 for beginning, counted in part.items():
                     total[beginning] += counted

@@ -26,7 +26,7 @@ a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which write
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, Literal
@@ -49,6 +49,7 @@ from taskvec_mini.vectors import TaskVector
 _ENTRIES = 1 << 18  # of each model in a piece that a rule gets at a time
 _WHOLE = 1 << 22  # entries of a tensor up to which rules that rank its entries take it whole
 _BY_ENTRY = (consensus, dare)  # rules that need one entry of each model at a time
+_BEYOND: dict[str, tuple[float, float]] = {}  # of a rule for matrices: T tensors so often, one so often
 
 
 def merge_files(
@@ -135,8 +136,7 @@ def _in_memory(
     def keep(piece: Piece, entries: Array, start: Array) -> None:
         arrays[piece.name][piece.first : piece.first + piece.size] = entries
 
-    for _ in merge_into(keep, stored, rule=rule, options=options, coef=coef):
-        pass
+    merge_into(keep, stored, rule=rule, options=options, coef=coef)
     return flat, parts
 
 
@@ -148,8 +148,9 @@ def merge_into(
     options: dict[str, Any],
     coef: float | None,
     weights: Sequence[float] | None = None,
-) -> Iterator[int]:
-    """Merge, and give every piece of the result to `sink`; say after each how many entries were worked on.
+    seen: Callable[[int], object] = lambda entries: None,
+) -> None:
+    """Merge, and give every piece of the result to `sink`.
 
     Args:
         sink: gets, from any thread, a piece, what was merged there (n,) and the entries (n,) of the
@@ -158,6 +159,7 @@ def merge_into(
         rule: the rule, with its `options`.
         coef: λ for the merged model; None for the merged task vector.
         weights: a factor for each task vector, for rules that stream.
+        seen: is told how many entries of each model have been read; in all `readings` times their number.
     """
     what = "merged task vector" if coef is None else "merged model"
     if rule.streams:
@@ -172,34 +174,80 @@ def merge_into(
         for piece, finite in sum_vectors(stored, finish, sink, weights=weights):
             if not finite:
                 _blame(stored, piece.name, what=what, again=partial(_summed, finish=finish, weights=weights))
-            yield piece.size
+            seen(piece.size)
         return
     function = partial(rule.function, **options)
     names = [name for name, size in stored.sizes.items() if size]
-    if rule.function is ties and not options.get("per_tensor", False):  # its trim sees the whole vector
+    if ranks(stored, rule, options) == "model":
         function([TaskVector(torch.ones(1), [("", (1,))])])  # checks the options before a long read
         count = kept_entries(options.get("density", rule.options["density"]), size=sum(stored.sizes.values()))
-        cuts = _pieces.largest(stored, names, counts=[count], size=_ENTRIES)
+        cuts = _pieces.largest(stored, names, counts=[count], size=_ENTRIES, seen=seen)
         merge = _after_cuts(partial(ties, **{**options, "density": 1.0, "per_tensor": False}), cuts)
-        yield from _by_pieces(sink, stored, names, merge=merge, coef=coef, what=what)
+        _by_pieces(sink, stored, names, merge=merge, coef=coef, what=what, seen=seen)
         return
     for name in names:
         if rule.function in _BY_ENTRY:
-            yield from _by_pieces(sink, stored, [name], merge=function, coef=coef, what=what)
-        elif rule.function in (ties, breadcrumbs) and stored.sizes[name] > _WHOLE:
+            _by_pieces(sink, stored, [name], merge=function, coef=coef, what=what, seen=seen)
+        elif ranks(stored, rule, options) == "tensors" and stored.sizes[name] > _WHOLE:
             function([TaskVector(torch.ones(1), [("", (1,))])])
-            merge = _ranked(stored, name, rule=rule, options=options)
-            yield from _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what)
+            merge = _ranked(stored, name, rule=rule, options=options, seen=seen)
+            _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what, seen=seen)
         else:
-            yield from _whole(sink, stored, name, merge=function, coef=coef, what=what)
+            _whole(sink, stored, name, merge=function, coef=coef, what=what)
+            seen(stored.sizes[name])
+
+
+def ranks(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> Literal["model", "tensors", "nothing"]:
+    """What a rule ranks entries in: the whole model, each tensor, or nothing."""
+    if rule.function is ties and not options.get("per_tensor", False):
+        return "model"
+    return "tensors" if rule.function in (ties, breadcrumbs) else "nothing"
+
+
+def readings(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
+    """How many entries of each model are read in all: ranks are found by reading more than once."""
+    sizes = stored.sizes.values()
+    times = 1 + _pieces.passes(stored)
+    if ranks(stored, rule, options) == "model":
+        return times * sum(sizes)
+    if ranks(stored, rule, options) == "tensors":
+        return sum(size * times if size > _WHOLE else size for size in sizes)
+    return sum(sizes)
+
+
+def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
+    """About how many bytes a merge holds at most, beside Python and its libraries.
+
+    Pieces are of one size, whatever the model. A rule for matrices holds the largest tensor of all T models,
+    its start, one buffer and its result, and besides what `_BEYOND` says, in multiples of T tensors and of
+    one.
+    """
+    tasks, threads, width = stored.tasks, torch.get_num_threads(), stored.itemsize
+    if rule.streams:
+        return threads * 6 * _pieces.PIECE * width
+    whole = max(stored.sizes.values())
+    if ranks(stored, rule, options) == "model" or rule.function in _BY_ENTRY:
+        whole = 0
+    elif ranks(stored, rule, options) == "tensors":
+        whole = min(whole, _WHOLE)
+    by_task, beyond = _BEYOND.get(rule.name, (2, 4))
+    pieces = (2 * threads + 2) * (tasks + 1) + 5 * tasks
+    return int(pieces * _ENTRIES * width + whole * width * (tasks * (1 + by_task) + 3 + beyond))
 
 
 Merge = Callable[[list[TaskVector]], TaskVector]
 
 
 def _by_pieces(
-    sink: Sink, stored: Stored, names: Sequence[str], *, merge: Merge, coef: float | None, what: str
-) -> Iterator[int]:
+    sink: Sink,
+    stored: Stored,
+    names: Sequence[str],
+    *,
+    merge: Merge,
+    coef: float | None,
+    what: str,
+    seen: Callable[[int], object],
+) -> None:
     """Merge some tensors in pieces, for rules to which the shape of a tensor means nothing."""
     for piece, (start, vectors) in vectors_of(stored, names, size=_ENTRIES):
         if not np.isfinite(vectors).all():
@@ -207,12 +255,10 @@ def _by_pieces(
         layout = [(piece.name, (piece.size,))]
         merged = merge([TaskVector(torch.from_numpy(vector), layout) for vector in vectors])
         _deliver(sink, stored, piece, merged=merged, start=start, coef=coef, what=what)
-        yield piece.size
+        seen(piece.size)
 
 
-def _whole(
-    sink: Sink, stored: Stored, name: str, *, merge: Merge, coef: float | None, what: str
-) -> Iterator[int]:
+def _whole(sink: Sink, stored: Stored, name: str, *, merge: Merge, coef: float | None, what: str) -> None:
     """Merge a tensor of all models, read whole."""
     size = stored.sizes[name]
     start = np.empty(size, np.float64 if stored.dtype == torch.float64 else np.float32)
@@ -229,7 +275,6 @@ def _whole(
     del vector
     merged = merge(vectors)
     _deliver(sink, stored, Piece(name, 0, size), merged=merged, start=start, coef=coef, what=what)
-    yield size
 
 
 def _deliver(
@@ -267,7 +312,9 @@ def _after_cuts(rule: Merge, cuts: list[list[_pieces.Cut]]) -> Merge:
     return merge
 
 
-def _ranked(stored: Stored, name: str, *, rule: Rule, options: dict[str, Any]) -> Merge:
+def _ranked(
+    stored: Stored, name: str, *, rule: Rule, options: dict[str, Any], seen: Callable[[int], object]
+) -> Merge:
     """TIES of one tensor, or Breadcrumbs, for pieces of a tensor that is too large to be whole."""
     given = {**rule.options, **options}
     size = stored.sizes[name]
@@ -278,7 +325,7 @@ def _ranked(stored: Stored, name: str, *, rule: Rule, options: dict[str, Any]) -
         masked = [math.floor(share_of(given[share], size=size)) for share in ("smallest", "largest")]
         counts = [size - masked[0], *([masked[1]] if masked[1] else [])]
         function = partial(breadcrumbs, smallest=0.0, largest=0.0)
-    return _after_cuts(function, _pieces.largest(stored, [name], counts=counts, size=_ENTRIES))
+    return _after_cuts(function, _pieces.largest(stored, [name], counts=counts, size=_ENTRIES, seen=seen))
 
 
 def _blame(
