@@ -15,7 +15,12 @@ from torch import Tensor
 from taskvec_mini.errors import InputTypeError, UserError
 
 Value = TypeVar("Value")
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_WRAPPERS = (  # of DataParallel, torch.compile, FSDP and of the checkpointing of activations
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 
 
 def finite_number(name: str, value: float) -> float:
@@ -89,16 +94,41 @@ def flat_parameters(name: str, theta: Tensor) -> Tensor:
     return theta
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, in one pass and without a mask."""
+    if tensor.numel() == 0:
+        return True
+    if not tensor.is_floating_point():
+        return bool(torch.isfinite(tensor).all())
+    least, largest = torch.aminmax(tensor.detach())  # NaN, if there is any
+    return math.isfinite(least.item()) and math.isfinite(largest.item())
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """A ValueError with the first bad position where `tensor` holds NaN or infinity."""
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        bad = (~finite).nonzero()
-        where = tuple(bad[0].tolist())
+    if not all_finite(tensor):
         raise UserError(
-            f"{name} holds {len(bad)} value(s) that are NaN or infinite, the first ({tensor[where].item()}) "
-            f"at position {where}; a run that diverged leaves such values: lower its learning rate"
+            f"{name} holds {_bad_values(tensor)}; a run that diverged leaves such values: lower its "
+            "learning rate"
         )
+
+
+def check_range(name: str, tensor: Tensor) -> None:
+    """A ValueError where numbers made of finite ones are NaN or infinite: they overflowed."""
+    if not all_finite(tensor):
+        largest = torch.finfo(tensor.dtype).max
+        raise UserError(
+            f"{name} holds {_bad_values(tensor)}; what it was made of is finite, so it is beyond the range "
+            f"of {tensor.dtype}, which ends at {largest:g}: compute in a wider type, with "
+            ".to(dtype=torch.float32) or float64 first, or take smaller coefficients"
+        )
+
+
+def _bad_values(tensor: Tensor) -> str:
+    bad = (~torch.isfinite(tensor)).nonzero()
+    where = tuple(bad[0].tolist())
+    first = tensor[where].item()
+    return f"{len(bad)} value(s) that are NaN or infinite, the first ({first}) at position {where}"
 
 
 def not_empty(name: str, items: Iterable[Value]) -> list[Value]:
@@ -126,6 +156,12 @@ def named_tensors(name: str, state: object) -> None:
             "model.state_dict() makes one"
         )
     for key, value in state.items():
+        if isinstance(value, Mapping) and value and all(isinstance(each, Tensor) for each in value.values()):
+            raise InputTypeError(
+                f"{name} is a checkpoint of a training run, which keeps the model's tensors one level below; "
+                f"give what is under {key!r}: checkpoint[{key!r}]"
+            )
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             raise InputTypeError(
                 f"{name} holds {key!r}, which is no tensor but {type(value).__name__}; leave it out"
@@ -139,10 +175,18 @@ def each_once(what: str, names: Sequence[str]) -> None:
             raise UserError(f"the {what} {name!r} is given twice; name each {what} once")
 
 
-def check_keys(first: Mapping[str, object], second: Mapping[str, object], *, name: str, other: str) -> None:
+def check_keys(
+    first: Mapping[str, object],
+    second: Mapping[str, object],
+    *,
+    name: str,
+    other: str,
+    part: str | None = None,
+) -> None:
     """An error that names the first key which one of two mappings has and the other lacks.
 
-    A wrapper around a model puts its name in front of all keys; the remedy tells of that.
+    Wrappers around a model put their names in front of keys or into them, and a larger model has the smaller
+    one inside, under a prefix; the remedy tells of that. `part` says how to ask for a part of a model.
     """
     missing = [key for key in first if key not in second]
     extra = [key for key in second if key not in first]
@@ -151,11 +195,57 @@ def check_keys(first: Mapping[str, object], second: Mapping[str, object], *, nam
     has, lacks = (name, other) if missing else (other, name)
     keys = missing or extra
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    remedy = "use two state dicts of one and the same architecture"
-    for prefix in _WRAPPERS:
-        if {key.removeprefix(prefix) for key in first} == {key.removeprefix(prefix) for key in second}:
-            remedy = f"take {prefix!r} away in front of the keys, where a wrapper around the model has put it"
+    remedy = _wrapper_remedy(set(first), set(second))
+    remedy = (
+        remedy or _prefix_remedy(first, second, larger=other) or _prefix_remedy(second, first, larger=name)
+    )
+    remedy = remedy or "use two state dicts of one and the same architecture"
+    if part and not (missing and extra):
+        remedy += f", or say that they stay out of it: {part}[{keys[0]!r}{', ...' if more else ''}]"
     raise UserError(f"keys differ: {has} has {keys[0]!r}{more}, {lacks} has not; {remedy}")
+
+
+def _wrapper_remedy(first: set[str], second: set[str]) -> str | None:
+    """What to take out of the keys, if two sets of them are one but for the names of wrappers."""
+    if {_unwrapped(key) for key in first} != {_unwrapped(key) for key in second}:
+        return None
+    odd = sorted(key for key in first ^ second if key != _unwrapped(key))
+    prefixes = {key.removesuffix(_unwrapped(key)) for key in odd}  # the key itself, if something is inside
+    if len(prefixes) == 1 and not prefixes & set(odd):
+        prefix = prefixes.pop()
+        wrapper = "a wrapper" if prefix.count(".") == 1 else "wrappers"
+        return f"take {prefix!r} away in front of the keys, where {wrapper} around the model has put it"
+    inside = [f"{part}." for part in _WRAPPERS if any(part in key.split(".") for key in odd)]
+    calls = "".join(f".replace({part!r}, '')" for part in inside)
+    return (
+        f"take {' and '.join(map(repr, inside))} out of the keys, where wrappers around parts of the model "
+        f"have put it: {{key{calls}: tensor for key, tensor in state.items()}}"
+    )
+
+
+def _prefix_remedy(
+    smaller: Mapping[str, object], larger_keys: Mapping[str, object], *, larger: str
+) -> str | None:
+    """How to find the smaller model inside of a larger one, where all its keys have one prefix."""
+    if not smaller:
+        return None
+    known = next(iter(smaller))
+    for key in larger_keys:
+        prefix = key.removesuffix(known)
+        if not (key.endswith(f".{known}") and all(f"{prefix}{each}" in larger_keys for each in smaller)):
+            continue
+        if len(smaller) == len(larger_keys):
+            return f"take {prefix!r} away in front of the keys of {larger}"
+        return (
+            f"{larger} is a larger model with the other one inside, under {prefix!r}: give "
+            f"{{key.removeprefix({prefix!r}): tensor for key, tensor in state.items() if "
+            f"key.startswith({prefix!r})}} of its state dict"
+        )
+    return None
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
 def warn_of_statistics(names: Iterable[str]) -> None:
@@ -207,6 +297,11 @@ def check_kinds(what: str, first: Tensor, second: Tensor) -> None:
         raise InputTypeError(
             f"dtypes differ at {what}: {first.dtype} against {second.dtype}; convert one with .to(dtype=...)"
         )
+    check_devices(what, first, second)
+
+
+def check_devices(what: str, first: Tensor, second: Tensor) -> None:
+    """An error that names both devices where they differ."""
     if first.device != second.device:
         raise InputTypeError(
             f"devices differ at {what}: {first.device} against {second.device}; move one with .to(device=...)"
