@@ -5,7 +5,8 @@ The rule by which tasks and rates enter stands here, before any merge is looked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import mean
@@ -15,7 +16,7 @@ import torch
 
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.data import SUITES
-from taskvec_mini.benchmarks.encoders import load_backbone, state_of
+from taskvec_mini.benchmarks.encoders import Encoder, load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies.base import (
@@ -185,6 +186,8 @@ class GoodStart(Study):
         recipe: of finetuning, but for the seed; its epochs are parts of a pass.
         ages: the numbers of such parts after which models are judged.
         rules: names in `CANDIDATES`.
+        also_kept: further ages whose parameters are kept, for studies of the same encoders.
+        change: makes another start of the encoder, with a name of its own.
     """
 
     description: str
@@ -193,11 +196,17 @@ class GoodStart(Study):
     recipe: Settings = TEXT_SETTINGS
     ages: Sequence[int] = (1, 2, 4, 8, 16)
     rules: Sequence[str] = tuple(CANDIDATES)
+    also_kept: Sequence[int] = ()
+    change: Callable[[Any], Encoder] | None = None
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
-        backbone = load_backbone(self.backbone, folder=request.data)
+        backbone: Encoder = load_backbone(self.backbone, folder=request.data)
+        if self.change is not None:
+            backbone = self.change(backbone)
+        kept = sorted({*self.ages, *self.also_kept})
         results: dict[str, Any] = {
+            "backbone": backbone.name,
             "seeds": list(self.seeds),
             "tasks": list(self.tasks.tasks),
             "epochs": [age / self.recipe.parts for age in self.ages],
@@ -208,24 +217,24 @@ class GoodStart(Study):
             "individual": {},
             "joint": {},
             "merged": [],
-            "training_seconds": {},
+            "seconds": {},
         }
         for seed in self.seeds:
             suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
             self.data = suite.data
-            about = {"backbone": self.backbone, **suite.about, "recipe": asdict(self.recipe)}
+            about = {"backbone": backbone.name, **suite.about, "recipe": asdict(self.recipe)}
             self.settings = {
                 **about,
                 "tasks": list(self.tasks.tasks),
                 "candidates": {name: asdict(CANDIDATES[name]) for name in self.rules},
                 "scaling_coefs": list(SCALING_COEFS),
             }
-            runs = individual_runs(suite, recipe=self.recipe, epochs=self.ages)
-            together = joint_run(suite, recipe=self.recipe, epochs=self.ages)
+            runs = individual_runs(suite, recipe=self.recipe, epochs=kept)
+            together = joint_run(suite, recipe=self.recipe, epochs=kept)
             key = str(seed)
             results["start"][key] = suite.scores(None, suite.tasks)
             results["probe"][key] = suite.kept("probe", partial(probe_scores, suite), about=about)
-            individual, joint = {}, {}
+            individual, joint, judging = {}, {}, 0.0
             best: dict[str, float] = {}
             for age in self.ages:
                 epoch = f"{age / self.recipe.parts:g}"
@@ -245,6 +254,7 @@ class GoodStart(Study):
                         about={**about, "candidate": asdict(candidate), "first": first},
                     )
                     best[rule] = found["scaling_coef"] or candidate.first
+                    judging += found.pop("seconds")
                     results["merged"].append({"seed": seed, "epoch": float(epoch), "rule": rule, **found})
                     say(f"seed {seed}, epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
             results["individual"][key] = individual
@@ -253,9 +263,10 @@ class GoodStart(Study):
                 name: sum(record["steps"] for record in run.records[: self.recipe.parts])
                 for name, run in runs.items()
             }
-            results["training_seconds"][key] = {
+            results["seconds"][key] = {
                 "individual": round(sum(each["seconds"] for run in runs.values() for each in run.records), 1),
                 "joint": round(sum(each["seconds"] for each in together.records), 1),
+                "merges": round(judging, 1),
             }
         return results | suite.sizes()
 
@@ -285,6 +296,7 @@ def tuned_merge(
         candidate: the rule.
         first: the coefficient where the search begins.
     """
+    begin = time.perf_counter()
     rule = merging.RULES[candidate.rule]
     options = dict(candidate.options)
     if rule.draws:
@@ -295,4 +307,5 @@ def tuned_merge(
         factor = merging.depth_start(vectors.values(), merged)
         start = merged.apply_to(start, factor)
         merged = merging.scale_by_depth(merged, first=0.0, last=1.0)
-    return suite.tuned(start, merged, scaling_coefs=SCALING_COEFS, names=vectors, first=first)
+    found = suite.tuned(start, merged, scaling_coefs=SCALING_COEFS, names=vectors, first=first)
+    return {**found, "seconds": round(time.perf_counter() - begin, 1)}

@@ -149,7 +149,7 @@ def test_what_is_finished_is_read_again_and_nothing_else(small):
 
 
 def without_seconds(results):
-    return {name: value for name, value in results.items() if name != "training_seconds"}
+    return {name: value for name, value in results.items() if name != "seconds"}
 
 
 def test_a_damaged_result_is_named_with_its_remedy(small):
