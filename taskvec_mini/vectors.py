@@ -306,16 +306,16 @@ class TaskVector:
         left_out = _states.matching(exclude, {**state, **dict(self.layout), **dict.fromkeys(self.carried)})
         parts = {name: part for name, part in self._parts() if name not in left_out}
         own = {**parts, **{name: None for name in self.carried if name not in left_out}}
-        copies = _states.copies(
-            state,
-            [name for name in state if name in parts],
-            others=[name for name in state if name not in parts and name not in left_out],
-        )
+        rest = [name for name, each in state.items() if isinstance(each, Tensor) and name not in parts]
+        rest = [name for name in rest if name not in left_out]
+        for name in [*rest, *parts]:
+            if name in state:
+                _states.check_supported(name, state[name])
+        copies = _states.copies(state, [name for name in parts if name in state], others=rest)
         free = {*optional, *copies, *left_out}
         theirs = {name: None for name in state if name in own or name not in free}
         _checks.check_keys(own, theirs, name="the task vector", other="pretrained", part="exclude=")
         for name, part in parts.items():
-            _states.check_supported(name, state[name])
             _checks.check_shapes(name, tuple(part.shape), tuple(state[name].shape))
             if not _states.holds(part.dtype, state[name].dtype):
                 _checks.check_kinds(repr(name), part, state[name])
