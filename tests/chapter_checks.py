@@ -127,7 +127,8 @@ def report(notebook: Any, namespace: Mapping[str, Any], *, results: list[Any]) -
         namespace: the names of its kernel.
         results: what its cells have returned.
     """
-    shown = [each._repr_mimebundle_() for each in results if hasattr(each, "_repr_mimebundle_")]
+    bundles = [each._repr_mimebundle_() for each in results if hasattr(each, "_repr_mimebundle_")]
+    shown = [bundle[0] if isinstance(bundle, tuple) else bundle for bundle in bundles]
     drawn = [chart for bundle in shown for chart in charts_in(bundle.get("text/html", ""))]
     wrong = faults(notebook, namespace) + differences(stored_charts(notebook), drawn)
     return "\n".join(wrong) or summary(notebook)

@@ -193,7 +193,7 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text() -> None:
         assert re.fullmatch(r"fig-[a-z0-9-]+", names[-1]), f"{chapter}: {cell.source}"
         assert len(described["figure"].get("caption", "")) >= 20, f"{chapter}: {names[-1]}"
         assert len(described.get("image", {}).get("alt", "")) >= 40, f"{chapter}: {names[-1]}"
-        pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        pictures = [o for o in cell.outputs if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
         assert len(pictures) == 1, f"{chapter}: {names[-1]} shows {len(pictures)} pictures under one caption"
     assert len(set(names)) == len(names)
 
