@@ -75,12 +75,13 @@ def join(page: Page, known: dict[str, Page]) -> None:
     """Make a page's article fit to stand beside the others: names, links, addresses, drawers."""
     article = page.article
     own = {id(each) for selector in OWN_NAMES for box in article.select(selector) for each in [box, *box()]}
-    for element in article.find_all(True):
+    for element in [*page.soup.head.find_all(["link", "script"]), *article.find_all(True)]:
         for attribute in ("id", "for", "aria-labelledby", "aria-describedby", "aria-controls"):
             if element.has_attr(attribute) and id(element) not in own:
                 element[attribute] = f"{page.key}--{element[attribute]}"
-        if element.has_attr("src"):
-            element["src"] = _from_book(page, element["src"])
+        for attribute in ("src", "href") if element.name != "a" else ():
+            if element.has_attr(attribute):
+                element[attribute] = _from_book(page, element[attribute])
     article["id"] = page.key
     for link in article.select("a[href]"):
         target = _target(page, link["href"], known)
@@ -201,6 +202,10 @@ def print_book(site: Path, contents: dict[str, Any], folder: Path, *, browser: A
     """Write book.pdf and cheat_sheet.pdf into `folder`; the built site at `site` gets two more pages."""
     book = pages(site, contents)
     known = {page.name: page for page in book}
+    sheet = known.get(CHEAT_SHEET)
+    look = (
+        sheet.article.find("style").extract() if sheet else ""
+    )  # it is meant for a print of that page alone
     for page in book:
         join(page, known)
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,10 +216,10 @@ def print_book(site: Path, contents: dict[str, Any], folder: Path, *, browser: A
         printed = print_page(browser, joined)
         numbers = places(printed)
     (folder / "book.pdf").write_bytes(printed)
-    if CHEAT_SHEET in known:
-        sheet = site / "book" / "cheat_sheet_alone.html"
-        sheet.write_text(whole([known[CHEAT_SHEET]], kind="sheet"), encoding="utf-8")
-        (folder / "cheat_sheet.pdf").write_bytes(print_page(browser, sheet))
+    if sheet:
+        alone = site / "book" / "cheat_sheet_alone.html"
+        alone.write_text(whole([sheet], str(look), kind="sheet"), encoding="utf-8")
+        (folder / "cheat_sheet.pdf").write_bytes(print_page(browser, alone))
     return sorted(folder.glob("*.pdf"))
 
 
