@@ -9,7 +9,7 @@ READY := $(VENV)/.installed-with-constraints
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test pages execute times home vendor serve test-colab format clean
+.PHONY: help book test pages execute times slides student pdf pictures release home vendor serve test-colab format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,21 @@ execute: $(READY)  ## run the chapters in place (CHAPTERS="book/01*.ipynb" for s
 
 times:  ## run the chapters in place and note this machine's seconds in the book
 	@$(MAKE) --no-print-directory execute RECORD=1
+
+slides: $(READY)  ## a deck of slides for each chapter, made of its own figures (offline)
+	@$(PY) scripts/slides.py
+
+student: $(READY)  ## the chapters without solutions and outputs, and the solutions in one file
+	@$(PY) scripts/student.py
+
+pdf: $(READY)  ## the whole book and the cheat sheet as PDF (needs a Chromium)
+	@$(PY) scripts/pdf.py
+
+pictures: $(READY)  ## the picture of the README and the map of chapters, made anew from the chapters
+	@$(PY) scripts/pictures.py
+
+release: $(READY)  ## everything to take along, in _build/release
+	@$(PY) scripts/pdf.py && $(PY) scripts/slides.py && $(PY) scripts/student.py && $(PY) scripts/release.py
 
 # the address goes through the environment as it was typed: neither make nor the shell may read commands in it
 unexport URL

@@ -69,7 +69,7 @@ def thesis(notebook: Any) -> str:
 def needs(notebook: Any) -> list[str]:
     """The chapters, by the names of their files, that the first cell asks for."""
     for line in source(notebook.cells[0]).splitlines():
-        if "needs" in line:
+        if line.startswith("runs on a CPU"):
             return NEEDS.findall(line)
     return []
 
@@ -104,6 +104,12 @@ def words(notebook: Any) -> int:
     """The words of the prose, without code and without what is folded away."""
     prose = [DRAWER.sub("", source(cell)) for cell in notebook.cells if cell.cell_type == "markdown"]
     return len(re.findall(r"[^\W\d_]{2,}", re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", "\n".join(prose))))
+
+
+def minutes(notebook: Any) -> int:
+    """About how long a chapter takes, to five minutes: 150 words a minute, and the exercises as they say."""
+    listed = [exercise for cell in notebook.cells for exercise in exercises(cell)]
+    return 5 * round((words(notebook) / 150 + sum(exercise.minutes for exercise in listed)) / 5)
 
 
 def figures(cell: Any) -> Iterator[Figure]:
