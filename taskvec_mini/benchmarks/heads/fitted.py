@@ -20,6 +20,7 @@ from taskvec_mini.benchmarks.encoders import Encoder, embed
 from taskvec_mini.benchmarks.heads.base import LinearHead, PrototypeHead
 from taskvec_mini.errors import UserError
 
+LOGIT_SCALE = 16.0  # factor of the cosines, unless another is asked for
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # what a linear probe tries
 
 
@@ -44,7 +45,7 @@ def prototype_head(
     backbone: Encoder,
     task: Task,
     *,
-    logit_scale: float = 16.0,
+    logit_scale: float = LOGIT_SCALE,
     centred: bool = True,
     shots: int | None = None,
     batch_size: int | None = None,

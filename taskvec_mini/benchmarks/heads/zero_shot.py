@@ -1,4 +1,4 @@
-"""Zero-shot heads: class vectors that CLIP's text encoder makes of words, before any image is seen."""
+"""Zero-shot heads: class vectors that an encoder of texts makes of words, before any image is seen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from taskvec_mini import _checks
 from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.encoders import BACKBONES, backbone_info, clip
 from taskvec_mini.benchmarks.heads.base import PrototypeHead
+from taskvec_mini.benchmarks.heads.fitted import LOGIT_SCALE
+from taskvec_mini.benchmarks.heads.sentences import SentenceTower, sentence_tower
 from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
 from taskvec_mini.errors import InputTypeError, UserError
 
@@ -30,19 +32,19 @@ def kind_of(backbone: str, wanted: str | None = None) -> str:
     """
     info = backbone_info(backbone)
     if wanted is None:
-        return "zero-shot" if info.text_side else "prototypes"
+        return "zero-shot" if info.text_side == "own" else "prototypes"
     _checks.named_choice("kind of heads", wanted, dict.fromkeys(KINDS))
     if wanted == "zero-shot" and not info.text_side:
         able = ", ".join(name for name, each in BACKBONES.items() if each.text_side)
         raise UserError(
             f"{backbone} has no text encoder, which zero-shot heads are made with; take --heads prototypes, "
-            f"or one of CLIP's encoders: {able}"
+            f"or an encoder that has one: {able}"
         )
     return wanted
 
 
 def zero_shot_head(
-    model: str | nn.Module,
+    model: str | nn.Module | SentenceTower,
     task: Task,
     *,
     templates: Sequence[str] | None = None,
@@ -51,13 +53,14 @@ def zero_shot_head(
     """The frozen head of a task from texts alone (Radford et al. 2021, arXiv:2103.00020, section 3.1).
 
     Each class fills every template; the texts are embedded and brought to length one; the direction of their
-    mean is the class vector. The factor of the logits is CLIP's own, and the centre is zero. No image and no
-    label plays a part.
+    mean is the class vector. The factor of the logits is CLIP's own, or that of `prototype_head` for a
+    sentence tower; the centre is zero. No image and no label plays a part.
 
     Args:
-        model: the name of a CLIP model, or the model itself with both encoders, from `clip.load_clip`. By
-            name it is loaded and dropped again: for several tasks, load it once. `save_head` keeps a head for
-            machines that shall not load the text encoder.
+        model: the name of a CLIP model, or the model itself with both encoders, from `clip.load_clip`; or a
+            sentence tower, or the name of an encoder that can have one. By name it is loaded and dropped
+            again: for several tasks, load it once. `save_head` keeps a head for machines that shall not load
+            the text encoder.
         task: the names of its classes are read, and with its own name our templates are looked up.
         templates: texts with one `{}`, where the class goes; by default ours.
         device: where a model that is loaded by name embeds the texts.
@@ -76,6 +79,11 @@ def zero_shot_head(
         torch.Size([10, 32])
     """
     texts = templates_for(task, templates)  # before a model is loaded, which takes time
+    if isinstance(model, str) and backbone_info(model).text_side == "fitted":
+        model = sentence_tower(model)
+    if isinstance(model, SentenceTower):
+        prototypes = model.directions(words_for(task), templates=texts)
+        return PrototypeHead(prototypes, torch.zeros_like(prototypes[0]), LOGIT_SCALE)
     both: Any = clip.load_clip(model).to(device) if isinstance(model, str) else model
     if not hasattr(both, "encode_text"):
         raise InputTypeError(

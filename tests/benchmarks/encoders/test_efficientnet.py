@@ -18,7 +18,7 @@ from taskvec_mini.benchmarks.encoders import (
     trained_parameters,
     write_parameters,
 )
-from taskvec_mini.benchmarks.encoders.efficientnet import WEIGHTS
+from taskvec_mini.benchmarks.encoders.efficientnet import WEIGHTS, classifier_rows
 from taskvec_mini.errors import MissingPackageError, UserError
 
 NAME = "efficientnet-lite0"
@@ -72,6 +72,17 @@ def as_timm_has_it(name):
         state[f"{layer}.{kind}"] = part
     model.load_state_dict(state)
     return model.eval()
+
+
+@pytest.mark.parametrize("name", installed)
+def test_embeddings_times_the_classifiers_rows_are_the_published_logits(name):
+    images = images_of(torch.arange(3) % 4, seed=2)
+    encoder, whole = load_backbone(name), as_timm_has_it(name)
+    bias = torch.load(path_of(name), weights_only=True)["_fc.bias"]
+    with torch.no_grad():
+        logits = whole(encoder.prepare(images))
+    found = embed(encoder, images) @ classifier_rows(name).T + bias
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", installed)
