@@ -2,7 +2,8 @@
 
 usage: python scripts/pictures.py
 
-book/images/two_skills.* is the main figure of chapter 1, book/images/chapter_map.svg says which chapter needs which.
+book/images/two_skills.* is the main figure of chapter 1; book/images/chapter_map.svg says which chapter needs
+which.
 A test holds both to the chapters.
 """
 
@@ -78,7 +79,7 @@ def _box(corner: tuple[int, int], number: str, title: str) -> str:
     texts = [f"{number.lstrip('0')}{', optional' if number in OPTIONAL else ''}", *lines]
     first = y + HEIGHT // 2 + 5 - 8 * (len(texts) - 1)
     words = "".join(
-        f'<text x="{middle}" y="{first + 16 * row}" {STYLE}{" font-weight=" + chr(34) + "700" + chr(34) if not row else ""}>'
+        f'<text x="{middle}" y="{first + 16 * row}" {STYLE} font-weight="{400 if row else 700}">'
         f"{html.escape(text)}</text>"
         for row, text in enumerate(texts)
     )
