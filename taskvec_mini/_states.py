@@ -205,6 +205,8 @@ def copies(state: Mapping[str, Tensor], names: Iterable[str], *, others: Iterabl
         if name in found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
         for first in own:
+            if first == name:
+                continue
             start = state[first]
             alike = (start.shape, start.dtype, start.device) == (tensor.shape, tensor.dtype, tensor.device)
             if alike and torch.equal(start, tensor) and not _is_constant(tensor):

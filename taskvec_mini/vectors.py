@@ -311,7 +311,7 @@ class TaskVector:
         for name in [*rest, *parts]:
             if name in state:
                 _states.check_supported(name, state[name])
-        copies = _states.copies(state, [name for name in parts if name in state], others=rest)
+        copies = _states.copies(state, [name for name in own if name in state], others=rest)
         free = {*optional, *copies, *left_out}
         theirs = {name: None for name in state if name in own or name not in free}
         _checks.check_keys(own, theirs, name="the task vector", other="pretrained", part="exclude=")

@@ -1,5 +1,6 @@
 """Merging rules, each a function of task vectors alone, and the same straight from files."""
 
+from taskvec_mini.merging.adapters import Adapter, adapter_vector, adapter_vectors, read_adapter
 from taskvec_mini.merging.depth import depth_start, scale_by_depth
 from taskvec_mini.merging.from_files import merge_files, merged_vector
 from taskvec_mini.merging.models import (
@@ -26,8 +27,11 @@ from taskvec_mini.merging.rules import (
 
 __all__ = [
     "RULES",
+    "Adapter",
     "Differences",
     "Rule",
+    "adapter_vector",
+    "adapter_vectors",
     "breadcrumbs",
     "compare_models",
     "complete_analogy",
@@ -41,6 +45,7 @@ __all__ = [
     "merge_models",
     "merged_vector",
     "negate_model",
+    "read_adapter",
     "regmean_from_vectors",
     "scale_by_depth",
     "task_arithmetic",

@@ -1,0 +1,327 @@
+"""Task vectors of LoRA adapters: what PEFT saves, multiplied out.
+
+A LoRA adapter (Hu et al., ICLR 2022, arXiv:2106.09685) holds two thin factors for each matrix that it
+changes; the change is their product, ΔW = s·BA. Two adapters are merged by the sum of their products,
+Σ s·BA. Sums of factors are another thing: (ΣB)(ΣA) has cross terms, and -1 times both factors is the same
+adapter again. So the products come first; then they are task vectors like others, for every rule.
+
+    >>> vectors = adapter_vectors(["cars-lora", "dtd-lora"], pretrained)  # doctest: +SKIP
+    >>> merged = ties(vectors).apply_to(pretrained)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskvec_mini import _checks, _files, _memory, _states
+from taskvec_mini._states import Model
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
+from taskvec_mini.vectors import TaskVector
+
+_PREFIX = "base_model.model."  # what PEFT puts in front of the names of the model
+_IN_PEFT = "merge it with peft itself, model.merge_and_unload(), and take the difference of the models"
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?P<bias>\.bias)?(\.weight)?"
+)
+_UNDERSTOOD = {  # the settings that `difference` follows, and those that change training and not the product
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias",
+    "fan_in_fan_out", "bias", "modules_to_save", "peft_type", "init_lora_weights", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "task_type", "inference_mode",
+    "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core",
+    "qalora_group_size", "eva_config", "loftq_config", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+_OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts that change the base's weights
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as PEFT saves it: which tensors of its base model it changes, and by how much.
+
+    Attributes:
+        folder: where it lies.
+        config: what its adapter_config.json says.
+        factors: the factors of each changed tensor of the base model, by its name.
+        saved: tensors of the base model that were trained whole, by their names: biases, saved modules.
+        sha256: of the file of its weights.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    factors: dict[str, dict[str, Tensor]]
+    saved: dict[str, Tensor] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of the base model that it changes."""
+        return tuple(dict.fromkeys([*self.saved, *self.factors]))
+
+    def scaling(self, name: str) -> float:
+        """What the product of the factors is multiplied by: α/r, or α/√r with rank-stabilised LoRA.
+
+        Raises:
+            UserError: if the rank in the configuration is not that of the factors.
+        """
+        module = name.rpartition(".")[0]
+        rank = _by_pattern(self.config.get("rank_pattern"), module, default=self.config["r"])
+        alpha = _by_pattern(self.config.get("alpha_pattern"), module, default=self.config["lora_alpha"])
+        first = self.factors[name].get("lora_A", self.factors[name].get("lora_embedding_A"))
+        if first is not None and len(first) != rank:
+            raise UserError(
+                f"{self.folder}: adapter_config.json gives {module!r} the rank {rank}, but its factors have "
+                f"{len(first)}; copy both files of the adapter again, from one run"
+            )
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def difference(self, name: str, start: Tensor, *, transposed: bool | None = None) -> Tensor:
+        """What the adapter adds to one tensor, in float64 and in its shape.
+
+        Args:
+            name: one of `names`.
+            start: the tensor of the base model. DoRA and tensors trained whole need its entries, the others
+                only its shape.
+            transposed: whether the matrix is stored as (in, out), as GPT-2's are. None goes by the shape,
+                and where that is square by the configuration.
+
+        Raises:
+            UserError: if the factors do not fit the shape.
+        """
+        saved = self.saved.get(name)
+        if saved is not None:
+            _checks.check_shapes(f"{name} in {self.folder}", tuple(start.shape), tuple(saved.shape))
+        base = (start if saved is None else saved).detach().double()
+        trained = 0.0 if saved is None else base - start.detach().double()
+        factors = self.factors.get(name)
+        if factors is None:
+            return base - start.detach().double()
+        if "bias" in factors:
+            _checks.check_shapes(f"{name} in {self.folder}", tuple(start.shape), tuple(factors["bias"].shape))
+            return trained + self.scaling(name) * factors["bias"].double()
+        kind = "lora_embedding_" if "lora_embedding_A" in factors else "lora_"
+        left, right = (factors[f"{kind}{factor}"].double().flatten(1) for factor in "BA")
+        if left.shape[1] != len(right):
+            raise UserError(
+                f"{self.folder}: the factors of {name!r} do not fit together; those of a convolution in "
+                "groups do not, and peft merges them no more than this library: train the adapter without it"
+            )
+        shape = (len(left), right.shape[1])
+        if transposed is None:
+            transposed = self._is_transposed(start, shape=shape)
+        flip = transposed or kind == "lora_embedding_"
+        matrix = base.T if flip else base.flatten(1)
+        if tuple(matrix.shape) != shape:
+            raise UserError(
+                f"shapes differ at {name!r}: {tuple(start.shape)} in pretrained, but the adapter in "
+                f"{self.folder} changes a matrix {shape}; give the model that it was trained on"
+            )
+        product = self.scaling(name) * (left @ right)
+        if "lora_magnitude_vector" in factors:  # DoRA learns the length of each row apart from its direction
+            lengths = factors["lora_magnitude_vector"].double().reshape(-1, 1)
+            edited = matrix + product
+            product = lengths / torch.linalg.vector_norm(edited, dim=1, keepdim=True) * edited - matrix
+        return trained + (product.T if flip else product.reshape(start.shape))
+
+    def _is_transposed(self, start: Tensor, *, shape: tuple[int, int]) -> bool:
+        """Whether a matrix is stored as (in, out): its shape says it, or else the configuration."""
+        if start.ndim == 2 and shape[0] != shape[1]:
+            return tuple(start.shape) == shape[::-1]
+        return start.ndim == 2 and bool(self.config.get("fan_in_fan_out"))
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """The LoRA adapter in a folder that PEFT's `save_pretrained` wrote.
+
+    Raises:
+        MissingFileError: if the folder lacks a file.
+        UserError: if a file is damaged, or the two do not belong together.
+        InputTypeError: if the adapter is of another kind than LoRA, or has a setting that changes more than
+            the product of its factors says; the message names it.
+    """
+    place = Path(folder)
+    again = "give a folder that save_pretrained of a PEFT model wrote"
+    config = _files.read_json(place / "adapter_config.json", what="configuration of an adapter", remedy=again)
+    if config.get("peft_type") != "LORA":
+        raise InputTypeError(f"{place} is an adapter of the kind {config.get('peft_type')!r}; {_IN_PEFT}")
+    odd = sorted(name for name, value in config.items() if value and name not in _UNDERSTOOD)
+    if odd:
+        raise InputTypeError(
+            f"{place}: the setting {odd[0]}={config[odd[0]]!r} changes the model in a way that is not "
+            f"multiplied out here; {_IN_PEFT}"
+        )
+    begin = str(config.get("init_lora_weights")).lower()
+    if begin.startswith(_OF_ANOTHER_BASE):
+        raise InputTypeError(
+            f"{place}: with init_lora_weights={begin!r} training began from changed weights of the base "
+            f"model, so the factors are no difference to the base model itself; {_IN_PEFT}"
+        )
+    tensors, file = _adapter_tensors(place, remedy=again)
+    factors: dict[str, dict[str, Tensor]] = {}
+    saved: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if not key.startswith(_PREFIX):
+            raise UserError(f"{file} holds {key!r}, which does not begin with {_PREFIX!r}; {again}")
+        name = key.removeprefix(_PREFIX)
+        found = _FACTOR.fullmatch(name)
+        if found and found["bias"]:
+            factors.setdefault(f"{found['module']}.bias", {})["bias"] = tensor
+        elif found:
+            factors.setdefault(f"{found['module']}.weight", {})[found["factor"]] = tensor
+        else:
+            saved[name.replace(".base_layer.", ".")] = tensor
+    for name, parts in factors.items():
+        pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}, {"bias"})
+        if set(parts) - {"lora_magnitude_vector"} not in pairs:
+            raise UserError(f"{file} holds only {sorted(parts)} of {name!r}; copy the adapter again")
+    return Adapter(place, config, factors, saved, sha256=_files.sha256(file))
+
+
+def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model) -> list[TaskVector]:
+    """The task vectors of T adapters of one model: all of one layout, ready for the merging rules.
+
+    The layout has the tensors that any of the adapters changes, in the order of the model; where an adapter
+    leaves one alone, its vector is 0. All other tensors are in `carried`. So TIES and DARE rank and drop the
+    entries that adapters change and no others, and `apply_to` still takes the whole model.
+
+    Args:
+        folders: T folders that PEFT wrote.
+        pretrained: the base model, a module or its state dict.
+
+    Returns:
+        T vectors in float32, or in float64 for a model in float64. Products are computed in float64 and
+        rounded once. Each has the folder's name and the hash of its weights in `about`.
+
+    Raises:
+        UserError: as `read_adapter` does; if an adapter changes what the model does not have; if shapes
+            differ; if only the module, not its state dict, tells whether a square matrix is transposed.
+    """
+    adapters = [read_adapter(folder) for folder in _checks.not_empty("the list of adapters", folders)]
+    state: Mapping[str, Tensor] = _states.full_state(pretrained)[0]
+    if isinstance(pretrained, nn.Module):
+        state = {name: part.detach() for name, part in pretrained.named_parameters()}
+    changed = {name for adapter in adapters for name in adapter.names}
+    for adapter in adapters:
+        _check_names(adapter, state)
+    names = [name for name in state if name in changed]
+    for name in names:
+        _states.check_supported(name, state[name])
+        if not state[name].is_floating_point():
+            raise InputTypeError(
+                f"{name!r} is {state[name].dtype} in pretrained; give the base model with floating-point "
+                "weights, as it was before quantisation"
+            )
+    layout = tuple((name, tuple(state[name].shape)) for name in names)
+    wide = torch.float64 if any(state[name].dtype == torch.float64 for name in names) else torch.float32
+    vectors = []
+    for adapter in adapters:
+        orientations = _orientations(adapter, pretrained, state=state)
+        flat = _memory.empty(
+            (sum(math.prod(shape) for _, shape in layout),), dtype=wide, device=state[names[0]].device
+        )
+        flat.zero_()
+        place = 0
+        for name, shape in layout:
+            size = math.prod(shape)
+            if name in adapter.names:
+                part = adapter.difference(name, state[name].cpu(), transposed=orientations.get(name))
+                flat[place : place + size] = part.reshape(-1)
+            place += size
+        _checks.check_finite(f"the difference of the adapter in {adapter.folder}", flat)
+        carried = [name for name in state if name not in changed]
+        about = {"adapter": adapter.folder.name, "sha256": adapter.sha256}
+        vectors.append(TaskVector._made(flat, layout, carried, about=about))
+    return vectors
+
+
+def adapter_vector(folder: str | os.PathLike[str], pretrained: Model) -> TaskVector:
+    """The task vector of one adapter: what `apply_to` adds to its base model is what PEFT merges into it.
+
+    Arguments and errors are those of `adapter_vectors`. To merge several adapters, give that one all of them:
+    then the vectors share a layout even if the adapters change different tensors.
+    """
+    return adapter_vectors([folder], pretrained)[0]
+
+
+def _adapter_tensors(folder: Path, *, remedy: str) -> tuple[dict[str, Tensor], Path]:
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        with _files.opened_safetensors(file, what="adapter", remedy=remedy) as stored:
+            return {name: stored.get_tensor(name).clone() for name in stored.keys()}, file  # noqa: SIM118
+    file = folder / "adapter_model.bin"
+    if not file.is_file():
+        raise MissingFileError(f"{folder} holds no adapter_model.safetensors; {remedy}")
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{file} is damaged or holds more than tensors, and is not loaded; {remedy}"
+        ) from error
+    _checks.named_tensors(str(file), tensors)
+    return tensors, file
+
+
+def _check_names(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
+    missing = [name for name in adapter.names if name not in state]
+    if not missing:
+        return
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    found = [
+        name
+        for name in state
+        if "." in name and (name.endswith(f".{missing[0]}") or missing[0].endswith(f".{name}"))
+    ]
+    remedy = f"give the model that it was trained on, or {_IN_PEFT}"
+    if found:
+        remedy = (
+            f"pretrained calls it {found[0]!r}: give the model of the class that the adapter was trained on, "
+            "whose names have the same beginning"
+        )
+    raise UserError(
+        f"the adapter in {adapter.folder} changes {missing[0]!r}{more}, which pretrained does not have; "
+        f"{remedy}"
+    )
+
+
+def _orientations(adapter: Adapter, pretrained: Model, *, state: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Which matrices are stored as (in, out), where a module tells; an error where nothing does."""
+    if isinstance(pretrained, nn.Module):
+        modules = dict(pretrained.named_modules())
+        return {
+            name: type(modules[name.rpartition(".")[0]]).__name__ == "Conv1D"
+            for name, parts in adapter.factors.items()
+            if "lora_A" in parts
+        }
+    configured = bool(adapter.config.get("fan_in_fan_out"))
+    matrices = [
+        name for name, parts in adapter.factors.items() if "lora_A" in parts and state[name].ndim == 2
+    ]
+    square = [name for name in matrices if state[name].shape[0] == state[name].shape[1]]
+    others = [name for name in matrices if name not in square]
+    for name in others:
+        stored = tuple(state[name].shape)
+        factors = adapter.factors[name]
+        shape = (len(factors["lora_B"]), factors["lora_A"].shape[1])
+        if square and stored in {shape, shape[::-1]} and (stored == shape) == configured:
+            raise UserError(
+                f"{adapter.folder}: fan_in_fan_out={configured} does not hold for {name!r}, so it may not "
+                f"hold for the square {square[0]!r} either; give the module instead of its state dict"
+            )
+    return {}
+
+
+def _by_pattern(patterns: Mapping[str, float] | None, module: str, *, default: float) -> float:
+    """The value of the first pattern that fits the end of a module's name, as PEFT looks them up."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,336 @@
+"""Adapters multiplied out are what PEFT merges; sums are sums of products; the rest is refused by name."""
+
+import copy
+import json
+import math
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from taskvec_mini import TaskVector
+from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
+from taskvec_mini.merging import ties
+from taskvec_mini.merging.adapters import adapter_vector, adapter_vectors, read_adapter
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of peft about fan_in_fan_out and about tied embeddings
+
+
+@pytest.fixture(scope="module")
+def bert():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.BertConfig(vocab_size=30, max_position_embeddings=10, **sizes)
+    return seeded(transformers.BertForSequenceClassification(config))
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=10, bos_token_id=0, eos_token_id=0
+    )
+    return seeded(transformers.GPT2LMHeadModel(config))
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.point = nn.Conv2d(5, 4, 1)
+        self.line = nn.Conv1d(2, 3, 2)
+        self.groups = nn.Conv2d(4, 4, 3, groups=2)
+
+    def forward(self, x):
+        return self.point(self.conv(x))
+
+
+def seeded(model, seed=0):
+    """The same numbers at every run, and none of them 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def with_adapter(model, *, seed=1, **settings):
+    """A copy of the model inside of PEFT's, with random factors."""
+    config = peft.LoraConfig(**{"r": 2, "lora_alpha": 3, **settings})
+    wrapped = peft.get_peft_model(copy.deepcopy(model), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return wrapped
+
+
+def trained(model, folder, *, seed=1, **settings):
+    """An adapter with random factors, saved by PEFT, and the state dict of the model it merges into."""
+    wrapped = with_adapter(model, seed=seed, **settings)
+    wrapped.save_pretrained(folder)
+    return {name: tensor.clone() for name, tensor in wrapped.merge_and_unload().state_dict().items()}
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-6, rtol=2e-6, msg=name)
+
+
+BERT = {
+    "plain": {"target_modules": ["query", "value", "dense"]},
+    "rsLoRA": {"target_modules": ["query"], "use_rslora": True, "r": 4},
+    "rank and alpha patterns": {
+        "target_modules": ["query", "value", "dense"],
+        "rank_pattern": {"query": 4, r"layer\.1\..*\.dense": 3},
+        "alpha_pattern": {"value": 5, r"layer\.0\.output\.dense": 7},
+    },
+    "rank pattern with rsLoRA": {
+        "target_modules": ["query", "value"],
+        "use_rslora": True,
+        "rank_pattern": {"query": 1},
+    },
+    "an embedding": {"target_modules": ["query", "word_embeddings"]},
+    "DoRA": {"target_modules": ["query", "dense"], "use_dora": True},
+    "DoRA of an embedding": {"target_modules": ["word_embeddings"], "use_dora": True},
+    "biases beside the factors": {"target_modules": ["query"], "bias": "lora_only"},
+    "all biases": {"target_modules": ["query"], "bias": "all"},
+    "a bias in the factor": {"target_modules": ["query"], "lora_bias": True},
+    "both": {"target_modules": ["query"], "lora_bias": True, "bias": "lora_only"},
+    "a saved module": {"target_modules": ["query"], "modules_to_save": ["classifier"]},
+    "a kind of task": {"target_modules": ["query"], "task_type": "SEQ_CLS"},
+}
+
+
+@pytest.mark.parametrize("settings", BERT.values(), ids=BERT)
+def test_the_edited_model_is_what_peft_merges(bert, tmp_path, settings):
+    expected = trained(bert, tmp_path, **settings)
+    for start in (bert, bert.state_dict()):
+        assert_same(adapter_vector(tmp_path, start).apply_to(start), expected)
+
+
+GPT2 = {
+    "stored transposed": {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+    "DoRA": {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
+    "a tied embedding": {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True},
+}
+
+
+@pytest.mark.parametrize("settings", GPT2.values(), ids=GPT2)
+def test_matrices_that_are_stored_transposed_and_ties_come_out_right(gpt2, tmp_path, settings):
+    expected = trained(gpt2, tmp_path, **settings)
+    for start in (gpt2, gpt2.state_dict(), {n: t.clone() for n, t in gpt2.state_dict().items()}):
+        state = adapter_vector(tmp_path, start).apply_to(start)
+        assert_same(state, expected)
+    copy.deepcopy(gpt2).load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_convolutions_are_matrices_of_patches(tmp_path, use_dora):
+    model = seeded(Convolutions())
+    expected = trained(model, tmp_path, target_modules=["conv", "point", "line"], use_dora=use_dora)
+    assert_same(adapter_vector(tmp_path, model).apply_to(model), expected)
+
+
+def test_a_convolution_in_groups_is_refused_by_name(tmp_path):
+    model = seeded(Convolutions())
+    with_adapter(model, target_modules=["groups"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"'groups\.weight'.*those of a convolution in groups do not"):
+        adapter_vector(tmp_path, model)
+
+
+def test_a_square_matrix_among_contradictions_needs_the_module(gpt2, tmp_path):
+    """peft overwrites fan_in_fan_out when it meets a linear layer among GPT-2's; the last one met wins."""
+    trained(gpt2, tmp_path, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    change_config(tmp_path, fan_in_fan_out=False)
+    with pytest.raises(
+        UserError, match=r"fan_in_fan_out=False does not hold for 'transformer.h.0.attn.c_attn"
+    ):
+        adapter_vector(tmp_path, gpt2.state_dict())
+    change_config(tmp_path, fan_in_fan_out=True)
+    expected = adapter_vector(tmp_path, gpt2.state_dict())
+    change_config(tmp_path, fan_in_fan_out=False)
+    assert torch.equal(adapter_vector(tmp_path, gpt2).flat, expected.flat)
+
+
+# --- several adapters ------------------------------------------------------------------------------------
+
+
+def test_a_merge_is_the_sum_of_products_and_never_the_product_of_sums(bert, tmp_path):
+    """Against plain arithmetic on the factors, with ranks and targets that differ, and a negative weight."""
+    trained(bert, tmp_path / "a", seed=1, target_modules=["query"], r=2)
+    trained(bert, tmp_path / "b", seed=2, target_modules=["query", "value"], r=4)
+    first, second = adapter_vectors([tmp_path / "a", tmp_path / "b"], bert)
+    assert first.layout == second.layout
+    merged = dict((0.5 * first - 2 * second).items())
+    a, b = (safetensors.torch.load_file(tmp_path / x / "adapter_model.safetensors") for x in "ab")
+    for layer in range(2):
+        for part, weights in {
+            "query": ((a, 0.5, 3 / 2), (b, -2.0, 3 / 4)),
+            "value": ((b, -2.0, 3 / 4),),
+        }.items():
+            name = f"bert.encoder.layer.{layer}.attention.self.{part}"
+            key = f"base_model.model.{name}.lora_"
+            expected = sum(
+                weight * scaling * (x[f"{key}B.weight"].double() @ x[f"{key}A.weight"].double())
+                for x, weight, scaling in weights
+            )
+            torch.testing.assert_close(merged[f"{name}.weight"].double(), expected, atol=1e-7, rtol=1e-5)
+    ones = adapter_vector(tmp_path / "a", bert)
+    assert torch.equal((-1 * ones).flat, -ones.flat)
+
+
+def test_adapters_go_through_the_rules_and_back_onto_the_model(bert, tmp_path):
+    for seed, name in enumerate("ab"):
+        trained(bert, tmp_path / name, seed=seed, target_modules=["query"])
+    vectors = adapter_vectors([tmp_path / "a", tmp_path / "b"], bert)
+    merged = ties(vectors, density=0.25)
+    assert merged.zero_share() >= 0.5
+    state = merged.apply_to(bert)
+    copy.deepcopy(bert).load_state_dict(state, strict=True)
+    assert torch.equal(state["classifier.weight"], bert.classifier.weight)
+    assert "classifier.weight" in merged.carried
+
+
+def test_a_vector_says_which_adapter_it_came_from_and_saves(bert, tmp_path):
+    trained(bert, tmp_path / "cars", target_modules=["query"])
+    tv = adapter_vector(tmp_path / "cars", bert)
+    tv.save(tmp_path / "tv")
+    assert TaskVector.load(tmp_path / "tv").about == tv.about
+    assert tv.about["adapter"] == "cars"
+    assert tv.about["sha256"] == read_adapter(tmp_path / "cars").sha256
+    assert len(tv.about["sha256"]) == 64
+
+
+def test_the_vector_of_a_half_model_is_float32_and_rounded_once(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["query"])
+    half = copy.deepcopy(bert).bfloat16()
+    tv = adapter_vector(tmp_path, half)
+    assert tv.flat.dtype == torch.float32
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    start = half.state_dict()[name]
+    expected = (start.double() + dict(tv.items())[name].double()).bfloat16()
+    assert torch.equal(tv.apply_to(half)[name], expected)
+    assert adapter_vector(tmp_path, copy.deepcopy(bert).double()).flat.dtype == torch.float64
+
+
+def test_an_adapter_saved_by_torch_is_read_without_running_code(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["query"])
+    expected = adapter_vector(tmp_path, bert)
+    tensors = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    assert torch.equal(adapter_vector(tmp_path, bert).flat, expected.flat)
+    torch.save({"w": nn.Linear(1, 1)}, tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors, and is not loaded"):
+        adapter_vector(tmp_path, bert)
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+def change_config(folder, **settings):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+@pytest.fixture
+def saved(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["query"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "LOHA"}, r"an adapter of the kind 'LOHA'; merge it with peft itself"),
+        ({"target_parameters": ["experts"]}, r"the setting target_parameters=\['experts'\]"),
+        ({"alora_invocation_tokens": [1, 2]}, r"the setting alora_invocation_tokens=\[1, 2\]"),
+        ({"layer_replication": [[0, 2]]}, r"the setting layer_replication"),
+        ({"use_qalora": True}, r"the setting use_qalora=True"),
+        ({"a_setting_of_tomorrow": 1}, r"the setting a_setting_of_tomorrow=1 changes the model in a way"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            r"init_lora_weights='pissa_niter_4' training began from changed",
+        ),
+        ({"init_lora_weights": "olora"}, r"init_lora_weights='olora'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_kinds_of_adapters_and_settings_are_refused_by_name(saved, bert, settings, message):
+    change_config(saved, **settings)
+    with pytest.raises(InputTypeError, match=message):
+        adapter_vector(saved, bert)
+
+
+def test_trained_tokens_are_refused_by_name(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["query"], trainable_token_indices={"word_embeddings": [1, 2]})
+    with pytest.raises(InputTypeError, match="the setting trainable_token_indices"):
+        adapter_vector(tmp_path, bert)
+
+
+def test_a_rank_that_does_not_fit_the_factors_is_refused(saved, bert):
+    change_config(saved, r=8)
+    with pytest.raises(
+        UserError, match=r"the rank 8, but its factors have 2; copy both files of the adapter again"
+    ):
+        adapter_vector(saved, bert)
+
+
+def test_an_adapter_of_another_class_or_size_of_model_is_refused_with_the_remedy(saved, bert):
+    with pytest.raises(
+        UserError, match=r"changes 'bert\.enc.*pretrained calls it 'encoder\.layer\.0.*of the class"
+    ):
+        adapter_vector(saved, bert.bert)
+    with pytest.raises(
+        UserError, match=r"which pretrained does not have; give the model that it was trained on"
+    ):
+        adapter_vector(saved, nn.Linear(2, 2))
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    with pytest.raises(
+        UserError, match=rf"shapes differ at '{name}': \(4, 8\) in pretrained, but .*\(8, 8\)"
+    ):
+        adapter_vector(saved, {**bert.state_dict(), name: torch.zeros(4, 8)})
+
+
+def test_missing_and_damaged_files_are_named(saved, bert, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(MissingFileError, match=r"adapter_config\.json; give a folder that save_pretrained"):
+        adapter_vector(empty, bert)
+    shutil.copy(saved / "adapter_config.json", empty)
+    with pytest.raises(MissingFileError, match=r"holds no adapter_model\.safetensors; give a folder"):
+        adapter_vector(empty, bert)
+    tensors = safetensors.torch.load_file(saved / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in tensors.items() if "lora_B" not in name}
+    safetensors.torch.save_file(half, saved / "adapter_model.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds only \['lora_A'\] of 'bert\.encoder.*; copy the adapter again"
+    ):
+        adapter_vector(saved, bert)
+    with pytest.raises(UserError, match="the list of adapters is empty"):
+        adapter_vectors([], bert)
+
+
+def test_an_adapter_is_not_taken_for_a_model(saved, bert):
+    tensors = safetensors.torch.load_file(saved / "adapter_model.safetensors")
+    with pytest.raises(InputTypeError, match=r"a factor of a LoRA adapter.*merging\.adapter_vector"):
+        TaskVector.between(tensors, tensors)
+    wrapped = peft.get_peft_model(copy.deepcopy(bert), peft.LoraConfig(target_modules=["query"]))
+    with pytest.raises(
+        InputTypeError, match=r"of a model with the adapter inside, give model\.merge_and_unload"
+    ):
+        TaskVector.between(wrapped, wrapped)
+
+
+def test_the_scaling_is_alpha_over_the_rank_or_over_its_root(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["query"], r=4, lora_alpha=3)
+    adapter = read_adapter(tmp_path)
+    assert adapter.scaling(adapter.names[0]) == 3 / 4
+    change_config(tmp_path, use_rslora=True)
+    adapter = read_adapter(tmp_path)
+    assert adapter.scaling(adapter.names[0]) == 3 / math.sqrt(4)
