@@ -117,6 +117,8 @@ def unflatten(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
 def outputs_at(model: nn.Module, theta: Tensor, inputs: Tensor) -> Tensor:
     """Outputs (N, C) of `model` at the flat parameters `theta`; the model's own parameters stay untouched.
 
+    Inputs are converted to the dtype of theta; numbers of tokens (int32 or int64) are left as they are.
+
     Raises:
         ValueError: if theta does not hold as many numbers as the model has parameters.
 
@@ -124,7 +126,9 @@ def outputs_at(model: nn.Module, theta: Tensor, inputs: Tensor) -> Tensor:
         >>> outputs_at(MLP((2, 1)), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[10.0, 100.0]]))
         tensor([[213.]])
     """
-    result: Tensor = functional_call(model, unflatten(model, theta), (inputs.to(theta.dtype),))
+    if inputs.dtype not in (torch.int32, torch.int64):
+        inputs = inputs.to(theta.dtype)
+    result: Tensor = functional_call(model, unflatten(model, theta), (inputs,))
     return result
 
 
@@ -173,7 +177,8 @@ def flat_loss(
 
     Args:
         model: any module from inputs (N, ...) to outputs (N, C); only its architecture is used.
-        inputs: N examples; they are converted to the dtype of theta when the loss is called.
+        inputs: N examples; they are converted to the dtype of theta when the loss is called, but for the
+            numbers of tokens (int32 or int64).
         targets: N class labels (integers), or for squared error N x C numbers as well.
         loss: "cross_entropy", or "squared_error": half the squared distance, labels as one-hot vectors.
         outputs: which outputs of the model this task uses (its head); all of them by default.
