@@ -6,6 +6,9 @@ usage: python scripts/home.py https://github.com/OWNER/NAME
 
 `repository.url` of _config.yml is the source. The badges and set-up cells of the chapters, the README, the
 citation file and the package's metadata follow it; tests/test_chapters.py holds them equal.
+
+Until then the address is a placeholder, whose owner has two hyphens in a row, which no owner can have. The
+site shows no badge and no link that leads to it (book/_ext/before_home.py), and the README has none.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = re.compile(r"https://github\.com/[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]*[A-Za-z0-9_-]")
+
+BADGES = re.compile(rb"(<!-- badges -->\n).*?(<!-- /badges -->)", re.DOTALL)
+COLAB = "https://colab.research.google.com"
 
 
 def current(root: Path = ROOT) -> str:
@@ -33,7 +39,7 @@ def files(root: Path = ROOT) -> list[Path]:
     """Every file that may name the address."""
     single = ["_config.yml", "README.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"]
     pages = [
-        *(root / "book").glob("*.md"),
+        *(root / "book").rglob("*.md"),
         *(root / "book").glob("*.ipynb"),
         *(root / "taskvec_mini").rglob("*.py"),
     ]
@@ -41,7 +47,7 @@ def files(root: Path = ROOT) -> list[Path]:
 
 
 def rewrite(old: str, new: str, root: Path = ROOT) -> list[Path]:
-    """Replace the address in every file; the files that changed."""
+    """Replace the address in every file, and show or hide the README's badges; the files that changed."""
     pairs = [(old, new), (_path(old), _path(new))]  # Colab's links carry OWNER/NAME alone
     changed = []
     for path in files(root):
@@ -49,10 +55,20 @@ def rewrite(old: str, new: str, root: Path = ROOT) -> list[Path]:
         after = before
         for left, right in pairs:
             after = after.replace(left.encode(), right.encode())
+        if path.name == "README.md":
+            after = BADGES.sub(rb"\g<1>" + badges(new).encode() + rb"\g<2>", after)
         if after != before:
             path.write_bytes(after)
             changed.append(path)
     return changed
+
+
+def badges(address: str) -> str:
+    """The README's badges for a public address; none for the placeholder."""
+    if "--" in _path(address).partition("/")[0]:
+        return ""
+    chapter = f"{_path(address)}/blob/main/book/01_a_task_vector_in_five_minutes.ipynb"
+    return f"[![Open chapter 1 in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{chapter})\n"
 
 
 def _path(address: str) -> str:

@@ -138,7 +138,7 @@ def linked(address: str) -> tuple[Application, nodes.document]:
 
 
 def test_links_and_badges_to_the_placeholder_are_not_shown_and_their_words_stay() -> None:
-    application, document = linked("https://github.com/your--name/taskvec-mini")
+    application, document = linked("https://github.com/no--body/somewhere")
     assert document.astext() == "Please open an issue or read the paper"
     assert [link["refuri"] for link in document.findall(nodes.reference)] == [
         "https://arxiv.org/abs/2510.23629"
