@@ -14,8 +14,10 @@ sum of eight vectors makes the same model as 2.4 for their mean.
 For all rules alike: no input is written to. Sums run in float64 and are rounded once, to the dtype of the
 vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
 few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
-matrices (`tsv`, `iso_c`, `iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and hold T copies
-of one tensor.
+matrices (`tsv`, `iso_c`, `iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and compute in
+float64. Of float32 and narrower vectors they find singular directions through WᵀW, which takes less time than
+an SVD and is more exact (`_matrices` says why). Any number of threads gives the same bits, but for the rules
+for matrices: there a few entries may differ in the last bit, and all of directions whose singular values tie.
 
 Raises (every rule):
     TypeError: if an item is no TaskVector, or dtypes or devices differ.
@@ -29,14 +31,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _memory
 from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.merging._matrices import (
     adam_from_the_sum,
+    average,
     isotropic,
     isotropic_with_own_directions,
     least_interference,
@@ -45,7 +47,7 @@ from taskvec_mini.merging._matrices import (
 )
 from taskvec_mini.vectors import TaskVector
 
-_PIECE = 1 << 16  # positions merged at a time: T rows of them in float64 fit into a processor's cache
+_PIECE = 1 << 15  # positions merged at a time: T rows of them in float64 stay in a processor's cache
 
 
 def task_arithmetic(task_vectors: Iterable[TaskVector]) -> TaskVector:
@@ -125,7 +127,7 @@ def ties(
         for vector in vectors:
             magnitudes = vector._flat.abs()
             parts = torch.split(magnitudes, vector._sizes()) if per_tensor else [magnitudes]
-            kept = [_largest(part, kept_entries(density, size=len(part))) for part in parts]
+            kept = [_largest(part, kept_entries(density, size=len(part)))[0] for part in parts]
             masks.append(torch.cat(kept))
 
     def merge(kept: Tensor) -> Tensor:
@@ -154,21 +156,37 @@ def dare(
 
     Raises:
         TypeError: if `generator` is no torch.Generator.
-        ValueError: if `drop_rate` is out of range.
+        ValueError: if `drop_rate` is out of range, or leaves nothing of all vectors together.
 
     Example:
         >>> vector = TaskVector(torch.tensor([1.0, 2.0, 3.0, 4.0]), [("bias", (4,))])
         >>> dare([vector], drop_rate=0.5, generator=torch.Generator().manual_seed(1)).flat
         tensor([2., 0., 0., 8.])
     """
+    vectors = _matching(task_vectors)
+    merged = dropped_at_random(vectors, drop_rate=drop_rate, generator=generator)
+    if drop_rate and not merged._flat.any() and any(vector._flat.any() for vector in vectors):
+        raise UserError(
+            f"drop_rate={drop_rate:g} has left nothing of {len(vectors)} vector(s) with {len(merged):,} "
+            "entries each; choose a lower one"
+        )
+    return merged
+
+
+def dropped_at_random(
+    vectors: list[TaskVector], *, drop_rate: float = 0.9, generator: torch.Generator
+) -> TaskVector:
+    """What `dare` makes of vectors, or of a part of them, of which nothing may be left."""
     rate = _below_one("drop_rate", drop_rate)
     _checks.random_source(generator)
-    vectors = _matching(task_vectors)
     masks = []
     for vector in vectors:
-        # uniform numbers and not bernoulli_, whose draws depend on whether torch was built with MKL
-        drawn = torch.rand(len(vector), generator=generator, device=generator.device, dtype=torch.float32)
-        masks.append((drawn >= rate).to(vector._flat.device))
+        mask = torch.empty(len(vector), dtype=torch.bool, device=vector._flat.device)
+        for piece in torch.split(mask, _PIECE):
+            # uniform numbers and not bernoulli_, whose draws depend on whether torch was built with MKL
+            drawn = torch.rand(len(piece), generator=generator, device=generator.device, dtype=torch.float32)
+            piece.copy_(drawn >= rate)
+        masks.append(mask)
     return _merged(_across(vectors, lambda kept: kept.sum(0) / (1 - rate), masks=masks), vectors[0])
 
 
@@ -203,8 +221,10 @@ def breadcrumbs(
     for vector in vectors:
         middles = []
         for part in torch.split(vector._flat.abs(), vector._sizes()):
-            not_small = _largest(part, len(part) - math.floor(_entries(low, size=len(part))))
-            middles.append(not_small & ~_largest(part, math.floor(_entries(high, size=len(part)))))
+            not_small = len(part) - math.floor(_entries(low, size=len(part)))
+            too_large = math.floor(_entries(high, size=len(part)))
+            kept, outliers = _largest(part, not_small, too_large)
+            middles.append(kept & ~outliers)
         masks.append(torch.cat(middles))
     return _merged(_across(vectors, lambda kept: kept.sum(0), masks=masks), vectors[0])
 
@@ -282,8 +302,7 @@ def tsv(task_vectors: Iterable[TaskVector], *, kernels: Literal["mean", "matrix"
 
     Directions whose singular value is mere rounding are left out, because nothing fixes them. So a zero
     matrix takes no part, and T equal matrices give that matrix cut to rank ⌊r / T⌋. Where two singular values
-    tie just at the cut, torch.linalg.svd decides. Its rounding depends on the number of threads, so another
-    number gives other bits; directions with nearly equal singular values turn the most.
+    tie just at the cut, rounding decides which stays.
 
     Args:
         task_vectors: T vectors of one layout.
@@ -503,19 +522,23 @@ def _across(
     Entries are 0 where the mask (D,) of their vector is false.
     """
     flats = [vector._flat for vector in vectors]  # .flat would copy each; nothing here writes to them
-    merged = torch.empty_like(flats[0])
-    for start in range(0, len(merged), _PIECE):
+    first = flats[0]
+    merged = _memory.empty(first.shape, dtype=first.dtype, device=first.device)
+    buffer = torch.empty(len(flats), min(_PIECE, len(first)), dtype=torch.float64, device=first.device)
+    for start in range(0, len(first), _PIECE):
         here = slice(start, start + _PIECE)
-        rows = torch.stack([flat[here] for flat in flats]).double()
+        rows = buffer[:, : len(merged[here])]
+        for row, flat in zip(rows, flats, strict=True):
+            row.copy_(flat[here])
         if masks is not None:
-            rows = rows.where(torch.stack([mask[here] for mask in masks]), 0)
+            for row, mask in zip(rows, masks, strict=True):
+                row.mul_(mask[here])
         merged[here] = rule(rows)
     return merged
 
 
 def _merged(flat: Tensor, first: TaskVector) -> TaskVector:
-    _checks.check_finite("the merged task vector", flat)
-    return TaskVector(flat, first.layout, first.carried)
+    return first._with(flat, what="the merged task vector")
 
 
 def _below_one(name: str, value: float) -> float:
@@ -535,37 +558,51 @@ def _entries(share: float, *, size: int) -> float:
     return round(float(share) * size, 6)
 
 
-def _largest(magnitudes: Tensor, count: int) -> Tensor:
-    """A mask of the `count` largest of some magnitudes (n,), the earlier of equal ones first."""
-    if count == 0:
-        return torch.zeros_like(magnitudes, dtype=torch.bool)
-    place = len(magnitudes) - count  # of the smallest one that is kept, in rising order
+def _largest(magnitudes: Tensor, *counts: int) -> list[Tensor]:
+    """For each count a mask of so many largest of some magnitudes (n,), the earlier of equal ones first."""
+    size = len(magnitudes)
+    places = sorted(
+        size - count for count in counts if count
+    )  # of the smallest one kept each, in rising order
+    thresholds = {}
     if magnitudes.device.type == "cpu":  # there numpy is several times as fast as torch's kthvalue
         wide = magnitudes.to(torch.promote_types(magnitudes.dtype, torch.float32))  # numpy knows no bfloat16
-        threshold = float(np.partition(wide.numpy(), place)[place])
+        ranked = wide.numpy().copy()
+        below = 0  # so many are smaller than all that is still to be ranked
+        for place in places:
+            ranked[below:].partition(place - below)
+            thresholds[size - place] = float(ranked[place])
+            below = place
     else:
-        threshold = magnitudes.kthvalue(place + 1).values.item()
-    mask = magnitudes > threshold
-    equal = (magnitudes == threshold).nonzero().squeeze(1)
-    mask[equal[: count - int(mask.sum())]] = True
-    return mask
+        for place in places:
+            thresholds[size - place] = magnitudes.kthvalue(place + 1).values.item()
+    masks = []
+    for count in counts:
+        if count == 0:
+            masks.append(torch.zeros_like(magnitudes, dtype=torch.bool))
+            continue
+        mask = magnitudes > thresholds[count]
+        equal = (magnitudes == thresholds[count]).nonzero().squeeze(1)
+        mask[equal[: count - int(mask.sum())]] = True
+        masks.append(mask)
+    return masks
 
 
 def _by_matrices(
     vectors: list[TaskVector], rule: Callable[[list[Tensor]], Tensor], *, unrolled: bool
 ) -> TaskVector:
-    """`rule` takes T matrices (out, in) to one; what is no matrix is averaged.
+    """`rule` takes T matrices (out, in) to one in float64; what is no matrix is averaged.
 
     With `unrolled`, kernels count as matrices, except those whose rows have inputs of their own.
     """
-    merged = []
-    for named in zip(*(vector.items() for vector in vectors), strict=True):
-        parts = [part for _, part in named]
-        shape = parts[0].shape
+    first = vectors[0]
+    merged = _memory.empty(first._flat.shape, dtype=first._flat.dtype, device=first._flat.device)
+    places = torch.split(merged, first._sizes())
+    parts_of_all = zip(*(torch.split(vector._flat, first._sizes()) for vector in vectors), strict=True)
+    for (_, shape), place, parts in zip(first.layout, places, parts_of_all, strict=True):
         is_kernel = len(shape) > 2 and shape[1] > 1
         if 0 not in shape and (len(shape) == 2 or (unrolled and is_kernel)):
-            part = rule([part.flatten(1) for part in parts])
+            place.copy_(rule([part.view(shape).flatten(1) for part in parts]).reshape(-1))
         else:
-            part = torch.stack(parts).double().mean(0)
-        merged.append(part.reshape(-1).to(parts[0].dtype))
-    return _merged(torch.cat(merged), vectors[0])
+            place.copy_(average(list(parts)))
+    return _merged(merged, first)

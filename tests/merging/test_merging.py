@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -441,9 +442,9 @@ def test_the_threshold_is_that_of_a_sort(dtype):
     """With few values among many entries, so that ranks fall inside runs of equal entries as well."""
     values = (noise(500).abs() * 8).round().to(dtype) / 8
     ordered = values.sort(descending=True).values.tolist()
-    for count in (1, 2, 77, 250, 499, 500):
-        mask = merging.rules._largest(values, count)
-        assert sorted(values[mask].tolist(), reverse=True) == ordered[:count]
+    for counts in ((1,), (2, 77), (250, 0), (500, 499), (77, 77)):
+        for count, mask in zip(counts, merging.rules._largest(values, *counts), strict=True):
+            assert sorted(values[mask].tolist(), reverse=True) == ordered[:count]
 
 
 # --- laws of one rule ------------------------------------------------------------------------------------
@@ -521,6 +522,24 @@ def test_dare_draws_a_mask_of_its_own_for_each_task():
     merged = merging.dare([ones, ones], drop_rate=0.5, generator=source()).flat
     shares = [(merged == value).double().mean().item() for value in (0.0, 2.0, 4.0)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.06)  # one common mask would give ½, 0, ½
+
+
+def test_dare_that_leaves_nothing_is_an_error():
+    one = vector([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    message = "drop_rate=0.999 has left nothing of 2 vector(s) with 6 entries each; choose a lower one"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        merging.dare([one, one], drop_rate=0.999, generator=source())
+    assert merging.dare([0 * one, 0 * one], generator=source()).norm() == 0  # there was nothing before
+    assert merging.dare([one, -one], drop_rate=0, generator=source()).norm() == 0  # they cancel
+
+
+def test_masks_of_dare_are_one_stream_of_uniform_numbers():
+    """However many are drawn at a time, and task after task."""
+    size = 3 * merging.rules._PIECE // 2
+    rows = [TaskVector(torch.ones(size), [("w", (size,))]) for _ in range(2)]
+    drawn = torch.rand(2, size, generator=source(4))
+    merged = merging.dare(rows, drop_rate=0.75, generator=source(4))
+    assert torch.equal(merged.flat, 4.0 * (drawn >= 0.75).sum(0))
 
 
 def test_dare_follows_its_generator_and_no_other():

@@ -133,7 +133,7 @@ def test_tsv_keeps_the_singular_values_so_both_whitened_bases_are_orthonormal(sh
 
 def test_whitening_gives_orthonormal_columns_and_none_are_nearer():
     basis = torch.cat([rotation(8, 1)[:, :3], rotation(8, 2)[:, :3]], 1)
-    white = _matrix_rules._orthonormal(basis)
+    white = _matrix_rules._polar(basis, eps=2.0**-52)[0]
     torch.testing.assert_close(white.T @ white, torch.eye(6, dtype=torch.float64))
     for seed in range(50):  # others: far away, or only a small turn away
         turn = noise(8, 8, seed=seed) * 10.0 ** -(seed % 5)
@@ -190,6 +190,120 @@ def test_tsv_has_room_for_as_many_tasks_as_rows():
         weight[i, i] = i + 1
     merged = as_matrix(merging.tsv(matrices(*weights)), (49, 49))
     torch.testing.assert_close(merged, torch.diag(torch.arange(1.0, 50.0)), rtol=0, atol=1e-4)
+
+
+# --- float32 and less, where no SVD is taken -------------------------------------------------------------
+
+
+def full_svd(matrix, scale=None, count=None):
+    """U, S, V by LAPACK's SVD, without what is rounding of float32."""
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    cutoff = max(matrix.shape) * 2.0**-23 * (sizes[:1] if scale is None else scale)
+    rank = min(int((sizes > cutoff).sum()), len(sizes) if count is None else count)
+    return left[:, :rank], sizes[:rank], right[:rank].T
+
+
+def nearest(columns):
+    left, _, right = full_svd(torch.cat(columns, 1))
+    return left @ right.T
+
+
+def full_tsv(weights):
+    triples = [full_svd(w, count=min(w.shape) // len(weights)) for w in weights]
+    lefts, sizes, rights = zip(*triples, strict=True)
+    return nearest(lefts) * torch.cat(sizes) @ nearest(rights).T
+
+
+def full_iso_c(weights):
+    left, sizes, right = full_svd(sum(weights))
+    return sizes.sum() / min(weights[0].shape) * left @ right.T
+
+
+def full_iso_cts(weights, own=2):
+    rank = min(weights[0].shape)
+    triples = [full_svd(sum(weights), count=rank - own * len(weights))]
+    shared = triples[0][0]
+    triples += [full_svd(w - shared @ (shared.T @ w), count=own, scale=w.norm()) for w in weights]
+    lefts, sizes, rights = zip(*triples, strict=True)
+    return torch.cat(sizes).sum() / rank * nearest(lefts) @ nearest(rights).T
+
+
+def full_wudi(weights):
+    units = [w / w.norm() if w.any() else w for w in weights]
+    products = torch.cat([w @ unit.T for w, unit in zip(weights, units, strict=True)], 1)
+    left, sizes, right = full_svd(torch.cat(units))
+    return products @ left / sizes @ right.T
+
+
+def families(shape):
+    """Three matrices each."""
+    rank = min(shape)
+    left, right = rotation(shape[0], 1)[:, :rank], rotation(shape[1], 2)[:rank]
+    random = noise(3, *shape)
+    steep = [rotation(shape[0], t)[:, :rank] * 10 ** -torch.linspace(0, 4, rank) @ right for t in range(3)]
+    repeated = [2 * rotation(shape[0], t)[:, :rank] @ rotation(shape[1], 9 + t)[:rank] for t in range(3)]
+    thin = [noise(shape[0], 2, seed=t) @ noise(2, shape[1], seed=9 + t) for t in range(3)]
+    return {
+        "random": list(random),
+        "small": [1e-12 * w for w in random],
+        "steep": steep,
+        "repeated": repeated,
+        "equal": [left * torch.arange(rank, 0, -1) @ right] * 3,
+        "of rank 2": thin,
+        "one zero": [random[0], 0 * random[0], random[2]],
+        "all zero": [0 * random[0]] * 3,
+    }
+
+
+FULL = {
+    "tsv": (merging.tsv, full_tsv),
+    "iso_c": (merging.iso_c, full_iso_c),
+    "iso_cts": (partial(merging.iso_cts, common_share=1 - 6 / 16), full_iso_cts),
+    "wudi": (merging.wudi, full_wudi),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("shape", [(16, 16), (40, 16), (16, 40), (16, 200)])
+@pytest.mark.parametrize("family", families((2, 2)))
+def test_what_is_made_without_an_svd_is_nearer_to_the_truth_than_an_svd_in_float32(name, shape, family):
+    """The truth: full SVDs in float64. Rounding of the result to float32 is all that may be added."""
+    rule, full = FULL[name]
+    if (name, family) == ("tsv", "repeated"):
+        pytest.skip("nothing says which of equal singular values come before the cut")
+    weights = [w.float() for w in families(shape)[family]]
+    truth = full([w.double() for w in weights])
+    merged = as_matrix(rule(matrices(*weights)), shape)
+    assert merged.dtype == torch.float32
+    usual = (full(weights) - truth).abs().max()
+    assert (merged - truth).abs().max() <= max(usual, 1e-7 * truth.abs().max())
+
+
+def test_tsv_of_repeated_singular_values_keeps_as_many_of_them():
+    for shape in ((16, 16), (40, 16), (16, 40)):
+        weights = [w.float() for w in families(shape)["repeated"]]
+        sizes = torch.linalg.svdvals(as_matrix(merging.tsv(matrices(*weights)), shape))
+        torch.testing.assert_close(sizes, torch.tensor([2.0] * 15 + [0.0]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (70, 60), (60, 70)])
+def test_a_few_directions_of_many_are_those_of_the_full_svd(shape):
+    """Fewer than a fifth, which have an algorithm of their own."""
+    weights = noise(8, *shape).float()
+    merged = as_matrix(merging.tsv(matrices(*weights)), shape)
+    truth = full_tsv(list(weights.double()))
+    torch.testing.assert_close(merged.double(), truth, rtol=0, atol=1e-7 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("rule", [merging.tsv, merging.regmean_from_vectors, merging.iso_c, merging.wudi])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_for_storing_only(rule, dtype):
+    """As in float32, rounded once; also where a square is below or beyond what half precision holds."""
+    for size in (1e-4, 1.0, 500.0):
+        weights = [(size * w).to(dtype) for w in noise(3, 7, 9)]
+        merged = rule(matrices(*weights)).flat
+        assert merged.dtype == dtype
+        assert torch.equal(merged, rule(matrices(*(w.float() for w in weights))).flat.to(dtype))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------
