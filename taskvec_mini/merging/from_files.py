@@ -43,12 +43,19 @@ from taskvec_mini.merging._stored import Path, Readers, Stored, stored_layout
 from taskvec_mini.merging.model_files import Array
 from taskvec_mini.merging.registry import RULES, Rule
 from taskvec_mini.merging.rules import _entries as share_of
-from taskvec_mini.merging.rules import breadcrumbs, consensus, dare, kept_entries, mean, ties
+from taskvec_mini.merging.rules import (
+    breadcrumbs,
+    consensus,
+    dare,
+    dropped_at_random,
+    kept_entries,
+    mean,
+    ties,
+)
 from taskvec_mini.vectors import TaskVector
 
 _ENTRIES = 1 << 18  # of each model in a piece that a rule gets at a time
 _WHOLE = 1 << 22  # entries of a tensor up to which rules that rank its entries take it whole
-_BY_ENTRY = (consensus, dare)  # rules that need one entry of each model at a time
 _BEYOND: dict[str, tuple[float, float]] = {}  # of a rule for matrices: T tensors so often, one so often
 
 
@@ -59,6 +66,7 @@ def merge_files(
     rule: str = "mean",
     scaling_coef: float = 1.0,
     integer_buffers: Literal["refuse", "carry"] = "refuse",
+    statistics: Literal["carry", "merge"] = "carry",
     **options: Any,
 ) -> dict[str, Tensor]:
     """The state dict `pretrained + scaling_coef * merged` of T finetuned models on disk.
@@ -71,6 +79,7 @@ def merge_files(
         rule: a name in `merging.RULES`, such as "mean", "task_arithmetic", "ties" or "iso_c".
         scaling_coef: λ; for the sum and the mean see `merging.task_arithmetic`.
         integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained model.
+        statistics: "carry" the running statistics of batch normalisations over, or "merge" them.
         options: the options of the rule, such as `density=0.2`. `merging.dare` draws its masks piece by
             piece here, in the order of names, so they are other ones than for vectors in memory.
 
@@ -88,7 +97,7 @@ def merge_files(
     coef = _checks.finite_number("scaling_coef", scaling_coef)
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
-    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics="merge")
+    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics=statistics)
     _, parts = _in_memory(stored, chosen, options=options, coef=coef)
     state = {name: part.view(stored.shapes[name]) for name, part in parts.items()}
     with closing(Readers(stored)) as readers:
@@ -103,6 +112,7 @@ def merged_vector(
     *,
     rule: str = "mean",
     integer_buffers: Literal["refuse", "carry"] = "refuse",
+    statistics: Literal["carry", "merge"] = "carry",
     **options: Any,
 ) -> TaskVector:
     """The merged task vector of T finetuned models on disk, its tensors sorted by name.
@@ -114,7 +124,7 @@ def merged_vector(
     """
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
-    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics="merge")
+    stored = stored_layout(pretrained, finetuned, integer_buffers=integer_buffers, statistics=statistics)
     for name, first in stored.twins.items():
         raise UserError(
             f"{pretrained} holds one tensor under two names, {first!r} and {name!r}, as tied weights do; "
@@ -185,10 +195,14 @@ def merge_into(
         merge = _after_cuts(partial(ties, **{**options, "density": 1.0, "per_tensor": False}), cuts)
         _by_pieces(sink, stored, names, merge=merge, coef=coef, what=what, seen=seen)
         return
+    if rule.function is dare:
+        _drop(sink, stored, names, options=options, coef=coef, what=what, seen=seen)
+        return
+    if rule.function is consensus:
+        _by_pieces(sink, stored, names, merge=function, coef=coef, what=what, seen=seen)
+        return
     for name in names:
-        if rule.function in _BY_ENTRY:
-            _by_pieces(sink, stored, [name], merge=function, coef=coef, what=what, seen=seen)
-        elif ranks(stored, rule, options) == "tensors" and stored.sizes[name] > _WHOLE:
+        if ranks(stored, rule, options) == "tensors" and stored.sizes[name] > _WHOLE:
             function([TaskVector(torch.ones(1), [("", (1,))])])
             merge = _ranked(stored, name, rule=rule, options=options, seen=seen)
             _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what, seen=seen)
@@ -226,7 +240,7 @@ def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
     if rule.streams:
         return threads * 6 * _pieces.PIECE * width
     whole = max(stored.sizes.values())
-    if ranks(stored, rule, options) == "model" or rule.function in _BY_ENTRY:
+    if ranks(stored, rule, options) == "model" or rule.function in (consensus, dare):
         whole = 0
     elif ranks(stored, rule, options) == "tensors":
         whole = min(whole, _WHOLE)
@@ -252,28 +266,56 @@ def _by_pieces(
     for piece, (start, vectors) in vectors_of(stored, names, size=_ENTRIES):
         if not np.isfinite(vectors).all():
             _blame(stored, piece.name, what=what)
-        layout = [(piece.name, (piece.size,))]
-        merged = merge([TaskVector(torch.from_numpy(vector), layout) for vector in vectors])
+        layout = ((piece.name, (piece.size,)),)
+        merged = merge([TaskVector._made(torch.from_numpy(vector), layout, ()) for vector in vectors])
         _deliver(sink, stored, piece, merged=merged, start=start, coef=coef, what=what)
         seen(piece.size)
+
+
+def _drop(
+    sink: Sink,
+    stored: Stored,
+    names: Sequence[str],
+    *,
+    options: dict[str, Any],
+    coef: float | None,
+    what: str,
+    seen: Callable[[int], object],
+) -> None:
+    """DARE in pieces; whether anything is left is asked of the whole."""
+    moved = left = False
+
+    def merge(vectors: list[TaskVector]) -> TaskVector:
+        nonlocal moved, left
+        merged = dropped_at_random(vectors, **options)
+        moved = moved or any(bool(vector._flat.any()) for vector in vectors)
+        left = left or bool(merged._flat.any())
+        return merged
+
+    _by_pieces(sink, stored, names, merge=merge, coef=coef, what=what, seen=seen)
+    if moved and not left:
+        raise UserError(
+            f"drop_rate has left nothing of {stored.tasks} task vector(s) with "
+            f"{sum(stored.sizes.values()):,} entries each; choose a lower one"
+        )
 
 
 def _whole(sink: Sink, stored: Stored, name: str, *, merge: Merge, coef: float | None, what: str) -> None:
     """Merge a tensor of all models, read whole."""
     size = stored.sizes[name]
     start = np.empty(size, np.float64 if stored.dtype == torch.float64 else np.float32)
-    vector = np.empty_like(start)
-    layout = [(name, stored.shapes[name])]
+    layout = ((name, stored.shapes[name]),)
     vectors = []
     with closing(Readers(stored)) as readers, np.errstate(all="ignore"):
         readers.start(name, 0, out=start)
         for task in range(stored.tasks):
+            vector = np.empty_like(start)
             readers.vector(task, name, first=0, start=start, out=vector)
             if not np.isfinite(vector).all():
                 _blame(stored, name, what=what)
-            vectors.append(TaskVector(torch.from_numpy(vector), layout))
-    del vector
+            vectors.append(TaskVector._made(torch.from_numpy(vector), layout, ()))
     merged = merge(vectors)
+    del vectors
     _deliver(sink, stored, Piece(name, 0, size), merged=merged, start=start, coef=coef, what=what)
 
 

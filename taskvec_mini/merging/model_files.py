@@ -324,7 +324,11 @@ class Reader:
                 piece[:] = raw
 
     def tensor(self, name: str) -> Tensor:
-        """A copy of a whole tensor in the dtype of the file."""
+        """A copy of a whole tensor in the dtype of the file.
+
+        Raises:
+            InputTypeError: if torch has no such dtype.
+        """
         part = self.model.parts[name]
         if part.offset is None:
             return self._flat(name, entries=part.size).clone().reshape(part.shape)
