@@ -8,6 +8,7 @@ from typing import Any
 
 from taskvec_mini._options import run
 from taskvec_mini.benchmarks.cli import requests
+from taskvec_mini.benchmarks.cli.data import data
 from taskvec_mini.benchmarks.cli.list import show
 from taskvec_mini.benchmarks.cli.parser import parse
 from taskvec_mini.benchmarks.cli.record import record
@@ -16,6 +17,7 @@ from taskvec_mini.benchmarks.cli.throughput import throughput
 
 FUNCTIONS: dict[type, Callable[[Any], object]] = {
     requests.ListRequest: show,
+    requests.DataRequest: data,
     requests.FinetuneRequest: finetune,
     requests.MergeRequest: merge,
     requests.EvaluateRequest: evaluate,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from taskvec_mini._options import changed_options, parser_of, request_of
 from taskvec_mini.benchmarks.cli.requests import (
+    DataRequest,
     EvaluateRequest,
     FinetuneRequest,
     ListRequest,
@@ -20,6 +21,7 @@ from taskvec_mini.benchmarks.cli.requests import (
 PROGRAM = "python -m taskvec_mini.benchmarks"
 COMMANDS: dict[str, type[Request]] = {
     "list": ListRequest,
+    "data": DataRequest,
     "finetune": FinetuneRequest,
     "merge": MergeRequest,
     "evaluate": EvaluateRequest,
@@ -36,8 +38,8 @@ These four lines are a whole experiment, which needs no data and takes a minute:
 finetuned on each of seven tasks of small real digits; their task vectors after one epoch, added up; the
 merged model beside the pretrained and the finetuned ones.
 
-Larger images? Add --suite bundle, torchvision or hub to finetune. Texts? Add --suite text. `list` says where
-their data was found, or how to get it."""
+Larger images? Add --suite bundle, large, torchvision or hub to finetune. Texts? Add --suite text. `data`
+makes the files of bundle, large and text; `list` says where all data was found, or how to get it."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Request:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from taskvec_mini.benchmarks.data import SUITES
+from taskvec_mini.benchmarks.data.obtain import GITHUB
 from taskvec_mini.benchmarks.engines import EngineOptions
 from taskvec_mini.benchmarks.heads import KINDS
 from taskvec_mini.benchmarks.studies.clip import ClipRequest
@@ -34,6 +35,40 @@ class ListRequest:
     """Show suites, tasks, backbones, merging rules and studies."""
 
     data: Path | None = field(default=None, metadata=_DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """Make the data of the recorded studies from public sources.
+
+    examples:
+      python -m taskvec_mini.benchmarks data --list
+      python -m taskvec_mini.benchmarks data --tasks scenes15 sst2 trec6 --out FOLDER
+      python -m taskvec_mini.benchmarks data --out FOLDER
+
+    The files of the suites bundle, large and text do not come with the library. This fetches the sources at
+    the commits that were used, all together about 1.1 GB, cuts the same rows from them, and holds the result
+    to its checksums. A call that was stopped is taken up again by the same call: a file goes on where it
+    broke off if the server can do that, and GitHub packs the archives of images anew for every call, so of
+    these one is fetched whole or again. What was fetched is deleted when its task is done. An archive that
+    you have from elsewhere can be put into the folder `sources` of --out, under the name that is asked for.
+
+    For most of these data sets the source names no licence; --list says what is known. They are for your own
+    study, not for passing on.
+    """
+
+    tasks: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "their names; see --list (default: all)", "metavar": "TASK"}
+    )
+    out: Path = field(
+        default=Path("local/data"),
+        metadata={"help": "folder of the data, made if need be", "metavar": "FOLDER"},
+    )
+    list: bool = field(default=False, metadata={"help": "show the tasks, their sources and what is there"})
+    keep: bool = field(default=False, metadata={"help": "keep what was fetched, in the folder `sources`"})
+    address: str = field(
+        default=GITHUB, metadata={"help": "GitHub, or a mirror with the same paths", "metavar": "URL"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,4 +310,12 @@ class ThroughputRequest:
     device: str | None = field(default=None, metadata=_DEVICE)
 
 
-Request = ListRequest | FinetuneRequest | MergeRequest | EvaluateRequest | RecordRequest | ThroughputRequest
+Request = (
+    ListRequest
+    | DataRequest
+    | FinetuneRequest
+    | MergeRequest
+    | EvaluateRequest
+    | RecordRequest
+    | ThroughputRequest
+)

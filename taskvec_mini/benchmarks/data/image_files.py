@@ -27,19 +27,19 @@ Arrays = Mapping[str, Array]  # by the names below
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 OPTIONAL = ("train_groups", "test_groups")
 _ENCODED = ("train_bytes", "train_ends", "test_bytes", "test_ends")  # in place of the images; see `decode`
+_UNREADABLE = (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, OSError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def read_arrays(path: Path, expected: str, *, remedy: str, grey: bool = False) -> dict[str, Array]:
-    """The arrays of a file.
+def read_arrays(path: Path, *, remedy: str, grey: bool = False) -> dict[str, Array]:
+    """The arrays of a file whose checksum was found right.
 
     Images are stored as they are, or as `<part>_bytes` (uint8, image files one after the other) and
     `<part>_ends` (int64, where each of them ends); then they are decoded here, if `grey` without colours.
 
     Raises:
-        UserError: if its sha256 is not the expected one, or it holds something else; with the remedy.
+        UserError: if it holds something else; with the remedy.
     """
-    _files.check_sha256(path, expected, remedy=remedy)
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in (*REQUIRED, *OPTIONAL, *_ENCODED) if key in stored.files}
@@ -52,8 +52,21 @@ def read_arrays(path: Path, expected: str, *, remedy: str, grey: bool = False) -
         if missing:
             raise UserError(f"it has no array {missing[0]!r}, only {', '.join(stored.files)}")
         return arrays
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a file of images ({error}); {remedy}") from error
+
+
+def contents(path: Path, *, remedy: str) -> str:
+    """The `checksum` of all arrays of a file as they are stored, however they are packed.
+
+    Raises:
+        UserError: if it is no file of arrays; with the remedy.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return checksum({key: stored[key] for key in stored.files})
+    except _UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as a file of arrays ({error}); {remedy}") from error
 
 
 def encode(images: Iterable[bytes]) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskvec_mini import _checks, tasks
+from taskvec_mini import _checks, _files, tasks
 from taskvec_mini.benchmarks.data import hub, image_files, texts, torchvision_sets
 from taskvec_mini.benchmarks.data import tokenizer as tokenizers
 from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, Task
@@ -25,6 +25,7 @@ from taskvec_mini.benchmarks.data.texts import TextTokenizer
 from taskvec_mini.errors import MissingFileError, UserError
 
 Row = dict[str, object]
+_ANEW = "delete it and make it anew with `python -m taskvec_mini.benchmarks data`"
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,8 @@ class _Uncut:
 
 def _loaded_row(name: str, folder: Path | None, *, suite: str) -> Row:
     """A row with a task's sizes, or with what is wrong with its data; without a folder, with its files."""
-    if suite in _TABLES and folder is None:
-        return {"task": name, "file": _TABLES[suite]()[name].file}
+    if suite in file_tables() and folder is None:
+        return {"task": name, "file": file_tables()[suite][name].file}
     if suite == "text" and folder is None:
         return {"task": name, "files": ", ".join(texts.file_checksums(name))}
     row: Row = dict.fromkeys(("task", "classes", *(() if suite == "text" else ("pixels",)), *PARTS), "-")
@@ -232,11 +233,14 @@ class BundleFile:
     Attributes:
         file: its place below the folder of the data.
         sha256: its checksum.
+        contents: that of the arrays in it, see `image_files.contents`: the same arrays may be packed into
+            other bytes by another version of zlib.
         grey: whether images in it that are to be decoded have no colours.
     """
 
     file: str
     sha256: str
+    contents: str = ""
     grey: bool = False
 
 
@@ -257,17 +261,40 @@ def _read_table(name: str) -> Mapping[str, BundleFile]:
         return {name: BundleFile(**entry) for name, entry in tomllib.load(table).items()}
 
 
-_TABLES = {"bundle": bundle_files, "large": large_files}
+def file_tables() -> Mapping[str, Mapping[str, BundleFile]]:
+    """The files of the suites that have some, by suite and task."""
+    return {"bundle": bundle_files(), "large": large_files()}
+
+
+def checked_file(name: str, folder: Path, *, suite: str) -> tuple[Path, str]:
+    """Where the file of a task is, and the sha256 of its data.
+
+    A file that `obtain` made has its own checksum beside it. Where its arrays are those of the records, what
+    is returned is the checksum of the records' file.
+
+    Raises:
+        MissingFileError: if it is not there.
+        UserError: if it is damaged.
+    """
+    known = file_tables()[suite][name]
+    path = folder / known.file
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} is missing; make it with `python -m taskvec_mini.benchmarks data --tasks {name} --out "
+            f"FOLDER`, or leave the task {name!r} out"
+        )
+    if not image_files.checksum_file(path).is_file():
+        _files.check_sha256(path, known.sha256, remedy=_ANEW)
+        return path, known.sha256
+    sha256 = image_files.recorded_checksum(path)
+    _files.check_sha256(path, sha256, remedy=_ANEW)
+    return path, known.sha256 if image_files.contents(path, remedy=_ANEW) == known.contents else sha256
 
 
 def _read_file(name: str, folder: Path, *, suite: str) -> tuple[str, image_files.Arrays, str]:
-    known = _TABLES[suite]()[name]
-    path = folder / known.file
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
-    remedy = "copy the file again from where it came from"
-    arrays = image_files.read_arrays(path, known.sha256, remedy=remedy, grey=known.grey)
-    return str(path), arrays, known.sha256
+    path, sha256 = checked_file(name, folder, suite=suite)
+    grey = file_tables()[suite][name].grey
+    return str(path), image_files.read_arrays(path, remedy=_ANEW, grey=grey), sha256
 
 
 # --- digits: images of scikit-learn ----------------------------------------------------------------------
@@ -329,6 +356,10 @@ def _text_hub_row(name: str, _: Path | None) -> Row:
 
 # --- the table -------------------------------------------------------------------------------------------
 
+_MAKE = (
+    "its files do not come with the library, `python -m taskvec_mini.benchmarks data --out FOLDER` makes "
+    "them from public sources"
+)
 _EMPTY = "any folder with room will do, what is missing is downloaded into it"
 SUITES: Mapping[str, Suite] = {
     suite.name: suite
@@ -342,8 +373,7 @@ SUITES: Mapping[str, Suite] = {
             row=functools.partial(_loaded_row, suite="bundle"),
             most=8,
             needs_folder=True,
-            how_to_get="its files do not come with the library, the page 'How this book was built' says "
-            "where each was taken from; suite='torchvision' downloads data sets of the same kind",
+            how_to_get=_MAKE,
         ),
         Suite(
             name="large",
@@ -354,8 +384,7 @@ SUITES: Mapping[str, Suite] = {
             row=functools.partial(_loaded_row, suite="large"),
             needs_folder=True,
             drop_near_duplicates=True,
-            how_to_get="its files do not come with the library, the page 'How this book was built' says "
-            "where each was taken from; suite='torchvision' downloads data sets of the same kind",
+            how_to_get=_MAKE,
         ),
         Suite(
             name="torchvision",
@@ -400,8 +429,7 @@ SUITES: Mapping[str, Suite] = {
             most=8,
             needs_folder=True,
             subfolder="text",
-            how_to_get="its files, in the folder 'text' of that folder, do not come with the library; "
-            "suite='text-hub' downloads the same tasks",
+            how_to_get=f"{_MAKE}; suite='text-hub' downloads the same tasks",
         ),
         Suite(
             name="text-hub",

@@ -173,8 +173,12 @@ def read_files(name: str, folder: Path) -> tuple[str, tuple[Rows, Rows], str]:
     for file, expected in checksums.items():
         path = folder / "text" / file
         if not path.is_file():
-            raise MissingFileError(f"{path} is missing; copy it there, or leave the task {name!r} out")
-        _files.check_sha256(path, expected, remedy="copy the file again from where it came from")
+            raise MissingFileError(
+                f"{path} is missing; make it with `python -m taskvec_mini.benchmarks data --tasks {name} "
+                f"--out FOLDER`, or leave the task {name!r} out"
+            )
+        remedy = "delete it and make it anew with `python -m taskvec_mini.benchmarks data`"
+        _files.check_sha256(path, expected, remedy=remedy)
         header, *lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
         if header != _HEADER:
             raise UserError(f"{path} begins with {header[:80]!r}; its first line must be {_HEADER!r}")

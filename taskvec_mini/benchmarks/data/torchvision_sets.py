@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from taskvec_mini import _checks, _imports
+from taskvec_mini import _checks, _files, _imports
 from taskvec_mini.benchmarks.data import image_files
 from taskvec_mini.benchmarks.data.image_files import Array, full_disk
 from taskvec_mini.errors import FileError, UserError
@@ -110,7 +110,8 @@ def load(name: str, folder: Path) -> tuple[str, dict[str, Array], str]:
         _keep_archives(raw, source)
     sha256 = image_files.recorded_checksum(file)
     remedy = f"delete it and call again: it is made anew from {raw}"
-    return str(file), image_files.read_arrays(file, sha256, remedy=remedy), sha256
+    _files.check_sha256(file, sha256, remedy=remedy)
+    return str(file), image_files.read_arrays(file, remedy=remedy), sha256
 
 
 def is_prepared(name: str, folder: Path) -> bool:

@@ -83,7 +83,7 @@ def noise_task(images: int, side: int, *, seed: int = 0) -> ImageTask:
         ImageTask('noise', 10 classes, 8x8x3, 20 train, 1 val, 1 test)
     """
     generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, Tensor] = {}
+    parts: dict[str, Any] = {}
     for part, count in (("train", images), ("val", 1), ("test", 1)):
         shape = (count, side, side, 3)
         parts[f"{part}_images"] = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -394,8 +394,8 @@ def test_wrong_options_are_refused(options, error, message):
 
 
 HOW_TO_GET = {
-    "bundle": "says where each was taken from; suite='torchvision' downloads data sets of the same kind",
-    "large": "says where each was taken from; suite='torchvision' downloads data sets of the same kind",
+    "bundle": "`python -m taskvec_mini.benchmarks data --out FOLDER` makes them from public sources",
+    "large": "`python -m taskvec_mini.benchmarks data --out FOLDER` makes them from public sources",
     "torchvision": "any folder with room will do, what is missing is downloaded into it",
     "hub": "any folder with room will do, what is missing is downloaded into it",
     "text": "suite='text-hub' downloads the same tasks",
@@ -426,7 +426,9 @@ def test_a_missing_folder_or_file_is_named(bundle, monkeypatch):
         FileNotFoundError, match=re.escape(f"{missing} is no folder; give") + ".*TASKVEC_MINI_DATA"
     ):
         load_tasks()
-    message = re.escape(f"{path.parent / 'cars.npz'} is missing; copy it there, or leave the task 'cars' out")
+    message = re.escape(
+        f"{path.parent / 'cars.npz'} is missing; make it with `python -m taskvec_mini.benchma"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         load_tasks(["mnist", "cars"], folder=path.parent)
 
@@ -451,7 +453,7 @@ def test_a_damaged_file_is_refused_with_both_checksums(bundle, harm):
     message = (
         f"{path} is truncated or corrupted ({len(damaged):,} bytes): its sha256 should be {expected} and is "
     )
-    with pytest.raises(ValueError, match=re.escape(f"{message}{found}; copy the file again")):
+    with pytest.raises(ValueError, match=re.escape(f"{message}{found}; delete it and make it anew")):
         load_one(path.parent)
 
 
