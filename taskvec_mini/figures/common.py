@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from taskvec_mini import _checks
+from taskvec_mini.figures.shown import BookFigure
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 from taskvec_mini.tasks import Task
 
@@ -45,6 +46,7 @@ def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float 
     """
     tasks = list(scores[_checks.not_empty("scores", scores)[0]])
     figure, axes = new_figure(figsize=(7, 3))
+    figure.stacks = len(scores) * len(tasks) <= 12  # or the numbers on narrow bars would run into each other
     width = 0.8 / len(tasks)
     for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
         values = [accuracies[task] for accuracies in scores.values()]
@@ -52,7 +54,7 @@ def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float 
         hatch = ("", "//", "..", "xx")[i % 4]
         look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
         bars = axes.bar(places, values, width * 0.92, label=task, **look)
-        axes.bar_label(bars, fmt="%.2f", fontsize=8, color=GREY)
+        axes.bar_label(bars, fmt="%.2f", fontsize=9, color=GREY)
     if chance is not None:
         axes.axhline(chance, color=GREY, linestyle=":", label="chance")
     axes.set_xticks(range(len(scores)), list(scores))
@@ -92,7 +94,7 @@ def draw_paths(
         contours(axes, surface)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    axes.legend()
+    legend_below(figure, [axes])  # no contour goes through it there
     return figure
 
 
@@ -141,7 +143,7 @@ def draw_bars(
     figure, axes = new_figure(figsize=(7, 0.6 + 0.32 * len(values)))
     places = np.arange(len(values))[::-1]
     bars = axes.barh(places, list(values.values()), color=COLOURS[0], height=0.65)
-    axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8, color=GREY)
+    axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=9, color=GREY)
     axes.set_yticks(places, list(values))
     if log:
         axes.set_xscale("log")
@@ -155,9 +157,9 @@ def draw_bars(
     return figure
 
 
-def new_figure(*shape: int, **settings: Any) -> tuple[Figure, Any]:
-    """As `plt.subplots`, but the figure is shown once: by whoever gets it, not by pyplot as well."""
-    figure, axes = plt.subplots(*shape, **settings)
+def new_figure(*shape: int, **settings: Any) -> tuple[BookFigure, Any]:
+    """As `plt.subplots`, but a `BookFigure`, shown once: by whoever gets it, not by pyplot as well."""
+    figure, axes = plt.subplots(*shape, **{"FigureClass": BookFigure, **settings})
     plt.close(figure)
     return figure, axes
 

@@ -39,14 +39,14 @@ def draw_parting(
     for epoch, (here, there) in enumerate(zip(merged, multitask, strict=True)):
         axes.plot(*zip(here, there, strict=True), color=GREY, linewidth=1, zorder=1)
         if epoch in (1, len(merged) - 1):
-            at = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            at = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
             axes.annotate(f"epoch {epoch}", here, (0, -17), **at)
     axes.set_aspect("equal")
     axes.margins(0.12)
     contours(axes, surface)
     axes.set_xlabel("θ₁")
     axes.set_ylabel("θ₂")
-    axes.legend(loc="lower left")
+    legend_below(figure, [axes])  # no contour goes through it there
     return figure
 
 

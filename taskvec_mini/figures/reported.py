@@ -81,7 +81,7 @@ def draw_budgets(
     right = max(budget for curve in curves.values() for budget in curve)
     for label, height in references.items():
         axes.axhline(height, color=GREY, linestyle=":", zorder=1)
-        axes.annotate(label, (right, height), (0, 3), textcoords="offset points", ha="right", fontsize=8)
+        axes.annotate(label, (right, height), (0, 3), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(loc="center right")

@@ -13,12 +13,14 @@ Nothing changes at import; a notebook calls `use_book_style()` once. The numbers
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
 
 from taskvec_mini import _checks
+from taskvec_mini.figures.shown import show_book_figures
 
 LIGHT_PAGE = "#ffffff"
 DARK_PAGE = "#14181e"
@@ -50,12 +52,12 @@ STYLE: dict[Any, Any] = {
     "legend.facecolor": "none",
     "legend.frameon": False,
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the same bytes everywhere
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
     "text.color": GREY,
     "axes.labelcolor": GREY,
     "axes.titlecolor": GREY,
@@ -92,6 +94,10 @@ def use_book_style() -> None:
         '#7b7b7b'
     """
     mpl.rcParams.update(STYLE)
+    ipython = sys.modules.get("IPython")  # only where somebody has already started it
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        show_book_figures(shell.display_formatter)
 
 
 def series_style(index: int) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
 from taskvec_mini.figures.common import legend_below, new_figure
-from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, LIGHT_PAGE, series_style
+from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, series_style
 
 Runs = Sequence[Sequence[float]]
 LOSS, GAIN = COLOURS[1], COLOURS[0]
-INK, PAPER = DARK_PAGE, LIGHT_PAGE  # cells are opaque, so that a dark page shows them as a white one does
-DEEPEST = 0.8  # how much of its hue the deepest cell has: dark numbers stay readable on it
+INK = DARK_PAGE  # on coloured cells, which are opaque; the others show the page and have grey numbers
+PALEST, DEEPEST = 0.3, 0.8  # how much of its hue a coloured cell has: dark numbers stay readable on it
 
 
 def draw_bands(
@@ -30,8 +30,11 @@ def draw_bands(
     references: Mapping[str, Mapping[str, float | Sequence[float]]] | None = None,
     log: bool = False,
     shared: bool = False,
+    threads: bool = False,
 ) -> Figure:
     """Curves with a spread, in panels side by side: a line through the means, a band over all runs.
+
+    A band hides how the runs inside it differ; `threads` draws each of them instead.
 
     Args:
         places: where the values stand on the level axis, such as epochs.
@@ -42,9 +45,12 @@ def draw_bands(
         references: title -> label -> a height, or a height at each place; drawn in grey.
         log: whether the level axis doubles from tick to tick.
         shared: whether all panels have the same upright axis.
+        threads: whether a thin line is drawn for each run in place of the band. The first values of all
+            places are then one run, the second ones another, and so on.
 
     Raises:
-        ValueError: if there are no panels, or a label has a place without a value.
+        ValueError: if there are no panels, a label has a place without a value, or `threads` are wanted of
+            runs that are not known at every place.
     """
     count = len(_checks.not_empty("panels", panels))
     figure, grid = new_figure(1, count, figsize=(7.4, 3.6), squeeze=False, sharey=shared)
@@ -58,6 +64,16 @@ def draw_bands(
                 )
             reached, style = places[: len(runs)], series_style(labels.index(label))
             axes.plot(reached, [float(np.mean(values)) for values in runs], label=label, **style)
+            if threads:
+                if len(set(map(len, runs))) > 1:
+                    raise UserError(
+                        f"{label!r} has {sorted(set(map(len, runs)))} values at its places; threads go through "
+                        "all of them, so give as many values at each place, or leave threads out"
+                    )
+                axes.plot(
+                    reached, np.asarray(runs), color=style["color"], alpha=0.3, linewidth=0.8, zorder=1.5
+                )
+                continue
             low, high = [min(values) for values in runs], [max(values) for values in runs]
             axes.fill_between(reached, low, high, color=style["color"], alpha=0.18, linewidth=0)
         for number, (label, heights) in enumerate((references or {}).get(title, {}).items()):
@@ -107,6 +123,7 @@ def draw_points(
     *,
     xlabel: str,
     joined: bool = False,
+    apart: bool = False,
 ) -> Figure:
     """Points over one logarithmic level axis, in panels side by side; a label looks the same in each panel.
 
@@ -114,21 +131,28 @@ def draw_points(
         panels: title -> label -> (places above 0, values).
         xlabel: what the level axis is called.
         joined: whether lines join the points of a label, in the order given.
+        apart: whether each label has level axes of its own, in a row of panels below the last one's, for
+            places that must not be compared from label to label.
 
     Raises:
         ValueError: if there are no panels.
     """
     count = len(_checks.not_empty("panels", panels))
-    figure, grid = new_figure(1, count, figsize=(7.4, 3.5), squeeze=False)
     labels = list(dict.fromkeys(label for points in panels.values() for label in points))
-    for axes, (title, points) in zip(grid[0], panels.items(), strict=True):
-        for label, (places, values) in points.items():
-            style = series_style(labels.index(label))
-            axes.plot(places, values, label=label, **(style if joined else {**style, "linestyle": "none"}))
-        axes.set_xscale("log")
-        axes.set_title(title)
-        axes.set_xlabel(xlabel)
-    legend_below(figure, grid[0], columns=4)
+    together = [[label] for label in labels] if apart else [labels]
+    size = (7.4, 3.5 if len(together) == 1 else 0.6 + 2.3 * len(together))
+    figure, grid = new_figure(len(together), count, figsize=size, squeeze=False)
+    for row, shown in zip(grid, together, strict=True):
+        for axes, (title, points) in zip(row, panels.items(), strict=True):
+            for label in (label for label in shown if label in points):
+                style = series_style(labels.index(label))
+                style = style if joined else {**style, "linestyle": "none"}
+                axes.plot(*points[label], label=label, **style)
+            axes.set_xscale("log")
+            axes.set_title(f"{title}, {shown[0]}" if apart else title)
+            axes.set_xlabel(xlabel)
+    if not apart:
+        legend_below(figure, grid[0], columns=4)
     return figure
 
 
@@ -147,16 +171,18 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     columns = list(changes[rows[0]])
     values = 100 * np.array([[changes[row][column] for column in columns] for row in rows])
     figure, axes = new_figure(figsize=(7, 1.4 + 0.42 * len(rows)))
-    # white at 0, the hue of loss below and of gain above
+    figure.stacks = False  # the numbers need their width
     loss, gain = ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN))
     depth = values / max(float(np.abs(values).max()), 1e-9)
     hue = np.where((depth < 0)[..., None], loss, gain)
-    shades = 1 - DEEPEST * np.abs(depth)[..., None] * (1 - hue)
-    axes.pcolormesh(shades, edgecolors=PAPER, linewidth=1)
-    for i, line in enumerate(values):
-        for j, value in enumerate(line):
-            text = f"{value:+.0f}".replace("-0", "0").replace("+0", "0")  # 0.5 and less
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=INK, fontsize=8)
+    shares = (PALEST + (DEEPEST - PALEST) * np.abs(depth))[..., None]
+    written = [[f"{value:+.0f}".replace("-0", "0").replace("+0", "0") for value in line] for line in values]
+    seen = np.array([[text != "0" for text in line] for line in written])  # changes above 0.5
+    axes.pcolormesh(np.dstack([1 - shares * (1 - hue), seen]), edgecolors=GREY, linewidth=0.5)
+    for i, line in enumerate(written):
+        for j, text in enumerate(line):
+            colour = INK if seen[i, j] else GREY
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right")
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axes.invert_yaxis()

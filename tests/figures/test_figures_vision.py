@@ -163,11 +163,13 @@ def test_interference_writes_hundredths_into_each_cell_and_colours_them_by_sign_
     assert said == {
         ("mnist", "mnist"): "+40", ("mnist", "cars"): "-20", ("cars", "mnist"): "0", ("cars", "cars"): "0",
     }  # fmt: skip
-    gain, loss, nothing = (found[place][0] for place in list(found)[:3])
+    gain, loss = (found[place][0] for place in list(found)[:2])
     assert gain[2] > gain[0]  # blue
     assert loss[0] > loss[2]  # orange
-    assert min(nothing) > 0.97  # nearly white
-    assert min(gain) < min(found["cars", "cars"][0])
+    deep = figures.draw_interference({"a": {"b": 0.5, "c": 0.1}}, ylabel="y", xlabel="x").axes[0]
+    strong, weak = (cells(deep)["a", column][0] for column in "bc")
+    assert sum(strong) < sum(weak)
+    assert [seen(axes, number) for number in range(4)] == [True, True, False, False]  # 0.5 and less: the page
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is the upper one
 
 
@@ -179,8 +181,37 @@ def test_numbers_are_readable_on_the_deepest_cell(sign):
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_interference_of_nothing_is_white():
+def seen(axes, number):
+    """Whether a cell has a colour of its own, or lets the page through, light or dark."""
+    return bool(axes.collections[0].to_rgba(axes.collections[0].get_array())[..., 3].flat[number])
+
+
+def test_interference_of_nothing_shows_the_page_and_a_grey_number():
     figure = figures.draw_interference({"a": {"b": 0.0}}, ylabel="y", xlabel="x")
-    colour, text = cells(figure.axes[0])["a", "b"]
-    assert colour == (1.0, 1.0, 1.0)
+    _, text = cells(figure.axes[0])["a", "b"]
+    assert not seen(figure.axes[0], 0)
     assert text.get_text() == "0"
+    assert text.get_color() == figures.GREY
+
+
+def test_threads_are_the_runs_themselves_and_no_band_hides_them():
+    runs = [[0.1, 0.5, 0.3], [0.2, 0.4, 0.9]]
+    axes = figures.draw_bands([1, 2], {"a": {"sum": runs}}, xlabel="x", threads=True).axes[0]
+    thin = [line.get_ydata().tolist() for line in axes.lines if line.get_label().startswith("_")]
+    assert thin == [[0.1, 0.2], [0.5, 0.4], [0.3, 0.9]]
+    assert not axes.collections
+    with pytest.raises(ValueError, match=r"'sum' has \[2, 3\] values"):
+        figures.draw_bands([1, 2], {"a": {"sum": [[1, 2], [1, 2, 3]]}}, xlabel="x", threads=True)
+
+
+def test_labels_that_must_not_be_compared_have_axes_of_their_own():
+    points = {"SGD": ([0.1, 1], [1, 2]), "AdamW": ([0.01, 0.1], [3, 4])}
+    figure = figures.draw_points({"share": points, "cosine": points}, xlabel="x", apart=True)
+    found = [(axes.get_title(), [line.get_ydata().tolist() for line in axes.lines]) for axes in figure.axes]
+    assert found == [
+        ("share, SGD", [[1, 2]]),
+        ("cosine, SGD", [[1, 2]]),
+        ("share, AdamW", [[3, 4]]),
+        ("cosine, AdamW", [[3, 4]]),
+    ]
+    assert not figure.legends

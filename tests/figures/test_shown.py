@@ -1,0 +1,106 @@
+"""How a figure is shown: its SVG, and a second one with stacked panels, held against its parts."""
+
+import base64
+import io
+import re
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from IPython.core.formatters import DisplayFormatter
+
+from taskvec_mini import figures
+from taskvec_mini.figures import shown
+
+CURVES = {"start": {"a": ([1, 2], [1, 2]), "b": ([1, 2], [2, 1])}, "end": {"a": ([1, 2], [5, 9])}}
+SIZE = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
+LETTERS = re.compile(r"scale\(([\d.]+) -")  # text is drawn as paths, a hundredth of a point to a unit
+
+
+def two_panels(**settings):
+    return figures.draw_curves(CURVES, xlabel="step", ylabel="height", **settings)
+
+
+@pytest.fixture(autouse=True)
+def book_style():
+    with mpl.rc_context():
+        figures.use_book_style()
+        yield
+
+
+def size(svg):
+    """Width and height in inches."""
+    return [float(number) / 72 for number in SIZE.search(svg).groups()]
+
+
+def test_both_drawings_come_out_the_same_again_and_are_what_they_say():
+    (data, metadata), (again, _) = (two_panels()._repr_mimebundle_() for _ in range(2))
+    assert data["image/svg+xml"] == again["image/svg+xml"]
+    assert data[shown.NARROW] == again[shown.NARROW]
+    assert size(data["image/svg+xml"]) == pytest.approx([7.4, 3.4], abs=0.02)
+    width, height = size(data[shown.NARROW])
+    assert width == pytest.approx(shown.NARROW_WIDTH, abs=0.02)
+    assert height > 2 * 2.5
+    assert metadata["image/svg+xml"] == {"width": 888}
+    assert "<dc:date>" not in data["image/svg+xml"]
+
+
+def test_no_letter_is_smaller_than_nine_points():
+    data, _ = two_panels()._repr_mimebundle_()
+    for kind in ("image/svg+xml", shown.NARROW):
+        assert min(map(float, LETTERS.findall(data[kind]))) >= 0.09
+
+
+def test_stacking_puts_one_panel_below_the_other_names_every_axis_and_leaves_no_trace():
+    figure = two_panels(sharey=True)
+    figure.draw_without_rendering()
+    left, right = panels = figure.axes
+    before = [axes.get_subplotspec() for axes in panels], tuple(figure.get_size_inches()), right.get_ylabel()
+    with shown._stacked(figure, panels):
+        figure.draw_without_rendering()
+        upper, lower = (axes.get_window_extent() for axes in panels)
+        assert upper.y0 > lower.y1
+        assert upper.x0 == pytest.approx(lower.x0, abs=2)
+        assert right.get_ylabel() == "height"
+        assert any(label.get_visible() for label in right.get_yticklabels())
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert box.y1 <= lower.y0
+        assert (box.x0, box.x1) == pytest.approx(np.clip((box.x0, box.x1), 0, figure.bbox.width))
+        assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    after = [axes.get_subplotspec() for axes in panels], tuple(figure.get_size_inches()), right.get_ylabel()
+    assert after == before
+    figure.draw_without_rendering()
+    assert left.get_window_extent().x1 < right.get_window_extent().x0
+
+
+def test_what_cannot_be_stacked_has_no_second_drawing():
+    grid, _ = figures.new_figure(2, 2)
+    wide, _ = figures.new_figure(1, 2)
+    wide.stacks = False
+    for figure in (grid, wide):
+        data, _ = figure._repr_mimebundle_()
+        assert shown.NARROW not in data
+        assert "image/svg+xml" in data
+
+
+def test_a_heavy_figure_is_pixels_alone_and_twice_as_fine():
+    figure, axes = figures.new_figure(figsize=(5, 3))
+    axes.plot(np.random.default_rng(0).random((8000, 1)), ".")
+    data, metadata = figure._repr_mimebundle_()
+    assert "image/svg+xml" not in data
+    picture = plt.imread(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture.shape[:2] == (720, 1200)
+    assert metadata["image/png"] == {"width": 600}
+
+
+def test_ipython_takes_the_figures_own_pictures():
+    formatter = DisplayFormatter()
+    formatter.formatters["image/png"].for_type(mpl.figure.Figure, lambda figure: "the backend's")
+    shown.show_book_figures(formatter)
+    data, _ = formatter.format(two_panels())
+    assert data.keys() == {"text/plain", "image/png", "image/svg+xml", shown.NARROW}
+    assert data["image/png"] != "the backend's"
+    assert formatter.format(plt.figure())[0]["image/png"] == "the backend's"
+    plt.close("all")
