@@ -1,15 +1,16 @@
-"""Two pictures made from what the chapters store, for the README and the first page.
+"""What the README and the first page show of the chapters: chapter 1's bars, a map, minutes.
 
 usage: python scripts/pictures.py
 
 book/images/two_skills.* is the main figure of chapter 1; book/images/chapter_map.svg says which chapter needs
-which.
-A test holds both to the chapters.
+which. The tables of chapters in README.md and book/index.md get the minutes. A test holds all of it to the
+chapters.
 """
 
 from __future__ import annotations
 
 import html
+import re
 import sys
 from pathlib import Path
 
@@ -96,6 +97,16 @@ def _lines(title: str, *, longest: int = 20) -> list[str]:
     return lines
 
 
+def with_minutes(text: str, chapters: list[Path]) -> str:
+    """The text of a page, with the minutes of each chapter in its row of the table."""
+    for path in chapters:
+        row = re.compile(
+            rf"^(\| \d+ \| \[[^]]+\]\((?:book/)?{path.name}\).* \| )\d+( \| \w+ \|)$", re.MULTILINE
+        )
+        text = row.sub(rf"\g<1>{stored.minutes(stored.read(path))}\g<2>", text)
+    return text
+
+
 def main() -> int:
     chapters = execute.chapters(ROOT / "book")
     name, content = two_skills(chapters)
@@ -103,6 +114,9 @@ def main() -> int:
         old.unlink()
     (IMAGES / name).write_bytes(content)
     (IMAGES / "chapter_map.svg").write_text(chapter_map(chapters), encoding="utf-8", newline="\n")
+    for page in (ROOT / "README.md", ROOT / "book" / "index.md"):
+        before = page.read_text(encoding="utf-8")
+        page.write_text(with_minutes(before, chapters), encoding="utf-8", newline="\n")
     print(f"{IMAGES / name}\n{IMAGES / 'chapter_map.svg'}")
     return 0
 

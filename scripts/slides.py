@@ -184,7 +184,8 @@ def _opening(section: str, text: str) -> str:
     parts += [f'<div class="thesis">{to_html(thesis.group(1))}</div>'] if thesis else []
     parts += [to_html(formula) for formula in DISPLAY.findall(stored.DRAWER.sub("", text))]
     lines = [line for line in text.splitlines() if line.startswith(("- ", "| "))]
-    return slide(*parts, to_html("\n".join(lines)), notes=_notes(text.partition("\n")[2]), kind="section")
+    spoken = text.partition("\n")[2].partition("**Exercise ")[0]
+    return slide(*parts, to_html("\n".join(lines)), notes=_notes(spoken), kind="section")
 
 
 def _task(text: str) -> str:
