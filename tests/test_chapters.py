@@ -22,7 +22,7 @@ from taskvec_mini.exercises import NOT_WRITTEN
 
 RECORD = execute.read_record(ROOT / "book" / "recorded" / "execution.json")
 EXERCISE = re.compile(
-    r"\*\*Exercise (\d) \((?:\d+ minutes|an? \w+)(?:, an? (picture|experiment|question|project))?\)\. "
+    r"\*\*Exercise (\d) \((?:\d+|an?|two|three) \w+(?:, an? (picture|experiment|question|project))?\)\. "
 )
 # A result: a decimal number, or one with an exponent. Whole numbers count things and settings.
 RESULT = re.compile(r"(?<![\w.,])\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\w)")
