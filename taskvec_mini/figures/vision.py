@@ -65,14 +65,14 @@ def draw_bands(
             reached, style = places[: len(runs)], series_style(labels.index(label))
             axes.plot(reached, [float(np.mean(values)) for values in runs], label=label, **style)
             if threads:
-                if len(set(map(len, runs))) > 1:
+                counts = sorted(set(map(len, runs)))
+                if len(counts) > 1:
                     raise UserError(
-                        f"{label!r} has {sorted(set(map(len, runs)))} values at its places; threads go through "
-                        "all of them, so give as many values at each place, or leave threads out"
+                        f"{label!r} has {counts} values at its places; threads go through all of them, so "
+                        "give as many values at each place, or leave threads out"
                     )
-                axes.plot(
-                    reached, np.asarray(runs), color=style["color"], alpha=0.3, linewidth=0.8, zorder=1.5
-                )
+                thin = {"color": style["color"], "alpha": 0.3, "linewidth": 0.8, "zorder": 1.5}
+                axes.plot(reached, np.asarray(runs), **thin)
                 continue
             low, high = [min(values) for values in runs], [max(values) for values in runs]
             axes.fill_between(reached, low, high, color=style["color"], alpha=0.18, linewidth=0)
