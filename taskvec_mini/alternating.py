@@ -7,6 +7,12 @@ with every client in every round: McMahan et al., *Communication-Efficient Learn
 Decentralized Data*, AISTATS 2017, arXiv:1602.05629; Woodworth et al., *Is Local SGD Better than Minibatch
 SGD?*, ICML 2020, arXiv:2002.07839. `local_sgd` has that name for that reason.
 
+With `control_variates` the tasks exchange one gradient at the start of every round (SCAFFOLD: Karimireddy et
+al., ICML 2020, arXiv:1910.06378). Rounds of two full-batch steps merged by the mean are then exactly joint
+descent (see `theory.merge_gap`). They send as much, too: a gradient up and their mean down is as many numbers
+as the parameters down and up, so a round costs two exchanges, as two steps of joint descent do. Only from the
+third step of a round on is anything saved, for an error of third order.
+
 One round of one full-batch step *is* a step of gradient descent on the mean loss L̄ = Σ_t L_t / T. With e
 steps a round, `descent_bound` says by how much L̄ has to fall. Compare with joint training at equal cost:
 `rounds * epochs` steps of `theory.multitask_descent`, or of mini-batches on a `MeanLoss`.
@@ -49,6 +55,7 @@ def alternate(
     finetune: Finetuning | None = None,
     merge: Merging | None = None,
     scaling_coef: float = 1.0,
+    control_variates: bool = False,
     measure: Measure | None = None,
     progress: Callable[[Round], None] | None = None,
 ) -> Iterator[Round]:
@@ -64,6 +71,9 @@ def alternate(
             `descent.gradient_descent` by default. `benchmarks.studies.rounds` has one for benchmark tasks.
         merge: from task vectors (T, D) to one vector (D,), the mean by default; see `matrix_rule`.
         scaling_coef: what the merged vector is multiplied with; 1 and the mean make the weights' average.
+        control_variates: exchange gradients at the start of every round. Full-batch steps do it themselves,
+            with the gradients of their first step: no gradient more, 2TD more numbers sent. A `finetune` of
+            your own has to do it, and each round then counts one more gradient a task.
         measure: from theta to numbers by name, such as accuracies, kept with the round.
         progress: called with each round.
 
@@ -82,6 +92,10 @@ def alternate(
         (1.25, 6, 4)
         >>> [later.number for later in alternate(bowls, last, rounds=3, **run)]
         [2, 3]
+        >>> exchanging = {"rounds": 1, "epochs": 2, "learning_rate": 0.5, "control_variates": True}
+        >>> *_, last = alternate(bowls, torch.tensor([3.0]), **exchanging)
+        >>> last.gradient_evaluations, last.floats_communicated
+        (4, 8)
     """
     if (finetune is None) == (learning_rate is None):
         raise UserError("give either learning_rate, for full-batch steps, or a finetune of your own")
@@ -89,7 +103,10 @@ def alternate(
         rate = _checks.positive_number("learning_rate", learning_rate)
 
     def full_batch(tasks: Sequence[Any], theta: Tensor, _: int) -> Tensor:
-        return gradient_descent(tasks, theta, learning_rate=rate, epochs=epochs)[:, -1]
+        paths = gradient_descent(
+            tasks, theta, learning_rate=rate, epochs=epochs, control_variates=control_variates
+        )
+        return paths[:, -1]
 
     return _rounds(
         losses,
@@ -99,6 +116,8 @@ def alternate(
         tune=finetune or full_batch,
         merge=merge,
         scaling_coef=scaling_coef,
+        exchanges=2 if control_variates else 1,
+        extra_gradients=int(control_variates and finetune is not None),
         measure=measure,
         progress=progress,
     )
@@ -114,6 +133,7 @@ def local_sgd(
     batch_size: int,
     seed: int,
     weights: Sequence[float] | None = None,
+    control_variates: bool = False,
     measure: Measure | None = None,
     progress: Callable[[Round], None] | None = None,
     **options: Any,
@@ -128,6 +148,8 @@ def local_sgd(
         start, rounds, epochs, measure, progress: as for `alternate`.
         learning_rate, batch_size, options: as for `descent.finetune`.
         seed: decides the orders, at least 0.
+        control_variates: exchange the gradients of the whole losses at the start of every round, as
+            `descent.finetune` says: one more gradient a task and 2TD more numbers sent in each.
         weights: how much each task counts; equal if None. McMahan et al. give each client the number of its
             examples: `[len(loss) for loss in losses]`.
 
@@ -143,6 +165,7 @@ def local_sgd(
     """
     seed = _checks.seed("seed", seed)
     recipe = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, **options}
+    recipe["control_variates"] = control_variates
 
     def tune(tasks: Sequence[Any], theta: Tensor, number: int) -> Tensor:
         words = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
@@ -157,6 +180,8 @@ def local_sgd(
         tune=tune,
         merge=None if weights is None else weighted_mean(weights),
         scaling_coef=1.0,
+        exchanges=2 if control_variates else 1,
+        extra_gradients=int(control_variates),
         measure=measure,
         progress=progress,
     )
@@ -329,6 +354,8 @@ def _rounds(
     tune: Finetuning,
     merge: Merging | None,
     scaling_coef: float,
+    exchanges: int,
+    extra_gradients: int,
     measure: Measure | None,
     progress: Callable[[Round], None] | None,
 ) -> Iterator[Round]:
@@ -382,8 +409,8 @@ def _rounds(
                 cosines=cosines,
                 norms_from_pretrained=from_pretrained[0],
                 cosines_from_pretrained=from_pretrained[1],
-                gradient_evaluations=last.gradient_evaluations + len(tasks) * epochs,
-                floats_communicated=last.floats_communicated + 2 * vectors.numel(),
+                gradient_evaluations=last.gradient_evaluations + len(tasks) * (epochs + extra_gradients),
+                floats_communicated=last.floats_communicated + 2 * exchanges * vectors.numel(),
                 **look(theta),
             )
             if progress:

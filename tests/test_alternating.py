@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -150,6 +151,55 @@ def test_what_it_cost():
     history = list(alternate(losses, start, rounds=4, epochs=5, learning_rate=0.1))
     assert [each.gradient_evaluations for each in history] == [0, 15, 30, 45, 60]
     assert [each.floats_communicated for each in history] == [2 * 3 * len(start) * r for r in range(5)]
+
+
+# --- control variates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_rounds_of_two_steps_with_an_exchange_are_joint_descent(tasks):
+    """Exactly, at any rate; and they send as many numbers as joint descent, which exchanges every step."""
+    losses, start = tiny_losses(tasks)
+    *_, merged = alternate(losses, start, rounds=4, epochs=2, learning_rate=0.7, control_variates=True)
+    joint = multitask_descent(losses, start, learning_rate=0.7, epochs=8, scaling_coef=1 / tasks)[-1]
+    assert (merged.theta - joint).norm() < 1e-13 * start.norm()
+    assert (
+        last(alternate(losses, start, rounds=4, epochs=2, learning_rate=0.7)).theta.sub(joint).norm() > 1e-3
+    )
+    every_step = last(alternate(losses, start, rounds=8, epochs=1, learning_rate=0.7))
+    assert merged.floats_communicated == every_step.floats_communicated == 2 * 8 * tasks * len(start)
+    assert merged.gradient_evaluations == every_step.gradient_evaluations == 8 * tasks
+
+
+def test_each_round_exchanges_anew():
+    losses, start = tiny_losses(3)
+    run = {"epochs": 4, "learning_rate": 0.5}
+    history = list(alternate(losses, start, rounds=3, **run, control_variates=True))
+    for before, after in itertools.pairwise(history):
+        ends = gradient_descent(losses, before.theta, **run, control_variates=True)[:, -1]
+        torch.testing.assert_close(after.theta, ends.mean(0))
+
+
+def test_local_sgd_exchanges_whole_gradients():
+    losses, start = tiny_losses(3)
+    run = {"epochs": 3, "learning_rate": 0.5, "control_variates": True}
+    whole = last(local_sgd(losses, start, rounds=2, batch_size=7, seed=0, **run))
+    full = last(alternate(losses, start, rounds=2, **run))
+    torch.testing.assert_close(whole.theta, full.theta, rtol=1e-10, atol=1e-12)
+    assert whole.gradient_evaluations == 2 * 3 * (3 + 1)
+    assert whole.floats_communicated == full.floats_communicated == 2 * 4 * 3 * len(start)
+    plain = last(local_sgd(losses, start, rounds=2, batch_size=3, seed=0, epochs=3, learning_rate=0.5))
+    batches = last(local_sgd(losses, start, rounds=2, batch_size=3, seed=0, **run))
+    assert (plain.theta - batches.theta).norm() > 1e-3
+    assert plain.gradient_evaluations == 2 * 3 * 3
+
+
+def test_a_finetune_of_ones_own_is_counted_as_exchanging():
+    losses, start = tiny_losses(2)
+    options = {"rounds": 2, "epochs": 3, "finetune": lambda tasks, theta, _: theta.repeat(len(tasks), 1) + 1}
+    counted = last(alternate(losses, start, **options, control_variates=True))
+    assert counted.gradient_evaluations == 2 * 2 * (3 + 1)
+    assert counted.floats_communicated == 2 * 2 * 2 * 2 * len(start)
 
 
 def test_gradient_evaluations_are_those_that_happen():

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from taskvec_mini import alternating
+from taskvec_mini import _files, alternating
 from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.encoders import (
     Encoder,
@@ -41,9 +41,15 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
     suite_record,
 )
-from taskvec_mini.benchmarks.training import Settings, finetune, finetune_jointly
+from taskvec_mini.benchmarks.training import (
+    ExtraLoss,
+    Settings,
+    finetune,
+    finetune_jointly,
+    full_batch_gradient,
+)
 from taskvec_mini.rounds import Round
-from taskvec_mini.vectors import TaskVector
+from taskvec_mini.vectors import Layout, TaskVector
 
 BUDGET = 8  # epochs on every task, however they are split into rounds
 SPLITS = (1, 2, 4, 8)  # rounds
@@ -199,6 +205,7 @@ def alternate_tasks(
     merge: Callable[[Sequence[TaskVector]], TaskVector],
     measure: Callable[[Tensor], Mapping[str, float]] | None = None,
     folder_of: Callable[[int, str], Path] | None = None,
+    control_variates: bool = False,
 ) -> tuple[list[Round], TaskVector]:
     """`alternating.alternate` on benchmark tasks: all rounds, and what the last of them merged to.
 
@@ -213,6 +220,9 @@ def alternate_tasks(
         measure: from parameters, flat (D,), to numbers by name, which are kept with the round.
         folder_of: from the number of a round and the name of a task to the folder of its finetuned encoder. A
             run that was stopped is called again and reads what is there. None keeps nothing.
+        control_variates: at the start of every round the tasks exchange the gradients of their whole training
+            losses, and task t trains on its loss plus ⟨ḡ − g_t, θ⟩ (SCAFFOLD: Karimireddy et al., ICML 2020).
+            The optimiser sees that sum: exact for full-batch descent, a guide with momentum or AdamW.
 
     Raises:
         DivergedError, UserError, OSError: as `finetune` does.
@@ -247,6 +257,14 @@ def alternate_tasks(
 
     def finetune_each(_losses: Sequence[Any], theta: Tensor, number: int) -> Tensor:
         write_parameters(backbone.model, theta)
+        pulls: dict[str, ExtraLoss] = {}
+        if control_variates:
+            slopes = {
+                name: full_batch_gradient(backbone, heads[name], task, batch_size=settings.batch_size)
+                for name, task in tasks.items()
+            }
+            shared = torch.stack(tuple(slopes.values())).mean(0)
+            pulls = {name: linear_loss(shared - slope, layout) for name, slope in slopes.items()}
         ends = []
         try:
             for name, task in tasks.items():
@@ -258,6 +276,7 @@ def alternate_tasks(
                     keep=[settings.epochs],
                     folder=folder_of(number, name) if folder_of else None,
                     progress=False,
+                    extra_loss=pulls.get(name),
                 )
                 ends.append(flat(run.state()))
         finally:
@@ -276,8 +295,32 @@ def alternate_tasks(
         finetune=finetune_each,
         merge=remembered_merge,
         measure=measure,
+        control_variates=control_variates,
     )
     return list(history), TaskVector(merges[0], layout)
+
+
+def linear_loss(slope: Tensor, layout: Layout) -> ExtraLoss:
+    """The loss ⟨slope, θ⟩ of a model with parameters of this layout, for `finetune(extra_loss=...)`.
+
+    Its gradient is the slope (D,) in every step. The name holds a checksum of it, so that a folder whose run
+    was made with another is refused.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1)
+        >>> pull = linear_loss(torch.tensor([2.0, 3.0]), (("weight", (1, 1)), ("bias", (1,))))
+        >>> pull(model, torch.Generator()).backward()
+        >>> model.weight.grad.item(), model.bias.grad.item()
+        (2.0, 3.0)
+    """
+    parts = dict(TaskVector(slope, layout).items())
+
+    def pull(model: nn.Module, _generator: torch.Generator) -> Tensor:
+        named = trained_parameters(model)
+        return torch.stack([(named[name] * part.to(named[name])).sum() for name, part in parts.items()]).sum()
+
+    pull.__name__ = f"control_variate_{_files.checksum(parts)}"
+    return pull
 
 
 def flat(state: Mapping[str, Tensor]) -> Tensor:

@@ -40,6 +40,50 @@ def alternated(backbone, heads, tasks, rounds, *, settings=SETTINGS, merge=mergi
 # --- rounds ----------------------------------------------------------------------------------------------
 
 
+def test_full_batch_rounds_of_two_with_an_exchange_are_joint_descent():
+    backbone, heads, tasks = tasks_and_heads()
+    settings = Settings(optimizer="gd", learning_rate=5.0, epochs=2)
+    joint = finetune_jointly(
+        backbone, heads, tasks, settings=dataclasses.replace(settings, epochs=4), progress=False
+    )
+    plain = alternated(backbone, heads, tasks, 2, settings=settings)[-1]
+    exchanged = alternated(backbone, heads, tasks, 2, settings=settings, control_variates=True)[-1]
+    expected = flat(joint.state())
+    moved = expected - flat(state_of(backbone.model))
+    assert (exchanged.theta - expected).norm() < 1e-4 * moved.norm()
+    assert (plain.theta - expected).norm() > 1e-3 * moved.norm()
+    assert exchanged.gradient_evaluations == 2 * 2 * (2 + 1)
+    assert exchanged.floats_communicated == 2 * plain.floats_communicated
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_exchange_gives_the_optimiser_the_shifted_gradient(optimizer):
+    """With whole sets as batches the first step of all tasks is the same, whatever the optimiser."""
+    backbone, heads, tasks = tasks_and_heads((24, 24))
+    settings = Settings(optimizer=optimizer, learning_rate=0.01, epochs=1, batch_size=24)
+    ends = {}
+
+    def kept(vectors):
+        ends.update(enumerate(vectors))
+        return merging.mean(vectors)
+
+    alternated(backbone, heads, tasks, 1, settings=settings, merge=kept, control_variates=True)
+    assert (ends[0] - ends[1]).norm() < 1e-3 * ends[0].norm()
+    alternated(backbone, heads, tasks, 1, settings=settings, merge=kept)
+    assert (ends[0] - ends[1]).norm() > 0.1 * ends[0].norm()
+
+
+def test_a_stopped_run_with_an_exchange_goes_on_and_is_not_taken_for_a_plain_one(tmp_path):
+    backbone, heads, tasks = tasks_and_heads()
+    options = {"folder_of": lambda number, name: tmp_path / str(number) / name, "control_variates": True}
+    alternated(backbone, heads, tasks, 1, **options)
+    both = alternated(backbone, heads, tasks, 2, **options)
+    again = alternated(backbone, heads, tasks, 2, control_variates=True)
+    assert torch.equal(both[-1].theta, again[-1].theta)
+    with pytest.raises(ValueError, match="extra_loss"):
+        alternated(backbone, heads, tasks, 1, folder_of=options["folder_of"])
+
+
 def test_two_rounds_by_hand():
     backbone, heads, tasks = tasks_and_heads()
     before = state_of(backbone.model)
