@@ -22,7 +22,7 @@ from taskvec_mini.errors import InputTypeError, UserError
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 Scalar = int | float | Tensor
-_CHUNK = 1 << 17  # entries turned to float64 at a time: they stay in a processor's cache
+_CHUNK = 1 << 18  # entries turned to float64 at a time: few calls, and all of them near the processor
 _KIND = "taskvec_mini.TaskVector/2"
 _REMEDY = "copy it again, or make it anew: TaskVector.between(pretrained, finetuned).save(path)"
 
