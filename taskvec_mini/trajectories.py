@@ -7,15 +7,17 @@ millions of entries in float32 lose nothing and need no second copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
+from taskvec_mini.vectors import TaskVector
 
 _PIECE = 1 << 16  # entries turned to float64 at a time, of every vector
 
@@ -103,6 +105,145 @@ def cosines_with(vectors: Iterable[Tensor], reference: Tensor) -> Tensor:
         raise UserError(f"{name} is zero and so has no direction; was the model trained at all?")
     products = _total(piece[:-1] @ piece[-1] for piece in _pieces(rows))
     return (products / lengths[:-1] / lengths[-1]).clamp(-1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoments:
+    """What one linear layer saw in one pass: sums over examples, and over tokens where there are any.
+
+    Args:
+        plain: Σ x xᵀ (n, n) over the inputs x of the layer, in float64.
+        weighted: Σ ‖δ‖² x xᵀ (n, n), with δ the gradient of the loss at the layer's output for that input.
+    """
+
+    plain: Tensor
+    weighted: Tensor
+
+
+def input_moments(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, InputMoments]:
+    """The second moments of the inputs of every linear layer, by the name of its weight.
+
+    A linear layer has the gradient g_W = Σ δ xᵀ. Its task vector after one full-batch epoch is −ηg_W, and
+    τᵀτ = η² Σ_ij (δ_i·δ_j) x_i x_jᵀ: where different examples have nearly orthogonal δ, that is the weighted
+    moment. RegMean (Jin et al., ICLR 2023) needs data for the plain one; rules that take τᵀτ instead do not.
+
+    Args:
+        model: has `nn.Linear` layers; hooks watch them during the call and are gone afterwards.
+        loss: runs the model and returns a scalar. The parameters are left as they are, and so are their
+            gradients.
+
+    Raises:
+        ValueError: if no linear layer with a trained weight took part in the loss.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> rows = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> moments = input_moments(model, lambda: (model(rows) * torch.tensor([[1.0], [3.0]])).sum())
+        >>> moments["weight"].plain.tolist(), moments["weight"].weighted.tolist()
+        ([[2.0, 1.0], [1.0, 1.0]], [[10.0, 9.0], [9.0, 9.0]])
+    """
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def remember(_layer: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> None:
+            if outputs.requires_grad:
+                seen.append((name, inputs[0].detach(), outputs))
+
+        return remember
+
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    hooks = [
+        each.register_forward_hook(watch(f"{name}.weight" if name else "weight"))
+        for name, each in layers.items()
+    ]
+    try:
+        with torch.enable_grad():
+            value = loss()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise UserError("no linear layer with a trained weight took part in the loss; give a model with some")
+    deltas = torch.autograd.grad(value, [outputs for _, _, outputs in seen], allow_unused=True)
+    found: dict[str, InputMoments] = {}
+    for (name, inputs, _), delta in zip(seen, deltas, strict=True):
+        rows = inputs.reshape(-1, inputs.shape[-1]).double()
+        weights = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        if delta is not None:
+            weights = delta.reshape(len(rows), -1).double().square().sum(1)
+        before = found.get(name)
+        plain, weighted = rows.T @ rows, rows.T @ (weights[:, None] * rows)
+        if before is not None:  # a layer that is used more than once
+            plain, weighted = before.plain + plain, before.weighted + weighted
+        found[name] = InputMoments(plain, weighted)
+    return found
+
+
+@dataclass(frozen=True)
+class InputMemory:
+    """How much of a layer's inputs its task vector remembers: cosines of matrices, from 0 to 1.
+
+    All three matrices have no negative eigenvalue, so no cosine is below 0, and two of them may be alike for
+    no deep reason, such as inputs that are all near their mean. Compare with `identity`: how near the plain
+    moment is to knowing nothing at all.
+
+    Args:
+        plain: of τᵀτ with the second moment of the inputs.
+        weighted: of τᵀτ with the moment weighted by ‖δ‖².
+        identity: of the identity with the second moment of the inputs.
+    """
+
+    plain: float
+    weighted: float
+    identity: float
+
+
+def input_memory(
+    vector: Mapping[str, Tensor] | TaskVector, moments: Mapping[str, InputMoments]
+) -> dict[str, InputMemory]:
+    """Layer by layer, the cosine (Frobenius) of τᵀτ with the second moments of the layer's inputs.
+
+    Args:
+        vector: the task vector by names of weights, such as a `TaskVector`, or a gradient.
+        moments: from `input_moments` at the start of the finetuning.
+
+    Raises:
+        ValueError: if the vector lacks a weight or it does not fit the moments, or a matrix is zero.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> moments = input_moments(model, lambda: model(rows).diagonal().sum())
+        >>> slope = torch.autograd.grad(model(rows).diagonal().sum(), model.weight)[0]
+        >>> found = input_memory({"weight": -0.1 * slope}, moments)["weight"]
+        >>> round(found.plain, 6), round(found.weighted, 6), round(found.identity, 3)
+        (1.0, 1.0, 0.802)
+    """
+    named = dict(vector.items())
+    found = {}
+    for name, moment in moments.items():
+        if name not in named:
+            raise UserError(f"the task vector has no {name!r}; give the task vector of the same model")
+        tau = named[name].double()
+        if tau.ndim != 2 or tau.shape[1] != len(moment.plain):
+            raise UserError(
+                f"{name!r} has shape {tuple(tau.shape)} in the task vector, but the layer has "
+                f"{len(moment.plain)} inputs; give the task vector of the same model"
+            )
+        eye = torch.eye(len(moment.plain), dtype=torch.float64, device=moment.plain.device)
+        pairs = {
+            "plain": (tau.T @ tau, moment.plain),
+            "weighted": (tau.T @ tau, moment.weighted),
+            "identity": (eye, moment.plain),
+        }
+        cosines = {}
+        for kind, (first, second) in pairs.items():
+            lengths = first.norm() * second.norm()
+            if lengths == 0:
+                raise UserError(f"{name!r} has no {kind} cosine: a matrix is zero; was the layer trained?")
+            cosines[kind] = float((first * second).sum() / lengths)
+        found[name] = InputMemory(**cosines)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
