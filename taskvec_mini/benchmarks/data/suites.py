@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from taskvec_mini import _checks, _files, tasks
-from taskvec_mini.benchmarks.data import hub, image_files, texts, torchvision_sets
+from taskvec_mini.benchmarks.data import hub, image_files, own, texts, torchvision_sets
 from taskvec_mini.benchmarks.data import tokenizer as tokenizers
-from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS, Task
+from taskvec_mini.benchmarks.data.tasks import DATA_VARIABLE, PARTS
 from taskvec_mini.benchmarks.data.texts import TextTokenizer
 from taskvec_mini.errors import MissingFileError, UserError
 
@@ -36,7 +36,7 @@ class Suite:
         name: what `load_tasks` takes.
         description: what it is, in a few words.
         unit: what its tasks are made of, "images" or "texts".
-        names: gives the names of all its tasks.
+        names: gives the names of all its tasks; of a suite whose tasks are the user's, none.
         read: gives of a name, and the folder of the data, where the task is, for messages, its two parts (as
             `image_task` or `text_task` takes them) and their sha256; None where `hub.load` does it all.
         row: gives what there is to say about a name, see `overview`.
@@ -46,6 +46,7 @@ class Suite:
         downloads: whether it downloads what is not yet there.
         drop_near_duplicates: whether near duplicates are left out of validation and test (see `duplicates`).
         how_to_get: what to do where there is no folder.
+        find: gives the names of the tasks in a folder, where they are the user's.
     """
 
     name: str
@@ -60,10 +61,11 @@ class Suite:
     downloads: bool = False
     drop_near_duplicates: bool = False
     how_to_get: str = ""
+    find: Callable[[Path], tuple[str, ...]] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of all its tasks."""
+        """The names of all its tasks; none where they are the user's."""
         return tuple(self.names())
 
     @property
@@ -82,7 +84,9 @@ class Suite:
             {'task': 'mnist', 'train + val': '60,000', 'test': '10,000', '': 'not yet there'}
         """
         place = None if folder is None else Path(folder).expanduser()
-        return [self.row(name, place) for name in self.tasks]
+        names = self.find(place) if self.find and place else self.tasks
+        rows = [self.row(name, place) for name in names]
+        return rows if rows or self.find is None else [{"task": "none", "": self.how_to_get}]
 
 
 def load_tasks(
@@ -103,9 +107,9 @@ def load_tasks(
     `torchvision_sets`) went through the test transform.
 
     Near duplicates, images of nearly the same pixels, are left out of the validation and the test part of
-    the suite "large". The other suites have the test parts as published, for the recorded studies used
-    them; of "bundle", 20 of the 1,600 test images of dtd10, 7 of the 1,200 of scenes15, 11 of the 2,000 of
-    fashion_mnist and 2 of the 2,000 of mnist are near duplicates of images to learn from.
+    the suites "large" and "folder". The other suites have the test parts as published, for the recorded
+    studies used them; of "bundle", 20 of the 1,600 test images of dtd10, 7 of the 1,200 of scenes15, 11 of
+    the 2,000 of fashion_mnist and 2 of the 2,000 of mnist are near duplicates of images to learn from.
     `near_duplicates(task)` finds them and `without_near_duplicates(task)` leaves them out.
 
     Args:
@@ -114,7 +118,8 @@ def load_tasks(
             pixels), "torchvision" (downloaded on first use),
             "digits" (scikit-learn's digits in seven views, 8 x 8 grey), "hub" (the benchmarks of CLIP merging
             at 224 pixels, downloaded on first use; `hub.load` has more options), "text" (files of texts in
-            the folder `text`) or "text-hub" (downloaded from Hugging Face), for encoders of texts.
+            the folder `text`) or "text-hub" (downloaded from Hugging Face), for encoders of texts; and tasks
+            of your own: "folder" (images in class folders) or "csv" (texts and labels), see `own`.
         folder: where the files are, or go; by default the environment variable TASKVEC_MINI_DATA tells it.
         limit: keep at most that many training examples, the first of the shuffled order; nothing else
             changes.
@@ -136,34 +141,18 @@ def load_tasks(
         ImageTask('digits', 10 classes, 8x8, 100 train, 135 val, 449 test)
     """
     asked = _checks.named_choice("suite", suite, SUITES)
-    wanted = asked.default_tasks if names is None else [names] if isinstance(names, str) else names
+    known = asked.tasks if asked.find is None else asked.find(_place(asked, folder))
+    wanted = known[: asked.most] if names is None else [names] if isinstance(names, str) else names
     chosen = _checks.not_empty("names", wanted)
     for name in chosen:
-        _checks.named_choice("task", name, dict.fromkeys(asked.tasks))
+        _checks.named_choice("task", name, dict.fromkeys(known))
     _checks.each_once("task", chosen)
     seed = _checks.seed("seed", seed)
     if limit is not None:
         limit = _checks.whole_number("limit", limit)
     if tokenizer is not None and asked.unit != "texts":
         raise UserError(f"suite {suite!r} has no texts to cut into tokens; leave tokenizer=... out")
-    place = Path()
-    if asked.needs_folder:
-        given = os.environ.get(DATA_VARIABLE) if folder is None else folder
-        without = (
-            f"{asked.how_to_get}; suite='digits' needs no folder (on the command line: --data FOLDER, "
-            "--suite digits)"
-        )
-        if not given:
-            raise UserError(
-                f"suite {suite!r} needs a folder: give folder=... or set the environment variable "
-                f"{DATA_VARIABLE} to the folder of the data; {without}"
-            )
-        place = Path(given).expanduser()
-        if not asked.downloads and not (place / asked.subfolder).is_dir():
-            raise MissingFileError(
-                f"{place / asked.subfolder} is no folder; give the folder of the data as folder=... or in "
-                f"the environment variable {DATA_VARIABLE}; {without}"
-            )
+    place = _place(asked, folder) if asked.needs_folder else Path()
     if asked.read is None:
         return dict(hub.load(chosen, place, limit=limit, seed=seed))
     if asked.unit == "texts" and tokenizer is None:
@@ -171,24 +160,45 @@ def load_tasks(
     found: dict[str, Any] = {}
     for name in chosen:
         where, parts, sha256 = asked.read(name, place)
+        made: dict[str, Any] = {"sha256": sha256, "limit": limit, "seed": seed}
         try:
             if tokenizer is None:
-                task: Task = image_files.image_task(
-                    name,
-                    parts,
-                    sha256=sha256,
-                    limit=limit,
-                    seed=seed,
-                    drop_near_duplicates=asked.drop_near_duplicates,
+                task = image_files.image_task(
+                    name, parts, drop_near_duplicates=asked.drop_near_duplicates, **made
                 )
+                if asked.find is not None:
+                    own.warn_of_left_out(name, task.left_out)
+                found[name] = task
             else:
-                task = texts.text_task(
-                    name, parts, sha256=sha256, tokenizer=tokenizer, limit=limit, seed=seed
-                )
+                labels = sorted(set(parts[0].names))
+                classes = texts.sources()[name].classes if asked.find is None else tuple(labels)
+                found[name] = texts.text_task(name, parts, classes=classes, tokenizer=tokenizer, **made)
         except UserError as error:
             raise type(error)(f"{where}: {error}") from error
-        found[name] = task
     return found
+
+
+def _place(asked: Suite, folder: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data; an error says how to give one, and what else there is."""
+    given = os.environ.get(DATA_VARIABLE) if folder is None else folder
+    without = (
+        f"{asked.how_to_get}; suite='digits' needs no folder (on the command line: --data FOLDER, "
+        "--suite digits)"
+    )
+    if not given:
+        raise UserError(
+            f"suite {asked.name!r} needs a folder: give folder=... or set the environment variable "
+            f"{DATA_VARIABLE} to the folder of the data; {without}"
+        )
+    place = Path(given).expanduser()
+    if not asked.downloads and not (place / asked.subfolder).is_dir():
+        raise MissingFileError(
+            f"{place / asked.subfolder} is no folder; give the folder of the data as folder=... or in the "
+            f"environment variable {DATA_VARIABLE}; {without}"
+        )
+    if asked.find is not None and not asked.find(place):
+        raise MissingFileError(f"{place} holds no task; {asked.how_to_get}")
+    return place
 
 
 class _Uncut:
@@ -354,6 +364,13 @@ def _text_hub_row(name: str, _: Path | None) -> Row:
     return {"task": name, "repository": source.repository, "config": source.config or "-"}
 
 
+# --- folder and csv: tasks of the user -------------------------------------------------------------------
+
+
+def _own_row(name: str, _: Path | None) -> Row:
+    return {"task": name}
+
+
 # --- the table -------------------------------------------------------------------------------------------
 
 _MAKE = (
@@ -440,6 +457,29 @@ SUITES: Mapping[str, Suite] = {
             row=_text_hub_row,
             most=8,
             downloads=True,
+        ),
+        Suite(
+            name="folder",
+            description="your own images, in class folders",
+            unit="images",
+            names=tuple,
+            find=own.image_tasks,
+            read=own.read_images,
+            row=_own_row,
+            needs_folder=True,
+            drop_near_duplicates=True,
+            how_to_get=own.HOW_IMAGES,
+        ),
+        Suite(
+            name="csv",
+            description="your own texts, in CSV files",
+            unit="texts",
+            names=tuple,
+            find=own.text_tasks,
+            read=own.read_texts,
+            row=_own_row,
+            needs_folder=True,
+            how_to_get=own.HOW_TEXTS,
         ),
     )
 }

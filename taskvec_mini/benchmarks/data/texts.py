@@ -94,6 +94,7 @@ def text_task(
     name: str,
     parts: tuple[Rows, Rows],
     *,
+    classes: tuple[str, ...],
     sha256: str,
     tokenizer: TextTokenizer,
     limit: int | None,
@@ -104,6 +105,7 @@ def text_task(
     Args:
         name: of the task.
         parts: the rows to learn from, and those to be judged on.
+        classes: their names; label i is the i-th.
         sha256: of what they came from.
         tokenizer: turns texts into token ids.
         limit: keep at most that many training texts, the first of the shuffled order.
@@ -114,7 +116,6 @@ def text_task(
         ValueError: if there are too few rows, or a text has no token.
     """
     train, test = parts
-    classes = sources()[name].classes
     numbers = {each: i for i, each in enumerate(classes)}
     known = same_texts(train.texts)
     fresh = splits.without_test_copies(known, same_texts(test.texts))

@@ -40,7 +40,7 @@ def test_the_examples_in_the_help_are_lines_that_parse(words, capsys):
 def test_the_help_says_of_an_option_what_it_is_and_its_default(capsys):
     text = " ".join(help_of("finetune", capsys=capsys).split())
     assert "--out FOLDER folder of the runs, made if need be (default: local/runs)" in text
-    assert "--suite {bundle,large,torchvision,hub,digits,text,text-hub}" in text
+    assert "--suite {bundle,large,torchvision,hub,digits,text,text-hub,folder,csv}" in text
     assert re.search(r"--learning-rate X [^-]*\(default: 0\.0001\)", text)
     assert "where it runs: --engine {local,ray}" in text
     assert "(default: None)" not in text
