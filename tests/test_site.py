@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from docutils.utils import new_document
 
 from conftest import CHAPTERS, ROOT
 from scripts import home
+from taskvec_mini.scores import table
 
 CONTENTS = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [f"{CONTENTS['root']}.html"]
@@ -94,7 +95,126 @@ def ours(violation: dict[str, Any]) -> list[str]:
     return said
 
 
+# --- on a phone
+
+# What is wider than its place, unless a frame of its own lets it scroll.
+CUT = """() => {
+  document.querySelectorAll("details").forEach(one => one.open = true);
+  const frames = ".table-frame, .figure-frame, .explore-chart, .pst-scrollable-table-container, " +
+    "mjx-container, p, li, .cell_input, .highlight-default, .highlight-python, .highlight-ipython3";
+  const parts = ".bd-article .cell_output, .bd-article .cell_output *, .bd-article figure, .bd-article table";
+  const looked = [...document.querySelectorAll(parts)]
+    .filter(one => one.clientWidth && !one.closest("svg, .explore-hidden"));
+  const cut = looked.filter(one => one.scrollWidth > one.clientWidth + 1 && !one.closest(frames) &&
+    getComputedStyle(one).display !== "inline");
+  return cut.map(one => `${one.tagName}.${one.className}: ${one.scrollWidth} > ${one.clientWidth}`);
+}"""
+# The figures a page shows at this width: the file, and the pixels it is wide.
+FIGURES = """() => [...document.querySelectorAll(".bd-article .cell_output img")]
+  .filter(one => one.currentSrc.includes("_images/")).map(one => [one.currentSrc, one.clientWidth])"""
+CHART_TEXTS = """() => [...document.querySelectorAll(".explore svg text")].map(one => {
+  const svg = one.closest("svg");
+  return parseFloat(getComputedStyle(one).fontSize) * svg.clientWidth / svg.viewBox.baseVal.width;
+})"""
+VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ')
+LETTERS = re.compile(r"scale\(([\d.]+) -")  # matplotlib's letters have 100 units, scaled to points
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@every_page
+def test_nothing_is_cut(address: str, visit: Any, page: str, width: int) -> None:
+    seen = visit(f"{address}/{page}", width=width)
+    assert seen.page.evaluate(CUT) == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_what_is_cut_would_be_found(address: str, visit: Any) -> None:
+    seen = visit(f"{address}/{CHAPTER_PAGES[0]}", width=390)
+    seen.page.evaluate(
+        """() => document.querySelector(".cell_output").insertAdjacentHTML("beforeend",
+             "<div style='overflow: auto'><div style='width: 900px'>a wide table</div></div>")"""
+    )
+    assert len(seen.page.evaluate(CUT)) == 1
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_on_a_phone_no_text_of_a_figure_is_smaller_than_11_pixels_and_of_a_chart_than_12(
+    site: Path, address: str, visit: Any, page: str
+) -> None:
+    seen = visit(f"{address}/{page}", width=390)
+    seen.page.evaluate(
+        "() => document.querySelectorAll('[hidden]').forEach(one => one.removeAttribute('hidden'))"
+    )
+    figures = seen.page.evaluate(FIGURES)
+    assert figures
+    for source, shown in figures:
+        file = site / "_images" / source.rpartition("/")[2]
+        if file.suffix != ".svg":
+            assert shown >= 650, "pixels have no letters to measure: they scroll, as wide as on a desk"
+            continue
+        drawn = file.read_text(encoding="utf-8")
+        box, letters = VIEW_BOX.search(drawn), LETTERS.findall(drawn)
+        assert box is not None
+        smallest = 100 * min(map(float, letters), default=1) * shown / float(box.group(1))
+        assert smallest >= 11, f"{file.name}: {smallest:.1f} pixels"
+    texts = seen.page.evaluate(CHART_TEXTS)
+    assert texts
+    assert min(texts) >= 11.99
+
+
+# --- printed tables
+
+
+def test_a_printed_table_is_found_with_its_caption_and_comes_out_cell_by_cell() -> None:
+    tables = extension("printed_tables")
+    rows = {"all, seed 0": {"share": 0.5, "range": "0.18–0.24"}, "none": {"share": -0.25, "range": "—"}}
+    printed = "chosen on validation:\n" + table(rows, index="pretrained on", digits=2) + "\n\nand a remark\n"
+    (_, shown), (kind, rest) = tables.replaced(printed, caption="")
+    cells = re.findall(r"<(t[hd]|caption)\b([^>]*)>(.*?)</\1>", shown)
+    assert [(tag, text) for tag, _, text in cells] == [
+        ("caption", "chosen on validation"),
+        ("th", "pretrained on"), ("th", "share"), ("th", "range"),
+        ("th", "all, seed 0"), ("td", "0.50"), ("td", "0.18–0.24"),
+        ("th", "none"), ("td", "-0.25"), ("td", "—"),
+    ]  # fmt: skip
+    assert [text for _, look, text in cells if "number" in look] == [
+        "share", "range", "0.50", "0.18–0.24", "-0.25", "—"
+    ]  # fmt: skip
+    assert (kind, rest.strip()) == ("text", "and a remark")
+
+
+@pytest.mark.parametrize(
+    "text", ["one line\n", "correct\nchosen: 1.0\n", "a sentence that goes\non and on\n", ""]
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert extension("printed_tables").replaced(text, caption="") == [("text", text)]
+
+
+def test_the_columns_of_every_stored_table_are_those_its_rows_have() -> None:
+    """Any table of `scores.table` is cut into as many columns as it has: with gaps, blanks, one row, many."""
+    tables = extension("printed_tables")
+    rows = [
+        {"a b": 1, "c": "x y z", "d": ""},
+        {"a b": 22, "c": "", "d": "—"},
+        {"a b": 3, "c": "long words here", "d": "q"},
+    ]
+    for count in (1, 2, 3):
+        lines = table(rows[:count]).split("\n")
+        cut = [[line[start:end].strip() for start, end in tables.columns(lines)] for line in lines]
+        assert cut == [["a b", "c", "d"], *([str(v) for v in row.values()] for row in rows[:count])]
+
+
 # --- before the book has a home
+
+
+def extension(name: str) -> Any:
+    """A module of book/_ext."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Application:
@@ -117,13 +237,8 @@ class Application:
 
 def linked(address: str) -> tuple[Application, nodes.document]:
     """The application, and a document with a badge and a link, after the extension has seen them."""
-    sys.path.insert(0, str(ROOT / "book" / "_ext"))
-    try:
-        import before_home  # type: ignore[import-not-found]
-    finally:
-        sys.path.pop(0)
     application = Application(address)
-    before_home.setup(application)
+    extension("before_home").setup(application)
     document = new_document("page")
     badge = (
         f"https://colab.research.google.com/github/{address.removeprefix('https://github.com/')}/blob/x.ipynb"
