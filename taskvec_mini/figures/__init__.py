@@ -18,6 +18,7 @@ from taskvec_mini.figures.common import (
 from taskvec_mini.figures.gap import draw_landscape, draw_panels, draw_parting
 from taskvec_mini.figures.reported import draw_budgets, draw_differences, draw_dots
 from taskvec_mini.figures.rounds import draw_curves, draw_rounds, draw_splits
+from taskvec_mini.figures.strips import draw_strips
 from taskvec_mini.figures.style import (
     COLOURS,
     DASHES,
@@ -54,6 +55,7 @@ __all__ = [
     "draw_scatter",
     "draw_slopes",
     "draw_splits",
+    "draw_strips",
     "draw_tightness",
     "legend_below",
     "new_figure",

@@ -12,7 +12,10 @@ from drawings import picture
 from taskvec_mini import figures
 
 TESTS = [import_module("test_figures")]
-TESTS += [import_module(f"test_figures_{name}") for name in ("bounds", "gap", "reported", "rounds", "vision")]
+TESTS += [
+    import_module(f"test_figures_{name}")
+    for name in ("bounds", "gap", "reported", "rounds", "strips", "vision")
+]
 DRAWINGS = {name: (draw, tests.WORDS[name]) for tests in TESTS for name, draw in tests.DRAWINGS.items()}
 
 
