@@ -80,12 +80,16 @@ class FinetuneRequest:
       python -m taskvec_mini.benchmarks finetune --tasks digits mirrored --epochs 3 --out local/digits
       python -m taskvec_mini.benchmarks finetune --suite bundle --tasks mnist gtsrb --data FOLDER
       python -m taskvec_mini.benchmarks finetune --suite text --tasks sst2 trec6 --out local/texts
+      python -m taskvec_mini.benchmarks finetune --suite folder --data MYIMAGES --backbone efficientnet-lite0
+      python -m taskvec_mini.benchmarks finetune --suite csv --data MYTEXTS --backbone minilm
       python -m taskvec_mini.benchmarks finetune --suite hub --backbone ViT-B-32-quickgelu --data FOLDER
       python -m taskvec_mini.benchmarks finetune --epochs 10 --schedule cosine --clip-norm 1 --out local/long
       python -m taskvec_mini.benchmarks finetune --engine ray --address 10.0.0.1:6379 --out /shared/runs
 
     The first line needs no data and takes seconds: small real digits, in seven views. The other suites need
-    theirs; `list` says where it was found, or how to get it.
+    theirs; `list` says where it was found, or how to get it. Suites folder and csv take data of your own: one
+    folder a task, with a folder of images for each class (or train and test with such folders); or NAME.csv
+    (or NAME.train.csv and NAME.test.csv) with the columns text and label.
 
     Each task gets a folder under --out, with a checkpoint for each epoch. Only the encoder is trained; the
     head (--heads) is made first, under the pretrained encoder, and stays frozen. A run that was stopped, at
