@@ -119,6 +119,102 @@ def use_keyboard(root: Any, chart: Chart, i: int) -> None:
     assert stops(root)[i] == chart.stops[i] - 1
 
 
+# --- where the sliders have been, and links that say where they stand
+
+
+def ghosts(root: Any, look: str) -> list[str]:
+    """The shapes of the pale or dotted marks, as drawn."""
+    found = root.locator(f"svg .role-mark[class*=ghost_{look}] path").evaluate_all(
+        "all => all.map(one => one.getAttribute('d')).filter(Boolean)"
+    )
+    return [str(shape) for shape in found]
+
+
+def own_shapes(root: Any) -> list[str]:
+    """The shapes of the marks that have a ghost: lines, else bars."""
+    marks = root.locator("svg .mark-line.role-mark:not([class*=ghost]) path")
+    if not marks.count():
+        marks = root.locator("svg .mark-rect.role-mark:not([class*=ghost]) path")
+    found = marks.evaluate_all("all => all.map(one => one.getAttribute('d')).filter(Boolean)")
+    return [str(shape) for shape in found]
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_ghosts_stay_where_the_sliders_were_and_where_they_start(address: str, visit: Any, page: str) -> None:
+    seen = visit(f"{address}/{page}")
+    for chart in charts_in(seen.page.content()):
+        root = seen.page.locator(f"#{chart.name}")
+        slider, start = root.locator("input[type=range]").first, own_shapes(root)
+        assert start
+        assert ghosts(root, "last") == []
+        assert sorted(ghosts(root, "start")) == sorted(start)
+        slider.press("ArrowRight" if stops(root)[0] + 2 < chart.stops[0] else "ArrowLeft")
+        settle(root)
+        moved = own_shapes(root)
+        assert sorted(ghosts(root, "last")) == sorted(start)
+        slider.press("End" if stops(root)[0] + 1 < chart.stops[0] else "Home")
+        settle(root)
+        assert sorted(ghosts(root, "last")) == sorted(moved), "the last position is the one before this"
+        assert sorted(ghosts(root, "start")) == sorted(start)
+        said = root.locator(".explore-ghosts").inner_text()
+        assert all(said.count(f"{slider['label']} = ") == 2 for slider in chart.sliders)
+        first = chart.sliders[0]
+        assert f"Dotted: the start ({first['label']} = {first['texts'][first['start']]}" in said
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_a_link_carries_the_positions_to_another_reader(address: str, visit: Any, page: str) -> None:
+    seen = visit(f"{address}/{page}")
+    chart = charts_in(seen.page.content())[-1]
+    root = seen.page.locator(f"#{chart.name}")
+    for slider in root.locator("input[type=range]").all():
+        slider.press("End")
+    root.get_by_role("button", name="Copy link").click()
+    seen.page.wait_for_function("location.hash.startsWith('#explore:')")
+    other = visit(seen.page.url)
+    there = other.page.locator(f"#{chart.name}")
+    settle(there)
+    assert stops(there) == [count - 1 for count in chart.stops]
+    check_marks(there, chart, stops(there))
+    other.page.evaluate("location.hash = location.hash.replace(/=[^=&]*/, '=nonsense')")
+    other.page.wait_for_timeout(100)
+    assert stops(there) == [count - 1 for count in chart.stops], "a value that is no stop moves nothing"
+    assert other.complaints == []
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_on_a_phone_handles_suit_a_finger_and_panels_are_stacked(address: str, visit: Any, page: str) -> None:
+    seen = visit(f"{address}/{page}", width=390)
+    for chart in charts_in(seen.page.content()):
+        root = seen.page.locator(f"#{chart.name}")
+        for target in [*root.locator("input[type=range]").all(), *root.get_by_role("button").all()]:
+            box = target.bounding_box()
+            assert min(box["height"], box["width"]) >= 44
+        assert root.locator("svg").first.bounding_box()["width"] <= 390
+        if len(chart.panels) == 2:
+            upper, lower = (root.locator(f"svg .concat_{i}_group").first.bounding_box() for i in (0, 1))
+            assert lower["y"] >= upper["y"] + upper["height"] - 1
+        before = [drawn(root, panel, number) for number, panel in enumerate(chart.panels)]
+        root.locator("input[type=range]").first.press("End")
+        root.locator("input[type=range]").last.press("Home")
+        settle(root)
+        assert [drawn(root, panel, number) for number, panel in enumerate(chart.panels)] != before
+
+
+def test_a_chart_follows_the_width_of_its_page(address: str, visit: Any) -> None:
+    seen = visit(f"{address}/{CHAPTER_PAGES[1]}", width=1300)
+    root = seen.page.locator(".explore").first
+    wide = root.locator("svg").first.bounding_box()["width"]
+    root.locator("input[type=range]").first.press("End")
+    at = stops(root)
+    seen.page.set_viewport_size({"width": 390, "height": 800})
+    seen.page.wait_for_function(
+        "wide => document.querySelector('.explore svg').getBoundingClientRect().width < wide - 100", arg=wide
+    )
+    assert stops(root) == at
+    assert root.locator("svg").first.bounding_box()["width"] <= 390
+
+
 RESPONSE = """async (root) => {
   const slider = root.querySelector("input[type=range]"), times = [];
   for (let i = 0; i < 20; i += 1) {
