@@ -351,6 +351,15 @@ def test_an_overview_tells_the_sizes_of_a_task_or_what_is_wrong_with_it(bundle):
     assert rows["cars"] == {"task": "cars", **dict.fromkeys(sizes, "-")}
 
 
+@needs_bundle
+def test_an_overview_of_larger_images_tells_of_their_files(tmp_path):
+    rows = {row["task"]: row for row in SUITES["large"].overview(BUNDLE_FOLDER)}
+    assert rows["cars"] == {"task": "cars", "file": "large/cars.npz", "": "there"}
+    assert list(rows) == list(SIZES)[:8]
+    assert "cars.npz is missing" in str(SUITES["large"].overview(tmp_path)[5][""])
+    assert SUITES["large"].overview()[5] == {"task": "cars", "file": "large/cars.npz"}
+
+
 def test_without_a_folder_an_overview_of_files_tells_their_names():
     rows = {row["task"]: row for row in SUITES["bundle"].overview()}
     assert rows["sign_digits"]["file"] == "extra/sign_digits.npz"
