@@ -15,6 +15,13 @@ CHAPTER_PAGES = [f"book/{path.stem}.html" for path in CHAPTERS]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
+def opened(visit: Any, url: str, **settings: Any) -> Any:
+    """A visited page on which nothing waits for a guess."""
+    seen = visit(url, **settings)
+    seen.page.evaluate("document.querySelectorAll('.guess-show').forEach(button => button.click())")
+    return seen
+
+
 def drawn(chart: Any, panel: Panel, number: int) -> list[tuple[float, ...]]:
     """Where the marks of one plot stand in the page's SVG, in pixels of the plot, from left to right."""
     kind = {"point": "mark-symbol", "bar": "mark-rect", "line": "mark-line"}[panel.mark]
@@ -62,7 +69,7 @@ def stops(root: Any) -> list[int]:
 
 @pytest.mark.parametrize("page", CHAPTER_PAGES)
 def test_sliders_move_the_marks_to_the_rows(address: str, visit: Any, page: str) -> None:
-    seen = visit(f"{address}/{page}")
+    seen = opened(visit, f"{address}/{page}")
     charts = charts_in(seen.page.content())
     assert len(charts) == seen.page.locator(".explore").count() >= 1
     for chart in charts:
@@ -141,7 +148,7 @@ def own_shapes(root: Any) -> list[str]:
 
 @pytest.mark.parametrize("page", CHAPTER_PAGES)
 def test_ghosts_stay_where_the_sliders_were_and_where_they_start(address: str, visit: Any, page: str) -> None:
-    seen = visit(f"{address}/{page}")
+    seen = opened(visit, f"{address}/{page}")
     for chart in charts_in(seen.page.content()):
         root = seen.page.locator(f"#{chart.name}")
         slider, start = root.locator("input[type=range]").first, own_shapes(root)
@@ -164,7 +171,7 @@ def test_ghosts_stay_where_the_sliders_were_and_where_they_start(address: str, v
 
 @pytest.mark.parametrize("page", CHAPTER_PAGES)
 def test_a_link_carries_the_positions_to_another_reader(address: str, visit: Any, page: str) -> None:
-    seen = visit(f"{address}/{page}")
+    seen = opened(visit, f"{address}/{page}")
     chart = charts_in(seen.page.content())[-1]
     root = seen.page.locator(f"#{chart.name}")
     for slider in root.locator("input[type=range]").all():
@@ -184,7 +191,7 @@ def test_a_link_carries_the_positions_to_another_reader(address: str, visit: Any
 
 @pytest.mark.parametrize("page", CHAPTER_PAGES)
 def test_on_a_phone_handles_suit_a_finger_and_panels_are_stacked(address: str, visit: Any, page: str) -> None:
-    seen = visit(f"{address}/{page}", width=390)
+    seen = opened(visit, f"{address}/{page}", width=390)
     for chart in charts_in(seen.page.content()):
         root = seen.page.locator(f"#{chart.name}")
         for target in [*root.locator("input[type=range]").all(), *root.get_by_role("button").all()]:
@@ -202,7 +209,7 @@ def test_on_a_phone_handles_suit_a_finger_and_panels_are_stacked(address: str, v
 
 
 def test_a_chart_follows_the_width_of_its_page(address: str, visit: Any) -> None:
-    seen = visit(f"{address}/{CHAPTER_PAGES[1]}", width=1300)
+    seen = opened(visit, f"{address}/{CHAPTER_PAGES[1]}", width=1300)
     root = seen.page.locator(".explore").first
     wide = root.locator("svg").first.bounding_box()["width"]
     root.locator("input[type=range]").first.press("End")
@@ -234,7 +241,7 @@ def test_response_of_the_sliders_is_measured(
     address: str, visit: Any, page: str, record_property: Any
 ) -> None:
     """Printed at the end and not asserted: a busy machine is no fault of the page."""
-    seen = visit(f"{address}/{page}")
+    seen = opened(visit, f"{address}/{page}")
     for root in seen.page.locator(".explore").all():
         times = root.evaluate(RESPONSE)
         assert len(times) == 20
@@ -244,7 +251,7 @@ def test_response_of_the_sliders_is_measured(
 
 @pytest.mark.parametrize("page", CHAPTER_PAGES)
 def test_in_print_a_chart_is_a_picture(address: str, visit: Any, page: str) -> None:
-    seen = visit(f"{address}/{page}")
+    seen = opened(visit, f"{address}/{page}")
     seen.page.emulate_media(media="print")
     for root in seen.page.locator(".explore").all():
         assert not root.locator("input[type=range]").first.is_visible()
