@@ -348,8 +348,8 @@ def test_masks_indices_and_counts_are_not_taken_for_quantised_weights():
         "w": torch.ones(2),
         "attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8).tril(),
         "relative_position_index": torch.arange(16).reshape(4, 4),
-        "fake_quant.scale": torch.ones(1),
-        "fake_quant.zero_point": torch.zeros(1, dtype=torch.int32),
+        "fake_quant.scale": torch.ones(3),
+        "fake_quant.zero_point": torch.zeros(3, dtype=torch.int32),
         "fake_quant.enabled": torch.ones(1, dtype=torch.uint8),
     }
     assert len(TaskVector.between(state, state, integer_buffers="carry").carried) == 4
@@ -618,6 +618,13 @@ def test_vectors_large_enough_for_huge_pages_are_the_same(dtype):
     assert torch.equal(tv.flat, end["w"] - start["w"])
     assert torch.equal((tv + tv).flat, tv.flat + tv.flat)
     assert tv.apply_to(start)["w"].shape == (size,)
+
+
+def test_a_conversion_to_the_same_type_has_storage_of_its_own():
+    tv = TaskVector(torch.ones(2), [("w", (2,))])
+    for same in (tv.to(dtype=torch.float32), tv.to(device="cpu"), tv.ordered_like(tv), tv + 0):
+        assert torch.equal(same.flat, tv.flat)
+        assert same._flat.data_ptr() != tv._flat.data_ptr()
 
 
 def test_a_length_that_was_worked_out_once_is_that_of_the_angle():
