@@ -72,6 +72,16 @@ def test_pairs_are_those_of_a_slow_comparison(colours):
     assert 0 < len(found) < len(originals) * len(others)
 
 
+def test_the_thresholds_are_sharp():
+    image = smooth(1, 32)
+    other = (image + torch.randn(image.shape, generator=torch.Generator().manual_seed(1)) * 9).clamp(0, 255)
+    other = other.to(torch.uint8)
+    correlation, difference = slow_values(image[0], other[0])
+    for shift, found in ((-1e-5, 1), (1e-5, 0)):
+        assert len(near_pairs(image, other, correlation=correlation + shift)) == found
+        assert len(near_pairs(image, other, correlation=0.5, difference=difference - shift)) == found
+
+
 def test_images_of_two_sizes_are_compared():
     small, large = smooth(6, 32), smooth(6, 96)
     assert near_pairs(small, large).tolist() == [[i, i] for i in range(6)]
