@@ -46,6 +46,26 @@ def _drawers(app: Any, doctree: nodes.document) -> None:
         cell["prompt_hide"] = given.get("code_prompt_hide", cell["prompt_show"])
 
 
+def _merged(app: Any, doctree: nodes.document) -> None:
+    """Folded cells that follow each other and show nothing become one drawer, that of the last of them."""
+    for cell in list(doctree.findall(nodes.container)):
+        following = cell.next_node(descend=False, siblings=True)
+        if not (_folded(cell) and len(cell.children) == 1 and isinstance(following, nodes.container)):
+            continue
+        given = cell["cell_metadata"].get("mystnb", {})
+        if _folded(following) and "code_prompt_show" not in given:
+            following.children[0].children[:0] = cell.children[0].children
+            for block in following.children[0].children:
+                block.parent = following.children[0]
+            cell.parent.remove(cell)
+
+
+def _folded(cell: nodes.container) -> bool:
+    """Whether the code of this cell is folded, and its output is not."""
+    folded: bool = cell.get("nb_element") == "cell_code" and cell.get("hide_mode") == "input"
+    return folded
+
+
 def _drawer(cell: nodes.container) -> str:
     if cell["hide_mode"] == "all":
         return "Solution"
@@ -59,6 +79,7 @@ def _drawer(cell: nodes.container) -> str:
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _options)
+    app.connect("doctree-read", _merged)
     app.connect("doctree-read", _drawers)
     app.connect("html-page-context", _page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
