@@ -108,6 +108,12 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, tmp_path, l
     assert starts[4] > starts[3]
 
 
+def test_a_connection_may_break_as_often_as_it_likes_if_something_arrives(server, tmp_path):
+    server.breaks = [300_000] * 6
+    download(server.address, tmp_path / "file.bin", sha256=SHA256, attempts=2, wait=0)
+    assert len(server.asked) == 7
+
+
 def test_a_server_that_cannot_begin_in_the_middle_sends_all_again(server, tmp_path):
     server.ranges = False
     server.breaks = [700_000]

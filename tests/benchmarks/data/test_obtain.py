@@ -154,6 +154,15 @@ def test_the_checksum_is_of_the_pictures_row_by_row(tmp_path):
     assert cut_images.cut("mine", changed, source=some_source(12), rows=rows).sha256 != first.sha256
 
 
+def test_the_checksum_is_of_the_crops_too(tmp_path):
+    archive = archive_of(pictures(3), tmp_path / "a.tar.gz")
+    source = some_source(3, cut="corners", pixels=10)
+    rows = some_rows(3, 4, crops=4)
+    other = {**rows, "train_rows": rows["train_rows"] // 4 * 4 + 3 - rows["train_rows"] % 4}
+    sums = {cut_images.cut("mine", archive, source=source, rows=each).sha256 for each in (rows, other)}
+    assert len(sums) == 2
+
+
 def test_an_archive_that_is_damaged_or_another_is_refused(tmp_path):
     contents, rows = pictures(12), some_rows(12, 4)
     archive = archive_of(contents, tmp_path / "a.tar.gz")
