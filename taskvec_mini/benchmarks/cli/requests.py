@@ -191,7 +191,9 @@ class EvaluateRequest:
       python -m taskvec_mini.benchmarks evaluate --vector local/ties.safetensors --scaling-coef 0.3
 
     The table has a row for each task: the accuracy of the pretrained encoder (zero-shot), of the one
-    finetuned on this task (individual), of the merged one, and merged / individual (normalised). --tune tries
+    finetuned on this task (individual), of the merged one, and merged / individual (normalised). The file
+    knows which runs and which epoch it is made of: the tasks and the specialists are those, and a task or a
+    run that it is not made of is refused. --tune tries
     a range of scaling coefficients and keeps the best mean accuracy on the validation part; the test part
     decides nothing. One of --tune and --scaling-coef has to be given; both together are refused.
     """
@@ -213,13 +215,12 @@ class EvaluateRequest:
         },
     )
     tasks: tuple[str, ...] | None = field(
-        default=None, metadata={"help": "their names (default: all that have runs)", "metavar": "TASK"}
+        default=None, metadata={"help": "their names (default: all that are merged)", "metavar": "TASK"}
     )
     epoch: int | None = field(
         default=None,
         metadata={
-            "help": "the epoch of the individually finetuned encoders beside it (default: the last that all "
-            "tasks have)"
+            "help": "the epoch of the individually finetuned encoders beside it (default: that of the merge)"
         },
     )
     split: Literal["test", "val"] = field(

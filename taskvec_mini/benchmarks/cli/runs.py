@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import taskvec_mini
 from taskvec_mini import _checks, scores
 from taskvec_mini._options import named_values
 from taskvec_mini.benchmarks import engines
@@ -121,7 +122,7 @@ def finetune(request: FinetuneRequest) -> dict[str, Run]:
 
 
 def merge(request: MergeRequest) -> TaskVector:
-    """Merge task vectors under a rule, and write the result as a task vector.
+    """Merge task vectors under a rule, and write the result as a task vector that knows what it is made of.
 
     Returns:
         The merged vector.
@@ -143,7 +144,16 @@ def merge(request: MergeRequest) -> TaskVector:
     states = experiment.states(names, epoch, pretrained=pretrained)
     vectors = [TaskVector.between(pretrained, state) for state in states.values()]
     merged = rule.function(vectors, **chosen)
-    merged.save(request.out)
+    chosen.pop("generator", None)
+    about = {
+        "rule": rule.name,
+        "options": {**rule.options, **chosen},
+        "seed": seed if rule.draws else None,
+        "scaling_coef": 1.0,
+        "version": taskvec_mini.__version__,
+        **experiment.origin(names, epoch, pretrained=pretrained),
+    }
+    merged.save(request.out, about=about)
     print(f"{rule.name} of {', '.join(names)} after epoch {epoch}: {request.out} holds {merged!r}")
     return merged
 
@@ -155,8 +165,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
         The accuracies: of "zero-shot", "individual" and "merged", by the name of the task.
 
     Raises:
-        UserError: if there are no such runs or data, the vector is not there or of another encoder, or a file
-            is damaged.
+        UserError: if there are no such runs or data, the vector is not there, of another encoder, of other
+            runs or not of a task that is asked for, or a file is damaged.
     """
     experiment = Experiment.open(request.runs)
     if not request.vector.is_file():
@@ -165,11 +175,19 @@ def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
             "with `merge`, or name another one with --vector"
         )
     merged = TaskVector.load(request.vector)
-    names = experiment.chosen(request.tasks)
-    epoch = experiment.epoch(names, request.epoch)
+    past = merged.about
+    if not past.get("tasks") and (request.tasks is None or request.epoch is None):
+        raise UserError(
+            f"{request.vector} does not say what it is made of; make it with `merge`, or say with --tasks "
+            "and --epoch what to hold it against"
+        )
+    names = experiment.chosen(request.tasks or list(past["tasks"]))
+    epoch = experiment.epoch(names, past["epoch"] if request.epoch is None else request.epoch)
     encoder = _encoder(experiment.shared["backbone"], data=request.data, device=request.device)
     pretrained = state_of(encoder.model)
     states = experiment.states(names, epoch, pretrained=pretrained)
+    if past.get("tasks"):
+        experiment.check_origin(past, names, file=request.vector, pretrained=pretrained)
     tasks = experiment.tasks(names, request.data, encoder=encoder)
     heads = experiment.heads(names)
     if request.scaling_coef is not None:
@@ -197,6 +215,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, dict[str, float]]:
     print(
         f"accuracies on {part} {unit}; individual: after epoch {epoch}; scaling coefficient {coef:g} ({how})"
     )
+    if past.get("tasks"):
+        print(f"merged: {past['rule']} of {', '.join(past['tasks'])} after epoch {past['epoch']}")
     return found
 
 

@@ -225,7 +225,7 @@ class RunFolder:
         Raises:
             FileError: if a file cannot be written; the epochs before stay as they are.
         """
-        run = self._run()
+        run = self.checksum()
         epoch = len(records)
         if keep:
             about = {"run": run, "epoch": epoch}
@@ -253,7 +253,7 @@ class RunFolder:
         tensors, about = _files.read_tensors(
             self.latest, kind=_LATEST, what="state of a run to go on from", remedy=remedy
         )
-        if about.get("run") != self._run():
+        if about.get("run") != self.checksum():
             raise UserError(f"{self.latest} is of another run than {self.settings}; {remedy}")
         records = list(about["records"])
         for epoch, each in enumerate(records, 1):
@@ -284,7 +284,7 @@ class RunFolder:
         numbers = all(type(record.get(name)) in (int, float) for name in _NUMBERS)
         if record.get("epoch") != epoch or not numbers or run is None:
             raise UserError(f"{path} is damaged, it is no record of epoch {epoch}; {remedy}")
-        if run != self._run():
+        if run != self.checksum():
             raise UserError(f"{path} is the record of another run than {self.settings}; {remedy}")
         return record
 
@@ -306,14 +306,14 @@ class RunFolder:
         path = self.checkpoint(epoch)
         remedy = f"finetune again into another folder and copy this file from there: {_AGAIN}"
         state, about = _files.read_tensors(path, kind=_CHECKPOINT, what="checkpoint", remedy=remedy)
-        if about.get("run") != self._run():
+        if about.get("run") != self.checksum():
             raise UserError(f"{path} is the checkpoint of another run than {self.settings}; {remedy}")
         if about.get("epoch") != epoch:
             raise UserError(f"{path} holds the parameters after epoch {about.get('epoch')}; {remedy}")
         return state
 
-    def _run(self) -> str:
-        """The checksum of what the run is."""
+    def checksum(self) -> str:
+        """The checksum of what the run is, which its checkpoints and records carry."""
         fields = _fields(self.identity())
         own = {name: value for name, value in fields.items() if name not in _may_differ(fields)}
         return f"{zlib.crc32(json.dumps(own, sort_keys=True).encode()):08x}"
@@ -519,6 +519,55 @@ class Experiment:
             found = run.state(epoch)
             states[task] = {name: found[name] for name in pretrained}
         return states
+
+    def origin(self, tasks: Sequence[str], epoch: int, *, pretrained: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Where task vectors of these runs come from, for the file of what is made of them.
+
+        Returns:
+            The suite and the backbone, the checksum of the pretrained parameters, the epoch, and for each
+            task the checksum of its run and the SHA-256 of its checkpoint.
+        """
+        return {
+            "suite": self.shared["suite"],
+            "backbone": self.shared["backbone"],
+            "pretrained": _files.checksum(pretrained),
+            "epoch": epoch,
+            "tasks": {
+                task: {
+                    "run": self.run(task).checksum(),
+                    "checkpoint": _files.sha256(self.run(task).checkpoint(epoch)),
+                }
+                for task in tasks
+            },
+        }
+
+    def check_origin(
+        self, origin: Mapping[str, Any], tasks: Sequence[str], *, file: Path, pretrained: Mapping[str, Tensor]
+    ) -> None:
+        """An error unless what is in `file` was made of these runs here, or of more of them.
+
+        Raises:
+            UserError: if it is of another start, a task is not in it, or a run or a checkpoint in this folder
+                is another one.
+        """
+        again = "make the file anew with `merge`, or name the folder of the runs that it is of with --runs"
+        if origin["pretrained"] != _files.checksum(pretrained):
+            raise UserError(
+                f"{file} began with other weights of {origin['backbone']} than {self.shared['backbone']} has "
+                f"here; {again}"
+            )
+        for task in tasks:
+            if task not in origin["tasks"]:
+                raise UserError(
+                    f"{file} is made of {', '.join(origin['tasks'])} and knows nothing of {task}; leave it "
+                    "out of --tasks, or merge it too"
+                )
+            there = self.origin([task], origin["epoch"], pretrained=pretrained)["tasks"][task]
+            for what in ("run", "checkpoint"):
+                if there[what] != origin["tasks"][task][what]:
+                    raise UserError(
+                        f"{file} is made of another {what} of {task} than {self.folder} holds; {again}"
+                    )
 
     def tasks(self, names: Sequence[str], data: Path | None, *, encoder: Encoder) -> dict[str, Task]:
         """The tasks with the split that the runs were trained on, texts in the encoder's tokens."""

@@ -402,6 +402,102 @@ def test_evaluate_takes_the_tasks_and_the_epoch_asked(runs, tmp_path, capsys):
     assert rows[TASKS[1]][1] == pytest.approx(own, abs=6e-4)
 
 
+# --- a vector knows its past -----------------------------------------------------------------------------
+
+
+def test_a_merged_vector_says_what_it_is_made_of(runs, tmp_path):
+    path = tmp_path / "m.safetensors"
+    words = ["--rule", "dare", "--option", "drop_rate=0.5", "--seed", 3, "--epoch", 1]
+    assert call("merge", "--runs", runs, *words, "--out", path) == 0
+    about = TaskVector.load(path).about
+    assert (about["rule"], about["options"], about["seed"]) == ("dare", {"drop_rate": 0.5}, 3)
+    assert (about["suite"], about["backbone"], about["epoch"]) == ("digits", "random-pocket", 1)
+    start = load_backbone("random-pocket").model.state_dict()
+    assert about["pretrained"] == _files.checksum(start)
+    assert list(about["tasks"]) == TASKS
+    for name in TASKS:
+        assert about["tasks"][name]["checkpoint"] == _files.sha256(runs / name / "epoch_001.safetensors")
+    assert about["tasks"][TASKS[0]]["run"] != about["tasks"][TASKS[1]]["run"]
+
+
+def judge(folder, vector, *words):
+    return call(
+        "evaluate", "--runs", folder, "--vector", vector, "--scaling-coef", 1, "--device", "cpu", *words
+    )
+
+
+def test_a_merge_is_judged_on_its_tasks_beside_the_specialists_of_its_epoch(runs, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    assert call("merge", "--runs", runs, "--tasks", "digits", "--epoch", 1, "--out", path) == 0
+    capsys.readouterr()
+    assert judge(runs, path) == 0
+    text = capsys.readouterr().out
+    assert list(rows_of(text)) == ["digits", "mean"]
+    zero_shot, individual, merged, ratio = rows_of(text)["digits"]
+    assert (merged, ratio) == (individual, 1.0)  # the merge of one task is its specialist
+    assert merged != zero_shot
+    assert "individual: after epoch 1;" in text
+    assert "merged: task_arithmetic of digits after epoch 1" in text
+
+
+def test_a_merge_is_not_judged_as_one_of_other_tasks(runs, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    assert call("merge", "--runs", runs, "--tasks", "digits", "--out", path) == 0
+    assert judge(runs, path, "--tasks", *TASKS) == 2
+    assert "is made of digits and knows nothing of odd or even; leave it out" in capsys.readouterr().err
+
+
+def test_a_merge_of_other_runs_is_refused(runs, tmp_path, capsys):
+    path, other = tmp_path / "m.safetensors", tmp_path / "other"
+    assert call("merge", "--runs", runs, "--out", path) == 0
+    assert finetune(other, "--learning-rate", "2e-3") == 0
+    assert judge(other, path) == 2
+    assert f"{path} is made of another run of digits than {other} holds" in capsys.readouterr().err
+    # the same run, on a machine that rounds in another way
+    shutil.rmtree(other)
+    shutil.copytree(runs, other)
+    run = Experiment.open(other).run("digits")
+    state = {name: part + 1e-6 for name, part in run.state(2).items()}
+    about = {"run": run.checksum(), "epoch": 2}
+    _files.write_tensors(run.checkpoint(2), state, about, kind="taskvec_mini.checkpoint/2")
+    assert judge(other, path) == 2
+    assert f"{path} is made of another checkpoint of digits than {other} holds" in capsys.readouterr().err
+
+
+def test_a_merge_from_other_weights_is_refused(runs, tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    assert call("merge", "--runs", runs, "--out", path) == 0
+    vector = TaskVector.load(path)
+    vector.save(path, about={**vector.about, "pretrained": "01234567"})
+    assert judge(runs, path) == 2
+    assert "began with other weights of random-pocket than random-pocket has here" in capsys.readouterr().err
+
+
+def test_a_vector_without_a_past_is_judged_only_against_what_is_named(runs, tmp_path, capsys):
+    path = tmp_path / "own.safetensors"
+    sum(own_vectors(runs, 2)).save(path)
+    for words in ([], ["--epoch", 2], ["--tasks", *TASKS]):
+        assert judge(runs, path, *words) == 2
+        assert f"{path} does not say what it is made of; make it with `merge`" in capsys.readouterr().err
+    assert judge(runs, path, "--epoch", 2, "--tasks", *TASKS) == 0
+
+
+@pytest.mark.parametrize("name", ["epoch_002.safetensors", "head.safetensors", "latest.safetensors"])
+def test_a_file_of_another_task_s_run_is_refused_by_name(runs, tmp_path, capsys, name):
+    folder, vector = tmp_path / "runs", tmp_path / "m.safetensors"
+    shutil.copytree(runs, folder)
+    assert call("merge", "--runs", folder, "--out", vector) == 0
+    shutil.copy(runs / "odd or even" / name, folder / "digits" / name)
+    capsys.readouterr()
+    if name.startswith("latest"):
+        assert finetune(folder, "--epochs", 3) == 2
+    else:
+        assert judge(folder, vector) == 2
+    said = capsys.readouterr().err
+    assert str(folder / "digits" / name) in said
+    assert "another run" in said or "is not the head that the run of digits was trained with" in said
+
+
 def test_folder_and_seed_of_the_data_reach_every_command(tmp_path, monkeypatch, capsys):
     digits = load_tasks("digits", suite="digits")["digits"]
     arrays = {"class_names": np.array(digits.class_names)}
