@@ -80,7 +80,10 @@ def _near_names(name: str, options: Iterable[str]) -> list[str]:
 
 def flat_parameters(name: str, theta: Tensor) -> Tensor:
     """`theta` itself; an error unless it is a 1-D floating-point tensor of finite numbers."""
-    if not isinstance(theta, Tensor) or not theta.is_floating_point() or theta.ndim != 1:
+    short = (
+        isinstance(theta, Tensor) and theta.dtype.itemsize == 1
+    )  # float8, with which torch cannot calculate
+    if not isinstance(theta, Tensor) or not theta.is_floating_point() or theta.ndim != 1 or short:
         what = (
             f"{theta.dtype} of shape {tuple(theta.shape)}"
             if isinstance(theta, Tensor)

@@ -226,15 +226,13 @@ def shared(state: Mapping[str, Tensor], names: Iterable[str]) -> Iterator[tuple[
                 yield name, first
 
 
-def warn_of_zeros(parts: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
+def warn_of_zeros(parts: Mapping[str, Tensor], pretrained: Mapping[str, Tensor]) -> None:
     """A warning if rounding has eaten most of a difference of models in half precision."""
-    if dtype not in _HALF:
-        return
-    share = zero_share(parts.values())
+    share = zero_share(part for name, part in parts.items() if pretrained[name].dtype in _HALF)
     if share > 0.5:
         warnings.warn(
-            f"{share:.0%} of the task vector is exactly 0, in tensors that did change: the models are stored "
-            f"as {dtype}, and most changes were smaller than half of its steps. What is left is mostly "
+            f"{share:.0%} of the task vector is exactly 0, in tensors that did change: they are stored in "
+            "half precision, and most changes were smaller than half of its steps. What is left is mostly "
             "rounding, in norms and cosines too; save the finetuned model in float32 before it is rounded",
             stacklevel=3,
         )
@@ -287,7 +285,7 @@ def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
         >>> holds(torch.float32, torch.bfloat16), holds(torch.float16, torch.bfloat16)
         (True, False)
     """
-    return narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
+    return wide.itemsize > 1 and narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
 
 
 def copied(tensor: Tensor) -> Tensor:

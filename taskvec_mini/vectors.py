@@ -103,7 +103,7 @@ class TaskVector:
                 weigh on norms and cosines, and a scaled variance may fall below 0.
             exclude: names, or patterns such as "head.*", to leave out; these may stand in one model alone.
             dtype: of the vector. None takes that of the tensors, or the widest if they differ, as with
-                float32 norms beside bfloat16 weights. Differences of bfloat16 models are exact in float32.
+                float32 norms beside bfloat16 weights. float32 holds most differences of bfloat16 exactly.
 
         Raises:
             TypeError: if dtypes or devices differ, an integer buffer is met and refused, a tensor is complex,
@@ -141,7 +141,7 @@ class TaskVector:
         _states.check_ties(start, end, names)
         widest = reduce(torch.promote_types, (start[name].dtype for name in names))
         kind = dtype or widest
-        if torch.promote_types(kind, widest) != kind:
+        if not _states.holds(kind, widest):
             raise InputTypeError(
                 f"dtype is {kind}, which is narrower than the tensors, {widest}; leave it out, and round the "
                 "vector afterwards with .to(dtype=...)"
@@ -164,7 +164,7 @@ class TaskVector:
                 _checks.check_finite(repr(name), end[name])
             _checks.check_range("the task vector", flat)
         _states.check_copied_ties(parts, start, end)
-        _states.warn_of_zeros(parts, dtype=first.dtype)
+        _states.warn_of_zeros(parts, start)
         if not kept:
             _checks.warn_of_statistics(names)
         _states.warn_of_buffers(pretrained, finetuned, apart={*names, *excluded})
@@ -340,8 +340,10 @@ class TaskVector:
             TypeError: if the type is no floating-point type.
             ValueError: if an entry is beyond the range of the type.
         """
-        if dtype is not None and not dtype.is_floating_point:
-            raise InputTypeError(f"dtype must be a floating-point type, got {dtype}; take torch.float32, say")
+        if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
+            raise InputTypeError(
+                f"dtype must be a floating-point type of 16 bits or more, got {dtype}; take torch.float32"
+            )
         moved = self._flat.to(dtype=dtype, device=device, copy=True)
         return self._with(moved, what="the converted task vector", about=self.about)
 

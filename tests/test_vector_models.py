@@ -392,6 +392,25 @@ def test_tensors_that_are_not_plain_ones_are_named_with_the_remedy(kind):
         TaskVector.between(plain, plain).apply_to(odd)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_vector_of_eight_bits_is_refused(dtype):
+    state = {"w": torch.ones(2)}
+    with pytest.raises(InputTypeError, match=r"dtype is torch\.float8.*narrower than the tensors"):
+        TaskVector.between(state, state, dtype=dtype)
+    with pytest.raises(InputTypeError, match=r"16 bits or more, got torch\.float8"):
+        TaskVector.between(state, state).to(dtype=dtype)
+    with pytest.raises(InputTypeError, match=r"flat must be a 1-D floating-point tensor.*float8"):
+        TaskVector(torch.ones(2).to(dtype), [("w", (2,))])
+
+
+def test_half_tensors_beside_wide_ones_are_watched_too():
+    start = {"norm": torch.ones(4), **half_model(torch.bfloat16)}
+    end = {"norm": torch.full((4,), 2.0), "w": start["w"].clone()}
+    end["w"][0] += 1
+    with pytest.warns(UserWarning, match="100% of the task vector is exactly 0"):
+        TaskVector.between(start, end)
+
+
 def test_tensors_without_entries_are_named():
     state = {"w": torch.empty(2, 2, device="meta")}
     with pytest.raises(InputTypeError, match=r"'w' is on the device meta.*load the weights first"):
@@ -562,7 +581,7 @@ def test_what_rounding_has_eaten_of_a_vector_is_told():
     start = half_model(torch.bfloat16)
     small = {"w": (start["w"].float() + 2e-5 * torch.randn(400, generator=source(2))).bfloat16()}
     with pytest.warns(
-        UserWarning, match=r"\d\d% of the task vector is exactly 0.*stored as torch.bfloat16.*float32"
+        UserWarning, match=r"\d\d% of the task vector is exactly 0.*stored in half precision.*float32"
     ):
         tv = TaskVector.between(start, small)
     assert 0.5 < tv.zero_share() == int((tv.flat == 0).sum()) / 400 < 1
