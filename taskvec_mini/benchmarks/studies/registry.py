@@ -9,6 +9,8 @@ from taskvec_mini.benchmarks.studies.ablations import Probes, Search
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
+from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
+from taskvec_mini.benchmarks.studies.exchange import TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.studies.pretrained import TaskChoice
 from taskvec_mini.benchmarks.studies.rounds import Rounds
@@ -65,6 +67,17 @@ STUDIES: dict[str, Study] = {
         tasks=TEXTS,
         recipe=TEXT_RECIPE,
         post_hoc=True,
+    ),
+    "10_exchange_images": Exchange(
+        "rounds whose tasks exchange a gradient, on images: three optimisers, some two hours (chapter 10)",
+        recipes=EXCHANGE_RECIPES,
+    ),
+    "10_exchange_texts": Exchange(
+        "the same on four tasks of texts with MiniLM: two optimisers, some two hours (chapter 10)",
+        backbone="minilm",
+        tasks=TEXTS_OF_FOUR,
+        recipes=TEXT_RECIPES,
+        budget=2,
     ),
     "clip": Clip(),
     "encoder_probes": Probes(),

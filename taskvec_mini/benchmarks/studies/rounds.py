@@ -48,6 +48,7 @@ from taskvec_mini.benchmarks.training import (
     finetune_jointly,
     full_batch_gradient,
 )
+from taskvec_mini.errors import UserError
 from taskvec_mini.rounds import Round
 from taskvec_mini.vectors import Layout, TaskVector
 
@@ -226,6 +227,7 @@ def alternate_tasks(
 
     Raises:
         DivergedError, UserError, OSError: as `finetune` does.
+        UserError: also if `control_variates` meet a centre of the batch.
 
     Example:
         >>> from taskvec_mini import merging
@@ -240,6 +242,11 @@ def alternate_tasks(
         >>> [(each.number, each.gradient_evaluations) for each in history]
         [(0, 0), (1, 1), (2, 2)]
     """
+    if control_variates and settings.centre != "frozen":
+        raise UserError(
+            f'control_variates need centre="frozen", got {settings.centre!r}: what is exchanged '
+            "are gradients of a mean over single examples"
+        )
     own = flat(state_of(backbone.model))
     layout = tuple((name, tuple(part.shape)) for name, part in trained_parameters(backbone.model).items())
     merges: list[Tensor] = []

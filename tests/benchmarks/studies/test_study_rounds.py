@@ -75,13 +75,20 @@ def test_an_exchange_gives_the_optimiser_the_shifted_gradient(optimizer):
 
 def test_a_stopped_run_with_an_exchange_goes_on_and_is_not_taken_for_a_plain_one(tmp_path):
     backbone, heads, tasks = tasks_and_heads()
-    options = {"folder_of": lambda number, name: tmp_path / str(number) / name, "control_variates": True}
+    frozen = dataclasses.replace(SETTINGS, centre="frozen")
+    options = {
+        "settings": frozen,
+        "folder_of": lambda number, name: tmp_path / str(number) / name,
+        "control_variates": True,
+    }
     alternated(backbone, heads, tasks, 1, **options)
     both = alternated(backbone, heads, tasks, 2, **options)
-    again = alternated(backbone, heads, tasks, 2, control_variates=True)
+    again = alternated(backbone, heads, tasks, 2, settings=frozen, control_variates=True)
     assert torch.equal(both[-1].theta, again[-1].theta)
     with pytest.raises(ValueError, match="extra_loss"):
-        alternated(backbone, heads, tasks, 1, folder_of=options["folder_of"])
+        alternated(backbone, heads, tasks, 1, settings=frozen, folder_of=options["folder_of"])
+    with pytest.raises(ValueError, match="centre=\"frozen\", got 'batch'"):
+        alternated(backbone, heads, tasks, 1, control_variates=True)
 
 
 def test_two_rounds_by_hand():

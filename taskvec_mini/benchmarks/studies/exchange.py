@@ -1,0 +1,128 @@
+"""Rounds whose tasks exchange gradients, beside plain rounds and joint training, for three optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from taskvec_mini import merging
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
+from taskvec_mini.benchmarks.studies.base import (
+    IMAGES,
+    RECIPE,
+    Study,
+    StudyRequest,
+    Suite,
+    SuiteSettings,
+    make_suite,
+    say,
+)
+from taskvec_mini.benchmarks.studies.pretrained import ONE_EPOCH, TEXT_SUITE
+from taskvec_mini.benchmarks.studies.rounds import alternate_tasks, round_record
+from taskvec_mini.benchmarks.training import Settings, finetune_jointly
+
+FROZEN = replace(RECIPE, centre="frozen")  # a batch of its own centre has no full gradient to exchange
+RECIPES: Mapping[str, Settings] = {
+    "sgd": replace(FROZEN, optimizer="sgd", learning_rate=0.03),
+    "momentum": replace(FROZEN, optimizer="sgd", momentum=0.9, learning_rate=3e-3),
+    "adamw": FROZEN,
+}
+TEXTS_OF_FOUR = replace(TEXT_SUITE, tasks=TEXT_SUITE.tasks[:4], limit=500, test=200, precision="float32")
+TEXT_RECIPES: Mapping[str, Settings] = {
+    "sgd": replace(ONE_EPOCH, optimizer="sgd", learning_rate=0.03),
+    "adamw": ONE_EPOCH,
+}
+
+
+@dataclass(eq=False)
+class Exchange(Study):
+    """What one exchanged gradient a round buys on encoders, merged by the mean with coefficient 1.
+
+    For every optimiser a budget of epochs is spent in one round and in rounds of one epoch, without and with
+    an exchange, and on joint training; each with its gradients and with the numbers that it sends. A row that
+    is finished is kept beside the runs and read again. Corrected merges are left to the small networks:
+    their term belongs to full-batch descent, and to no optimiser.
+
+    Attributes:
+        description: what it measures.
+        backbone: the name of the encoder.
+        tasks: which tasks, and how models are judged.
+        recipes: of finetuning, by the name of the optimiser, but for epochs and seed.
+        budget: epochs on every task.
+    """
+
+    description: str
+    backbone: str = "pocket"
+    tasks: SuiteSettings = IMAGES
+    recipes: Mapping[str, Settings] = field(default_factory=lambda: RECIPES)
+    budget: int = 4
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """All seeds, one after the other."""
+        backbone = load_backbone(self.backbone, folder=request.data)
+        start: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
+        for seed in self.seeds:
+            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
+            self.data = suite.data
+            self.settings = {
+                "backbone": self.backbone,
+                **suite.about,
+                "recipes": {name: asdict(recipe) for name, recipe in self.recipes.items()},
+                "budget": self.budget,
+                "rule": "mean",
+                "scaling_coef": 1.0,
+            }
+            start[str(seed)] = suite.scores(None, suite.tasks)
+            for name, recipe in self.recipes.items():
+                own = replace(recipe, epochs=self.budget, seed=seed)
+                about = {"backbone": self.backbone, **suite.about, "recipe": asdict(own)}
+                joint = suite.kept(f"exchange_{name}_joint", partial(_joint, suite, own), about=about)
+                rows.append({"seed": seed, "optimizer": name, "training": "joint", **joint})
+                for rounds in sorted({1, self.budget}):
+                    for exchange in (False, True):
+                        found = suite.kept(
+                            f"exchange_{name}_{rounds}_{exchange}",
+                            partial(_alternated, suite, own, rounds=rounds, exchange=exchange),
+                            about=about,
+                        )
+                        training = {"training": "rounds", "rounds": rounds, "exchange": exchange}
+                        rows.append({"seed": seed, "optimizer": name, **training, **found})
+                        say(f"{self.backbone}, seed {seed}, {name}: {rounds} rounds, exchange {exchange}")
+        return {
+            "budget": self.budget,
+            "seeds": list(self.seeds),
+            "start": start,
+            "rows": rows,
+            "tasks": list(suite.tasks),
+            **suite.sizes(),
+            "parameters": sum(part.numel() for part in state_of(backbone.model).values()),
+        }
+
+
+def _joint(suite: Suite, recipe: Settings) -> dict[str, Any]:
+    """Joint training; it exchanges a gradient in each of its steps, which the row counts."""
+    run = finetune_jointly(
+        suite.backbone, suite.heads, suite.tasks, settings=recipe, keep=[recipe.epochs], progress=False
+    )
+    return {
+        "test": suite.scores(run.state(), suite.tasks),
+        "steps": sum(record["steps"] for record in run.records),
+    }
+
+
+def _alternated(suite: Suite, recipe: Settings, *, rounds: int, exchange: bool) -> dict[str, Any]:
+    """Every round of one split of the budget; the last stands also by itself, as "test"."""
+    history, _ = alternate_tasks(
+        suite.backbone,
+        suite.heads,
+        suite.tasks,
+        settings=replace(recipe, epochs=recipe.epochs // rounds),
+        rounds=rounds,
+        merge=merging.mean,
+        measure=lambda theta: suite.scores(theta, suite.tasks),
+        control_variates=exchange,
+    )
+    return {"test": dict(history[-1].measured), "history": [round_record(each) for each in history]}
