@@ -74,7 +74,7 @@ def server():
             """Say nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
         behaviour.address = f"http://127.0.0.1:{serving.server_port}/file.bin"
         yield behaviour
         serving.shutdown()

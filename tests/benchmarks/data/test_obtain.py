@@ -328,7 +328,7 @@ def world(tmp_path, monkeypatch):
 
     handler = type("Recording", (Handler,), {"asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(site))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield SimpleNamespace(
             address=f"http://127.0.0.1:{server.server_port}",
             site=site,
