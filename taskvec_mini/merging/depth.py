@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from taskvec_mini import _checks
+from taskvec_mini import _checks, _memory
 from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.merging.rules import task_arithmetic
 from taskvec_mini.vectors import TaskVector
 
+_PIECE = 1 << 16  # entries in float64 at a time
 _NUMBERED = re.compile(r"(.*?)(?:^|\.)(\d+)(?:\.|$)")  # the outermost stack of blocks, and a block's number
 
 
@@ -77,15 +78,16 @@ def scale_by_depth(
             f"no tensor is in one of several numbered blocks; the first names are {names}: tell with "
             "block_of which block each name belongs to"
         )
-    parts = []
-    for (_, part), block in zip(merged.items(), blocks, strict=True):
+    scaled = _memory.empty(merged._flat.shape, dtype=merged._flat.dtype, device=merged._flat.device)
+    places = torch.split(scaled, merged._sizes())
+    parts = torch.split(merged._flat, merged._sizes())
+    for place, part, block in zip(places, parts, blocks, strict=True):
         factor = start
         if block is not None and deepest[block[0]] > 0:
             factor += (end - start) * block[1] / deepest[block[0]]
-        parts.append((part.reshape(-1).double() * factor).to(part.dtype))
-    flat = torch.cat(parts)
-    _checks.check_finite("the scaled task vector", flat)
-    return TaskVector(flat, merged.layout, merged.carried)
+        for piece, values in zip(torch.split(place, _PIECE), torch.split(part, _PIECE), strict=True):
+            piece.copy_(values.double() * factor)
+    return merged._with(scaled, what="the scaled task vector")
 
 
 def depth_start(task_vectors: Iterable[TaskVector], merged: TaskVector) -> float:
