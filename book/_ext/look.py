@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -14,6 +16,7 @@ CODE = {
 # docutils calls a bibliography a list, but its entries are no list items: a screen reader
 # finds it empty.
 DRAWER = '<summary aria-label="Toggle hidden content">'  # would be read out in place of the drawer's name
+ICONS = re.compile(r'<script (src="[^"]*/fontawesome\.js)')
 PICTURES = {"image/png", "image/svg+xml"}
 BIBLIOGRAPHY = '<div role="list" class="citation-list">'
 
@@ -77,9 +80,18 @@ def _drawer(cell: nodes.container) -> str:
     return "How this is computed"
 
 
+def _icons_later(app: Any, exception: Exception | None) -> None:
+    """Let the first view not wait for the icons, whose large script the theme's template has in the head."""
+    if exception is None and app.builder.format == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(ICONS.sub(r"<script defer \1", text), encoding="utf-8")
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _options)
     app.connect("doctree-read", _merged)
     app.connect("doctree-read", _drawers)
     app.connect("html-page-context", _page)
+    app.connect("build-finished", _icons_later)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
