@@ -16,8 +16,8 @@ def empty(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> 
     """As `torch.empty`. A large tensor on a CPU lies in huge pages where the system has them.
 
     A fresh vector of 90 MB has 22,000 ordinary pages, and to be given them one by one takes several times as
-    long as to fill them. numpy asks for huge ones, torch does not. (A virtual machine that has to ask its host
-    for them first can make a fresh process wait longer, once.)
+    long as to fill them. numpy asks for huge ones, torch does not. (A virtual machine that has to ask its
+    host for them first can make a fresh process wait longer, once.)
 
     Example:
         >>> empty((2, 3), dtype=torch.bfloat16, device=torch.device("cpu")).shape
