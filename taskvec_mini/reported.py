@@ -88,11 +88,12 @@ def source(name: str) -> str:
     """
     sources = _sources()
     recorded = _checks.named_choice("table", name, sources["tables"])
-    places = []
+    places, licences = [], []
     for key, files in recorded["from"].items():
         place = sources["repositories"][key]
         places.append(f"{place['repository']} at commit {place['commit'][:8]} ({place['date']}), {files}")
-    return f"{'; '.join(places)}. {sources['licence']}"
+        licences.append(place.get("licence", sources["licence"]))
+    return f"{'; '.join(places)}. {'; '.join(dict.fromkeys(licences))}"
 
 
 def _sources() -> dict[str, Any]:
