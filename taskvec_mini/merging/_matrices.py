@@ -63,13 +63,16 @@ def isotropic_with_own_directions(matrices: list[Tensor], *, common_share: float
         return isotropic(matrices)
     eps = _precision(matrices[0])
     shared, sizes, right = _svd(_total(matrices), eps=eps, count=rank - own * tasks)
+    outside = None  # I - UUᵀ of the shared directions, where that is the smaller one to multiply with
+    if len(shared) <= matrices[0].shape[1]:
+        outside = torch.eye(len(shared), dtype=shared.dtype, device=shared.device) - shared @ shared.T
     lefts = [shared]
     values = [sizes]
     rights = [right]
     for matrix in matrices:
         whole = matrix.double()
-        left_of_it = whole - shared @ (shared.T @ whole)
-        left, sizes, right = _svd(left_of_it, eps=eps, count=own, scale=whole.norm())
+        rest_of_it = whole - shared @ (shared.T @ whole) if outside is None else outside @ whole
+        left, sizes, right = _svd(rest_of_it, eps=eps, count=own, scale=whole.norm())
         lefts.append(left)
         values.append(sizes)
         rights.append(right)
