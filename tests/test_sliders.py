@@ -202,8 +202,8 @@ def test_on_a_phone_handles_suit_a_finger_and_panels_are_stacked(address: str, v
             upper, lower = (root.locator(f"svg .concat_{i}_group").first.bounding_box() for i in (0, 1))
             assert lower["y"] >= upper["y"] + upper["height"] - 1
         before = [drawn(root, panel, number) for number, panel in enumerate(chart.panels)]
-        root.locator("input[type=range]").first.press("End")
-        root.locator("input[type=range]").last.press("Home")
+        at_the_end = stops(root)[0] == chart.stops[0] - 1
+        root.locator("input[type=range]").first.press("Home" if at_the_end else "End")
         settle(root)
         assert [drawn(root, panel, number) for number, panel in enumerate(chart.panels)] != before
 
