@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import axe_playwright_python.base
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.utils import new_document
 
@@ -199,6 +200,35 @@ def test_on_a_phone_no_text_of_a_figure_is_smaller_than_11_pixels_and_of_a_chart
     texts = seen.page.evaluate(CHART_TEXTS)
     assert texts
     assert min(texts) >= 11.99
+
+
+# --- drawers and the head of a page
+
+
+@pytest.mark.parametrize("page", CHAPTER_PAGES)
+def test_drawers_have_names_and_none_follows_another_that_shows_nothing(site: Path, page: str) -> None:
+    soup = BeautifulSoup((site / page).read_text(encoding="utf-8"), "html.parser")
+    drawers = soup.select("details.hide")
+    assert drawers
+    for drawer in drawers:
+        summary = drawer.find("summary")
+        assert not summary.has_attr("aria-label"), "it would be read out in place of the name"
+        assert "code cell" not in summary.get_text()
+    silent = [
+        cell
+        for cell in soup.select("div.cell")
+        if not cell.select_one(".cell_output, .cell_input:not(details *)")
+    ]
+    for cell in silent:
+        following = cell.find_next_sibling()
+        named = following is not None and following.select_one(":scope > details.above-input")
+        assert not named or cell.select_one("summary").get_text() != named.select_one("summary").get_text()
+
+
+def test_the_large_script_of_the_icons_keeps_no_view_waiting(site: Path) -> None:
+    for path in site.glob("book/*.html"):
+        (script,) = re.findall(r"<script[^>]*fontawesome\.js[^>]*>", path.read_text(encoding="utf-8"))
+        assert " defer " in script
 
 
 # --- printed tables
