@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
@@ -141,7 +141,8 @@ def draw_points(
     labels = list(dict.fromkeys(label for points in panels.values() for label in points))
     together = [[label] for label in labels] if apart else [labels]
     size = (7.4, 3.5 if len(together) == 1 else 0.6 + 2.3 * len(together))
-    figure, grid = new_figure(len(together), count, figsize=size, squeeze=False)
+    upright = "col" if apart else False  # the values of a panel may be compared
+    figure, grid = new_figure(len(together), count, figsize=size, squeeze=False, sharey=upright)
     for row, shown in zip(grid, together, strict=True):
         for axes, (title, points) in zip(row, panels.items(), strict=True):
             for label in (label for label in shown if label in points):
@@ -149,6 +150,10 @@ def draw_points(
                 style = style if joined else {**style, "linestyle": "none"}
                 axes.plot(*points[label], label=label, **style)
             axes.set_xscale("log")
+            if apart:  # less than a decade each
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{title}, {shown[0]}" if apart else title)
             axes.set_xlabel(xlabel)
     if not apart:
