@@ -14,7 +14,7 @@ from stopwatch import RUNS, seconds
 from torch import Tensor, nn
 
 from taskvec_mini.networks import MLP, FlatLoss, flat_loss, flatten
-from taskvec_mini.theory import collapsed_gap, leading_gap, merge_gap, task_vectors
+from taskvec_mini.theory import collapsed_gap, leading_gap, merge_gap, task_vectors, variance_gap
 
 VIEWS: list[Callable[[Tensor], Tensor]] = [
     lambda images: images,
@@ -56,6 +56,7 @@ def row(losses: list[FlatLoss], start: Tensor, epochs: int) -> str:
     run = {"learning_rate": 0.01, "epochs": epochs}
     base = seconds(lambda: task_vectors(losses, start, **run))  # type: ignore[arg-type]
     calls = [partial(call, losses, start, **run, scaling_coef=0.3) for call in CALLS]
+    calls.append(partial(variance_gap, losses, start, **run))  # type: ignore[arg-type]
     return f"{1e3 * base:>8.1f} ms" + "".join(f"{seconds(call) / base:>13.2f}x" for call in calls)
 
 
@@ -64,11 +65,11 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), best of {RUNS}; 1,797 digits a task"
     )
-    names = "".join(f"{call.__name__:>14}" for call in CALLS)
+    names = "".join(f"{call.__name__:>14}" for call in (*CALLS, variance_gap))
     print(f"{'model':<26} {'T':>2} {'k':>3}  finetuning{names}")
     for name, model, options in settings():
         losses = digit_losses(model, **options)  # type: ignore[arg-type]
-        for epochs in (2, 5, 10):
+        for epochs in (3, 5, 10):
             print(f"{name:<26} {len(losses):>2} {epochs:>3} {row(losses, flatten(model), epochs)}")
 
 
