@@ -281,7 +281,7 @@ def test_the_map_says_how_long_a_chapter_takes(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in CHAPTERS:
         row = re.search(
-            rf"^\| \d \| \[(.+?)\]\((?:book/)?{path.name}\).*?\| (\d+) \| \w+ \|$", text, re.MULTILINE
+            rf"^\| \d+ \| \[(.+?)\]\((?:book/)?{path.name}\).*?\| (\d+) \| \w+ \|$", text, re.MULTILINE
         )
         assert row is not None, path.name
         notebook = stored.read(path)
