@@ -127,7 +127,7 @@ def deck(notebook: Any) -> str:
     ]
     cells, section, asked = notebook.cells[1:], name, ""
     for index, cell in enumerate(cells):
-        if "solution" in stored.tags(cell):
+        if stored.is_solution(cell):
             continue
         following = cells[index + 1] if index + 1 < len(cells) else None
         after = (

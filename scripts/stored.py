@@ -100,6 +100,12 @@ def tags(cell: Any) -> set[str]:
     return set(cell.metadata.get("tags", ()))
 
 
+def is_solution(cell: Any) -> bool:
+    """Whether a cell gives an exercise away: by its tag, or folded whole with a call of a check."""
+    called = re.search(r"^check_\w+\(", source(cell), re.MULTILINE)
+    return "solution" in tags(cell) or ("hide-cell" in tags(cell) and called is not None)
+
+
 def words(notebook: Any) -> int:
     """The words of the prose, without code and without what is folded away."""
     prose = [DRAWER.sub("", source(cell)) for cell in notebook.cells if cell.cell_type == "markdown"]

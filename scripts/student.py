@@ -38,7 +38,7 @@ def without_solutions(notebook: Any, name: str) -> Any:
         LeftoverError: a cell that stays calls a solution.
     """
     copy = nbformat.from_dict(notebook)
-    copy.cells = [cell for cell in copy.cells if "solution" not in stored.tags(cell)]
+    copy.cells = [cell for cell in copy.cells if not stored.is_solution(cell)]
     for index, cell in enumerate(copy.cells):
         if cell.cell_type == "markdown":
             text = SOLUTION_DRAWER.sub("", BADGE.sub("", stored.source(cell)))
@@ -60,7 +60,7 @@ def answers(notebook: Any) -> str:
             current = exercise
             parts.append(f"## {exercise.name} ({exercise.length}). {exercise.title}")
             parts += MISTAKES.findall(text)
-        if current is None or "solution" not in stored.tags(cell):
+        if current is None or not stored.is_solution(cell):
             continue
         parts.append(text if cell.cell_type == "markdown" else f"```python\n{text}\n```")
     return "\n\n".join(parts) + "\n"
