@@ -2,9 +2,9 @@
 
 usage: python scripts/pdf.py
 
-The pages are built from the stored outputs, joined into one, with every drawer open, and printed twice: the
-first print tells on which page each heading stands, the second has these numbers in its contents. The
-files are _build/pdf/book.pdf and _build/pdf/cheat_sheet.pdf.
+The pages are built from the stored outputs, joined into one, with every drawer open, and printed until the
+page numbers of the contents, read from the print before, are those of the print itself. The files are
+_build/pdf/book.pdf and _build/pdf/cheat_sheet.pdf.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ROOT = build.ROOT
 LOOK = Path(__file__).with_name("paper.css")
 CHEAT_SHEET = "book/teach/cheat_sheet"
 OWN_NAMES = (".explore", ".guess")  # their scripts know them by name
+MOST_PRINTS = 5
 FLAGS = ["--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
 READY = """async () => {
   if (document.querySelector(".math")) await MathJax.startup.promise;
@@ -210,11 +211,13 @@ def print_book(site: Path, contents: dict[str, Any], folder: Path, *, browser: A
         join(page, known)
     folder.mkdir(parents=True, exist_ok=True)
     joined, numbers = site / "book" / "whole_book.html", dict[str, int]()
-    for _ in range(2):
+    for _ in range(MOST_PRINTS):
         front = cover(edition()) + contents_of(book, numbers)
         joined.write_text(whole(book, front), encoding="utf-8")
         printed = print_page(browser, joined)
-        numbers = places(printed)
+        before, numbers = numbers, places(printed)
+        if numbers == before:  # a longer line of the contents may have moved a heading to the next page
+            break
     (folder / "book.pdf").write_bytes(printed)
     if sheet:
         alone = site / "book" / "cheat_sheet_alone.html"
