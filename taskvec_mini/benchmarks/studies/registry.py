@@ -12,9 +12,9 @@ from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
 from taskvec_mini.benchmarks.studies.exchange import TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
-from taskvec_mini.benchmarks.studies.pretrained import TaskChoice
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
+from taskvec_mini.benchmarks.studies.task_choice import TaskChoice
 
 STUDIES: dict[str, Study] = {
     "05_first_epoch": FirstEpoch(

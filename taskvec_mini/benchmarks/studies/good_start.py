@@ -1,6 +1,6 @@
-"""Merging from a good start: which tasks have something to learn, and what a merge keeps of it, age by age.
+"""Merging from a good start: what a merge keeps of its specialists, rule by rule and age by age.
 
-The rule by which tasks and rates enter stands here, before any merge is looked at (`TaskChoice`).
+Which tasks enter, and at which rate, was decided before (`task_choice`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Any
 import torch
 
 from taskvec_mini import merging
-from taskvec_mini.benchmarks.data import SUITES
 from taskvec_mini.benchmarks.encoders import Encoder, load_backbone, state_of
-from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies.base import (
     Study,
@@ -30,23 +28,12 @@ from taskvec_mini.benchmarks.studies.base import (
     make_suite,
     say,
 )
-from taskvec_mini.benchmarks.training import Run, Settings, Speed, finetune
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE
+from taskvec_mini.benchmarks.training import Run, Settings
 from taskvec_mini.vectors import TaskVector
 
-MARGIN = 0.05  # by which finetuning has to beat a linear probe on the frozen start, on validation examples
 PARTS = 4  # of a pass: checkpoints at a quarter and at half of the first epoch
-TEXT_SUITE = SuiteSettings(
-    suite="text",
-    tasks=SUITES["text"].tasks,
-    limit=2000,
-    validation=200,
-    test=400,
-    shots=None,
-    recentre=0,
-    precision="bfloat16",
-)
-TEXT_SETTINGS = Settings(learning_rate=5e-5, epochs=4 * PARTS, parts=PARTS, batch_size=16, clip_norm=1.0)
-ONE_EPOCH = replace(TEXT_SETTINGS, epochs=1, parts=1)
+TEXT_SETTINGS = replace(TEXT_EPOCH, epochs=4 * PARTS, parts=PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,92 +70,6 @@ CANDIDATES = {  # by the name in the record
     "wudi": Candidate(rule="wudi", first=0.7499),
     "wudi_300_steps": Candidate(rule="wudi", first=0.7499, options={"steps": 300}),
 }
-
-
-# --- which tasks, which rate -----------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class TaskChoice(Study):
-    """Each task by itself: the start, a linear probe on it, and finetuning at some rates.
-
-    A task enters the study of merging if one epoch of finetuning beats the probe by at least `MARGIN` on
-    validation examples, at the rate with the best mean over all tasks. Nothing is merged here, and no
-    accuracy on test examples plays a part.
-
-    Attributes:
-        description: what it measures.
-        backbone: the name of the encoder.
-        tasks: which tasks, and how much of them.
-        recipe: of finetuning, but for the rate.
-        rates: the learning rates.
-    """
-
-    description: str
-    backbone: str = "minilm"
-    tasks: SuiteSettings = TEXT_SUITE
-    recipe: Settings = ONE_EPOCH
-    rates: Sequence[float] = (2e-5, 5e-5, 1e-4)
-    seeds: tuple[int, ...] = (0,)
-
-    def run(self, request: StudyRequest) -> dict[str, Any]:
-        """Every task at every rate."""
-        backbone = load_backbone(self.backbone, folder=request.data)
-        suite = make_suite(backbone, self.tasks, folder=request.data, seed=self.seeds[0])
-        self.data = suite.data
-        self.settings = {
-            "backbone": self.backbone,
-            **suite.about,
-            "recipe": asdict(self.recipe),
-            "rates": list(self.rates),
-            "margin": MARGIN,
-        }
-        rows = []
-        for name, task in suite.tasks.items():
-            head = suite.heads[name]
-            row: dict[str, Any] = {
-                "task": name,
-                "start": _validated(suite, name, None),
-                "probe": round(linear_probe(backbone, first_examples(task, test=1)).val_accuracy, 5),
-                "individual": {},
-            }
-            for rate in self.rates:
-                run = finetune(
-                    backbone,
-                    head,
-                    task,
-                    settings=replace(self.recipe, learning_rate=rate, seed=suite.seed),
-                    speed=Speed(precision=suite.precision),
-                    progress=False,
-                )
-                row["individual"][f"{rate:g}"] = _validated(suite, name, run.state())
-            say(f"{name}: {row}")
-            rows.append(row)
-        best = max(
-            (f"{rate:g}" for rate in self.rates),
-            key=lambda rate: mean(row["individual"][rate] for row in rows),
-        )
-        return {
-            "rows": rows,
-            "rate": float(best),
-            "tasks": [row["task"] for row in rows if row["individual"][best] >= row["probe"] + MARGIN],
-        }
-
-
-def _validated(suite: Suite, name: str, parameters: Any) -> float:
-    found = accuracies(
-        suite.backbone,
-        suite.heads,
-        {name: suite.tasks[name]},
-        parameters=parameters,
-        split="val",
-        recentre=suite.recentre,
-        precision=suite.precision,
-    )
-    return round(found[name], 5)
-
-
-# --- merges, age by age ----------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)

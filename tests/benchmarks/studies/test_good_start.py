@@ -12,15 +12,15 @@ from taskvec_mini.benchmarks.data import DATA_VARIABLE
 from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe
-from taskvec_mini.benchmarks.studies import StudyRequest, base, pretrained
-from taskvec_mini.benchmarks.studies.pretrained import (
+from taskvec_mini.benchmarks.studies import StudyRequest, base, good_start, task_choice
+from taskvec_mini.benchmarks.studies.good_start import (
     CANDIDATES,
     SCALING_COEFS,
     Candidate,
     GoodStart,
-    TaskChoice,
     tuned_merge,
 )
+from taskvec_mini.benchmarks.studies.task_choice import TaskChoice
 from taskvec_mini.benchmarks.training import Settings, Trainer
 
 DIGITS = base.SuiteSettings(
@@ -136,12 +136,12 @@ def test_what_is_finished_is_read_again_and_nothing_else(small):
         first = study().run(StudyRequest())
         patch.setattr(Trainer, "epoch", lambda *_: pytest.fail("finished encoders are trained again"))
         patch.setattr(
-            pretrained, "tuned_merge", lambda *_, **__: pytest.fail("a finished merge is made again")
+            good_start, "tuned_merge", lambda *_, **__: pytest.fail("a finished merge is made again")
         )
         assert without_seconds(study().run(StudyRequest())) == without_seconds(first)
         patch.setitem(CANDIDATES, "mean", Candidate(rule="mean", first=0.1))
         made_again = []
-        patch.setattr(pretrained, "tuned_merge", lambda *a, **k: made_again.append(k) or tuned_merge(*a, **k))
+        patch.setattr(good_start, "tuned_merge", lambda *a, **k: made_again.append(k) or tuned_merge(*a, **k))
         other = study().run(StudyRequest())
         assert {made["candidate"].rule for made in made_again} == {"mean"}
         assert len(other["merged"]) == len(first["merged"])
@@ -169,7 +169,7 @@ def test_a_task_enters_if_it_beats_the_probe_by_the_margin(monkeypatch):
     assert means[best] == max(means.values())
     assert means["1e-05"] != means["0.003"]
     chosen = [
-        row["task"] for row in results["rows"] if row["individual"][best] >= row["probe"] + pretrained.MARGIN
+        row["task"] for row in results["rows"] if row["individual"][best] >= row["probe"] + task_choice.MARGIN
     ]
     assert results["tasks"] == chosen
     suite = base.make_suite(load_backbone("random-pocket"), DIGITS, folder=None, seed=0)
@@ -178,7 +178,7 @@ def test_a_task_enters_if_it_beats_the_probe_by_the_margin(monkeypatch):
         assert row["probe"] == round(linear_probe(suite.backbone, task).val_accuracy, 5)
         start = accuracies(suite.backbone, suite.heads, {row["task"]: task}, split="val")[row["task"]]
         assert row["start"] == round(start, 5)
-    monkeypatch.setattr(pretrained, "MARGIN", -1.0)
+    monkeypatch.setattr(task_choice, "MARGIN", -1.0)
     assert choice.run(StudyRequest())["tasks"] == ["digits", "mirrored"]
 
 

@@ -1,0 +1,120 @@
+"""What enters the studies of a good start, decided before any merge is looked at: the tasks, and the rate.
+
+A task enters if finetuning has something to teach: one epoch beats a linear probe on the frozen start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
+from typing import Any
+
+from taskvec_mini.benchmarks.data import SUITES
+from taskvec_mini.benchmarks.encoders import load_backbone
+from taskvec_mini.benchmarks.evaluation import accuracies
+from taskvec_mini.benchmarks.heads import linear_probe
+from taskvec_mini.benchmarks.studies.base import (
+    Study,
+    StudyRequest,
+    Suite,
+    SuiteSettings,
+    first_examples,
+    make_suite,
+    say,
+)
+from taskvec_mini.benchmarks.training import Settings, Speed, finetune
+
+MARGIN = 0.05  # by which finetuning has to beat a linear probe on the frozen start, on validation examples
+TEXT_SUITE = SuiteSettings(
+    suite="text",
+    tasks=SUITES["text"].tasks,
+    limit=2000,
+    validation=200,
+    test=400,
+    shots=None,
+    recentre=0,
+    precision="bfloat16",
+    judged_in="bfloat16",
+)
+TEXT_EPOCH = Settings(learning_rate=5e-5, epochs=1, batch_size=16, clip_norm=1.0)
+
+
+@dataclass(eq=False)
+class TaskChoice(Study):
+    """Each task by itself: the start, a linear probe on it, and finetuning at some rates.
+
+    A task enters the study of merging if one epoch of finetuning beats the probe by at least `MARGIN` on
+    validation examples, at the rate with the best mean over all tasks. Nothing is merged here, and no
+    accuracy on test examples plays a part.
+
+    Attributes:
+        description: what it measures.
+        backbone: the name of the encoder.
+        tasks: which tasks, and how much of them.
+        recipe: of finetuning, but for the rate.
+        rates: the learning rates.
+    """
+
+    description: str
+    backbone: str = "minilm"
+    tasks: SuiteSettings = TEXT_SUITE
+    recipe: Settings = TEXT_EPOCH
+    rates: Sequence[float] = (2e-5, 5e-5, 1e-4)
+    seeds: tuple[int, ...] = (0,)
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """Every task at every rate."""
+        backbone = load_backbone(self.backbone, folder=request.data)
+        suite = make_suite(backbone, self.tasks, folder=request.data, seed=self.seeds[0])
+        self.data = suite.data
+        self.settings = {
+            "backbone": self.backbone,
+            **suite.about,
+            "recipe": asdict(self.recipe),
+            "rates": list(self.rates),
+            "margin": MARGIN,
+        }
+        rows = []
+        for name, task in suite.tasks.items():
+            head = suite.heads[name]
+            row: dict[str, Any] = {
+                "task": name,
+                "start": _validated(suite, name, None),
+                "probe": round(linear_probe(backbone, first_examples(task, test=1)).val_accuracy, 5),
+                "individual": {},
+            }
+            for rate in self.rates:
+                run = finetune(
+                    backbone,
+                    head,
+                    task,
+                    settings=replace(self.recipe, learning_rate=rate, seed=suite.seed),
+                    speed=Speed(precision=suite.precision),
+                    progress=False,
+                )
+                row["individual"][f"{rate:g}"] = _validated(suite, name, run.state())
+            say(f"{name}: {row}")
+            rows.append(row)
+        best = max(
+            (f"{rate:g}" for rate in self.rates),
+            key=lambda rate: mean(row["individual"][rate] for row in rows),
+        )
+        return {
+            "rows": rows,
+            "rate": float(best),
+            "tasks": [row["task"] for row in rows if row["individual"][best] >= row["probe"] + MARGIN],
+        }
+
+
+def _validated(suite: Suite, name: str, parameters: Any) -> float:
+    found = accuracies(
+        suite.backbone,
+        suite.heads,
+        {name: suite.tasks[name]},
+        parameters=parameters,
+        split="val",
+        recentre=suite.recentre,
+        precision=suite.judged_in,
+    )
+    return round(found[name], 5)
