@@ -19,8 +19,8 @@ from taskvec_mini.benchmarks.studies.base import (
     make_suite,
     say,
 )
-from taskvec_mini.benchmarks.studies.pretrained import ONE_EPOCH, TEXT_SUITE
 from taskvec_mini.benchmarks.studies.rounds import alternate_tasks, round_record
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE
 from taskvec_mini.benchmarks.training import Settings, finetune_jointly
 
 FROZEN = replace(RECIPE, centre="frozen")  # a batch of its own centre has no full gradient to exchange
@@ -31,8 +31,8 @@ RECIPES: Mapping[str, Settings] = {
 }
 TEXTS_OF_FOUR = replace(TEXT_SUITE, tasks=TEXT_SUITE.tasks[:4], limit=500, test=200, precision="float32")
 TEXT_RECIPES: Mapping[str, Settings] = {
-    "sgd": replace(ONE_EPOCH, optimizer="sgd", learning_rate=0.03),
-    "adamw": ONE_EPOCH,
+    "sgd": replace(TEXT_EPOCH, optimizer="sgd", learning_rate=0.03),
+    "adamw": TEXT_EPOCH,
 }
 
 
