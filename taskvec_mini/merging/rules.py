@@ -176,7 +176,11 @@ def dare(
 def dropped_at_random(
     vectors: list[TaskVector], *, drop_rate: float = 0.9, generator: torch.Generator
 ) -> TaskVector:
-    """What `dare` makes of vectors, or of a part of them, of which nothing may be left."""
+    """What `dare` makes of vectors, or of a part of them, of which nothing may be left.
+
+    Raises:
+        UserError: as `dare` does, for the drop rate and the generator.
+    """
     rate = _below_one("drop_rate", drop_rate)
     _checks.random_source(generator)
     masks = []
