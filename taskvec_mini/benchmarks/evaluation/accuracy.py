@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -79,12 +80,7 @@ def accuracies(
     if recentre:
         recentre = _checks.whole_number("recentre", recentre)
     speed = Speed(precision=precision)
-
-    def encode(batch: Tensor) -> Tensor:
-        with speed.autocast(backbone.device):
-            embedded: Tensor = backbone.model(batch)
-        return embedded.float() if embedded.dtype == torch.bfloat16 else embedded
-
+    encode = partial(speed.encode, backbone.model)
     found = {}
     with holding(backbone.model, parameters), torch.inference_mode(), speed.products():
         for name, task in tasks.items():

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -223,11 +222,13 @@ class Speed:
             return tensors
         return tensors.to(memory_format=torch.channels_last)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Around a forward pass: its products in bfloat16, if that was asked for."""
+    def encode(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Embeddings of prepared inputs; the products in bfloat16 if that was asked for, the result not."""
         if self.precision != "bfloat16":
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+            return model(inputs)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+            embedded = model(inputs)
+        return embedded.float() if embedded.dtype == torch.bfloat16 else embedded
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:

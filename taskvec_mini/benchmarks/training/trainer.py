@@ -281,10 +281,7 @@ class Trainer:
         labels = _moved(labels[rows], self.device)
         encode = self.compiled if len(images) == self.images_at_a_time else self.backbone.model
         inputs = self.speed.lay_out(self.backbone.prepare(images))
-        with self.speed.autocast(self.device):
-            embedded: Tensor = encode(inputs)
-        if embedded.dtype == torch.bfloat16:
-            embedded = embedded.float()
+        embedded = self.speed.encode(encode, inputs)
         head = self.heads[task]
         if self.settings.centre == "batch":
             embedded = embedded - embedded.mean(0) + centre_of(head)
