@@ -6,7 +6,7 @@ Which tasks enter, and at which rate, was decided before (`task_choice`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import mean
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from taskvec_mini import merging
-from taskvec_mini.benchmarks.encoders import Encoder, load_backbone, state_of
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies.base import (
     Study,
@@ -87,8 +87,6 @@ class GoodStart(Study):
         recipe: of finetuning, but for the seed; its epochs are parts of a pass.
         ages: the numbers of such parts after which models are judged.
         rules: names in `CANDIDATES`.
-        also_kept: further ages whose parameters are kept, for studies of the same encoders.
-        change: makes another start of the encoder, with a name of its own.
     """
 
     description: str
@@ -97,15 +95,10 @@ class GoodStart(Study):
     recipe: Settings = TEXT_SETTINGS
     ages: Sequence[int] = (1, 2, 4, 8, 16)
     rules: Sequence[str] = tuple(CANDIDATES)
-    also_kept: Sequence[int] = ()
-    change: Callable[[Any], Encoder] | None = None
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
-        backbone: Encoder = load_backbone(self.backbone, folder=request.data)
-        if self.change is not None:
-            backbone = self.change(backbone)
-        kept = sorted({*self.ages, *self.also_kept})
+        backbone = load_backbone(self.backbone, folder=request.data)
         results: dict[str, Any] = {
             "backbone": backbone.name,
             "seeds": list(self.seeds),
@@ -130,8 +123,8 @@ class GoodStart(Study):
                 "candidates": {name: asdict(CANDIDATES[name]) for name in self.rules},
                 "scaling_coefs": list(SCALING_COEFS),
             }
-            runs = individual_runs(suite, recipe=self.recipe, epochs=kept)
-            together = joint_run(suite, recipe=self.recipe, epochs=kept)
+            runs = individual_runs(suite, recipe=self.recipe, epochs=self.ages)
+            together = joint_run(suite, recipe=self.recipe, epochs=self.ages)
             key = str(seed)
             results["start"][key] = suite.scores(None, suite.tasks)
             results["probe"][key] = suite.kept("probe", partial(probe_scores, suite), about=about)
