@@ -49,8 +49,8 @@ class MergeRequest:
       python -m taskvec_mini merge base.safetensors cars.safetensors mnist.safetensors --out merged
 
     The merged model is PRETRAINED plus the scaling coefficient times what the rule makes of the task vectors
-    (FINETUNED minus PRETRAINED). For means 1 is a good coefficient, for sums of eight tasks 0.3. LoRA
-    adapters of PRETRAINED may stand among the FINETUNED.
+    (FINETUNED minus PRETRAINED). For means 1 is a good coefficient, for sums of eight tasks 0.3. A LoRA
+    adapter is no model: merging.adapter_vectors makes vectors of adapters, in Python.
     """
 
     pretrained: Path = field(metadata=_PRETRAINED)

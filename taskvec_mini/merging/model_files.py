@@ -137,7 +137,7 @@ def _in_folder(folder: Path) -> ModelFiles:
     if not found and (folder / "adapter_config.json").is_file():
         raise InputTypeError(
             f"{folder} is an adapter and no model: it holds factors, whose sums and differences mean "
-            "nothing; the pretrained model has to be the one it was made for"
+            "nothing; merging.adapter_vectors([folder], pretrained) multiplies them out, in Python"
         )
     if not found:
         found = sorted(each for each in folder.iterdir() if each.suffix == ".safetensors")
@@ -271,7 +271,7 @@ def _refuse_adapter(path: Path, names: Iterable[str]) -> None:
         if ".lora_A." in name or ".lora_B." in name or "lora_embedding_" in name or "lora_magnitude" in name:
             raise InputTypeError(
                 f"{path} is an adapter and no model ({name!r}): sums and differences of its factors mean "
-                "nothing; give its folder, with adapter_config.json, as a finetuned model"
+                "nothing; merging.adapter_vectors([folder], pretrained) multiplies them out, in Python"
             )
 
 

@@ -66,7 +66,7 @@ def merge_models(
     Args:
         pretrained: what all models were finetuned from: a safetensors file, a state dict saved by torch, or a
             folder in Hugging Face layout.
-        finetuned: T models of the same architecture, or LoRA adapters (folders) of the pretrained one.
+        finetuned: T models of the same architecture. LoRA adapters are none: `adapter_vectors` takes them.
         out: the folder to make. It may be there already if it is empty.
         rule: a name in `merging.RULES`.
         scaling_coef: λ. Sums of eight tasks want about 0.3, means about 1; tune it on validation data.
@@ -86,7 +86,7 @@ def merge_models(
     Raises:
         FileNotFoundError: if a model, a shard or the folder around `out` is not there.
         OSError: if a file cannot be read or written, `out` is not empty, or the disk has too little space.
-        TypeError: if dtypes differ, weights are quantised, or a model is an adapter where none can be.
+        TypeError: if dtypes differ, weights are quantised, or a model is an adapter.
         ValueError: if names or shapes differ, an entry is NaN or infinite, a tied weight is untied in one of
             the models, the result is beyond its dtype, or a rule, option or pattern is unknown.
 
