@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -210,10 +209,10 @@ def check_keys(
 
 def _wrapper_remedy(first: set[str], second: set[str]) -> str | None:
     """What to take out of the keys, if two sets of them are one but for the names of wrappers."""
-    if {_unwrapped(key) for key in first} != {_unwrapped(key) for key in second}:
+    if {unwrapped(key) for key in first} != {unwrapped(key) for key in second}:
         return None
-    odd = sorted(key for key in first ^ second if key != _unwrapped(key))
-    prefixes = {key.removesuffix(_unwrapped(key)) for key in odd}  # the key itself, if something is inside
+    odd = sorted(key for key in first ^ second if key != unwrapped(key))
+    prefixes = {key.removesuffix(unwrapped(key)) for key in odd}  # the key itself, if something is inside
     if len(prefixes) == 1 and not prefixes & set(odd):
         prefix = prefixes.pop()
         wrapper = "a wrapper" if prefix.count(".") == 1 else "wrappers"
@@ -247,20 +246,9 @@ def _prefix_remedy(
     return None
 
 
-def _unwrapped(key: str) -> str:
+def unwrapped(key: str) -> str:
+    """The key without the names of wrappers around the model or around parts of it."""
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-
-
-def warn_of_statistics(names: Iterable[str]) -> None:
-    """A warning if there are running statistics of a batch normalisation among the tensors to subtract."""
-    found = [name for name in names if name.endswith(("running_mean", "running_var"))]
-    if found:
-        warnings.warn(
-            f"{found[0]!r} looks like a running statistic of a batch normalisation, which no gradient moved; "
-            "in a task vector it weighs on norms and cosines, and a scaled variance may fall below 0; give "
-            "dict(model.named_parameters()) instead of the state dict to leave it out",
-            stacklevel=3,
-        )
 
 
 def check_storage(state: Mapping[str, Tensor], name: str) -> None:

@@ -278,6 +278,18 @@ def warn_of_buffers(pretrained: Model, finetuned: Model, *, apart: set[str]) -> 
         return
 
 
+def warn_of_statistics(names: Iterable[str]) -> None:
+    """A warning if there are running statistics of a batch normalisation among the tensors to subtract."""
+    found = [name for name in names if is_statistic(name)]
+    if found:
+        warnings.warn(
+            f"{found[0]!r} looks like a running statistic of a batch normalisation, which no gradient moved; "
+            "in a task vector it weighs on norms and cosines, and a scaled variance may fall below 0; give "
+            "dict(model.named_parameters()) instead of the state dict to leave it out",
+            stacklevel=3,
+        )
+
+
 def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
     """Whether every number of one floating-point type is one of another.
 

@@ -166,7 +166,7 @@ class TaskVector:
         _states.check_copied_ties(parts, start, end)
         _states.warn_of_zeros(parts, start)
         if not kept:
-            _checks.warn_of_statistics(names)
+            _states.warn_of_statistics(names)
         _states.warn_of_buffers(pretrained, finetuned, apart={*names, *excluded})
         return cls._made(flat, layout, carried)
 

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from taskvec_mini import _checks, _files
+from taskvec_mini import _checks, _files, _states
 from taskvec_mini.errors import InputTypeError, UserError
 from taskvec_mini.merging.model_files import FLOATS, Array, ModelFiles, Part, Reader, find_model
 
 Path = str | os.PathLike[str]
 
-_INFIXES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # of wrappers
-_STATISTICS = ("running_mean", "running_var")  # of a batch normalisation
 _PACKED = ("weight", "qweight", "qzeros", "weight_packed", "g_idx")  # names of quantised weights
 _CHUNK = 1 << 20  # entries of two tensors that are compared at a time
 
@@ -149,7 +147,7 @@ def stored_layout(
         )
     shapes = {name: start.parts[name].shape for name in wanted if name not in twins}
     if statistics == "merge":
-        _checks.warn_of_statistics(shapes)
+        _states.warn_of_statistics(shapes)
     if not any(start.parts[name].size for name in shapes):
         raise UserError(
             f"{start.path} holds no floating-point entries to merge; give a state dict with parameters"
@@ -198,7 +196,7 @@ def _carried(start: ModelFiles, *, carry: bool, exclude: Sequence[str], statisti
                     'integer_buffers="carry" to keep such buffers as they are in the pretrained file'
                 )
             carried[name] = f"it holds whole numbers ({part.kind})"
-        elif statistics == "carry" and name.endswith(_STATISTICS):
+        elif statistics == "carry" and _states.is_statistic(name):
             carried[name] = "running statistics of a batch normalisation"
     return carried
 
@@ -223,8 +221,8 @@ def _own_names(
     """From the pretrained model's names to those in a finetuned one, which a wrapper may have changed."""
     if wanted.keys() <= found.keys():
         return {name: name for name in found}
-    plain = {_without_wrappers(name): name for name in found}
-    own = {name: plain[_without_wrappers(name)] for name in wanted if _without_wrappers(name) in plain}
+    plain = {_checks.unwrapped(name): name for name in found}
+    own = {name: plain[_checks.unwrapped(name)] for name in wanted if _checks.unwrapped(name) in plain}
     if len(plain) == len(found) and any(own[name] != name for name in own):
         changed = next(name for name in own if own[name] != name)
         notes.append(f"{path}: names are read without wrappers, such as {own[changed]!r} as {changed!r}")
@@ -239,10 +237,6 @@ def _own_names(
         notes.append(f"{path}: its names lack {prefix!r}, with which those of the pretrained model begin")
         return {prefix + name if prefix + name in wanted else name: name for name in found}
     return {name: name for name in found}
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _INFIXES)
 
 
 def _common_prefix(short: Mapping[str, Part], long: Mapping[str, Part]) -> tuple[str, int]:
