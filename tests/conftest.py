@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     lines = [value for report in reports for name, value in report.user_properties if name == "measured"]
     for line in dict.fromkeys(lines):
         terminalreporter.write_line(f"measured: {line}")
+
+
+def extension(name: str) -> Any:
+    """A module of book/_ext."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

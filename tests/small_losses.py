@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskvec_mini.networks import MLP, FlatLoss, LossName, flat_loss, flatten
 from taskvec_mini.tasks import digit_tasks
@@ -35,6 +35,18 @@ def digit_losses(
         task = suite()[name]
         losses.append(flat_loss(model, task.train_inputs[own], task.train_labels[own], loss=loss))
     return losses, flatten(model)
+
+
+def convolutional_losses() -> tuple[list[FlatLoss], Tensor]:
+    """The losses of a small convolutional network on twelve images and on their mirror images; a start."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(16, 10)).double()
+    images = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (12,), generator=generator)
+    losses = [flat_loss(model, images, labels), flat_loss(model, images.flip(3), labels)]
+    start = torch.randn(flatten(model).shape, generator=generator, dtype=torch.float64) / 4
+    return losses, start
 
 
 def tiny_losses(tasks: int, *, seed: int = 0, activation: str = "tanh") -> tuple[list[FlatLoss], Tensor]:

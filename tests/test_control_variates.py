@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from small_losses import digit_losses, gradient, hessian, relative, tiny_losses
+from small_losses import convolutional_losses, digit_losses, gradient, hessian, relative, tiny_losses
 from taskvec_mini.descent import finetune, gradient_descent
 from taskvec_mini.errors import UserError
 from taskvec_mini.networks import ACTIVATIONS, MLP, flat_loss, flatten
@@ -260,13 +259,7 @@ def test_tasks_that_bend_alike_leave_no_gap():
 
 
 def test_variance_gap_describes_a_convolutional_network():
-    generator = torch.Generator().manual_seed(0)
-    layers = [nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten()]
-    model = nn.Sequential(*layers, nn.Linear(16, 10)).double()
-    images = torch.rand(12, 1, 8, 8, generator=generator, dtype=torch.float64)
-    labels = torch.randint(10, (12,), generator=generator)
-    losses = [flat_loss(model, images, labels), flat_loss(model, images.flip(3), labels)]
-    start = torch.randn(flatten(model).shape, generator=generator, dtype=torch.float64) / 4
+    losses, start = convolutional_losses()
     rates, rests = [2.0**-6, 2.0**-7, 2.0**-8], []
     for rate in rates:
         run = {"learning_rate": rate, "epochs": 4}

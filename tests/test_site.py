@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +16,7 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.utils import new_document
 
-from conftest import CHAPTERS, ROOT
+from conftest import CHAPTERS, ROOT, extension
 from scripts import home
 from taskvec_mini.scores import table
 
@@ -274,16 +273,6 @@ def test_the_columns_of_every_stored_table_are_those_its_rows_have() -> None:
 
 
 # --- before the book has a home
-
-
-def extension(name: str) -> Any:
-    """A module of book/_ext."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Application:
