@@ -215,8 +215,13 @@ class Suite:
     def merge(self, rule: str, vectors: Mapping[str, TaskVector]) -> dict[str, Any]:
         """Merge under a rule, tune λ on validation examples, and measure on test examples."""
         merged = merge_vectors(rule, vectors.values())
-        start = state_of(self.backbone.model)
-        return self.tuned(start, merged, scaling_coefs=SCALING_COEFS[rule], names=vectors)
+        return self.tuned_under(rule, state_of(self.backbone.model), merged=merged, names=vectors)
+
+    def tuned_under(
+        self, rule: str, start: Mapping[str, Tensor], *, merged: TaskVector, names: Iterable[str]
+    ) -> dict[str, Any]:
+        """`tuned` on the rule's own grid of coefficients."""
+        return self.tuned(start, merged, scaling_coefs=SCALING_COEFS[rule], names=names)
 
     def tuned(
         self,

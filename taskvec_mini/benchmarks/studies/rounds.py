@@ -28,7 +28,6 @@ from taskvec_mini.benchmarks.heads import Head, centre_of
 from taskvec_mini.benchmarks.studies.base import (
     IMAGES,
     RECIPE,
-    SCALING_COEFS,
     Study,
     StudyRequest,
     Suite,
@@ -150,7 +149,7 @@ class Rounds(Study):
         return {
             "epochs": epochs,
             "history": [round_record(each) for each in history],
-            "tuned": suite.tuned(before, last, scaling_coefs=SCALING_COEFS[self.rule], names=suite.tasks),
+            "tuned": suite.tuned_under(self.rule, before, merged=last, names=suite.tasks),
         }
 
     def _post_hoc(self, suite: Suite, vectors: Sequence[TaskVector]) -> dict[str, Any]:
@@ -160,7 +159,7 @@ class Rounds(Study):
         """
         merged = merge_vectors(self.rule, vectors)
         start = state_of(suite.backbone.model)
-        tuned = suite.tuned(start, merged, scaling_coefs=SCALING_COEFS[self.rule], names=suite.tasks)
+        tuned = suite.tuned_under(self.rule, start, merged=merged, names=suite.tasks)
         model = copy.deepcopy(suite.backbone.model)
         write_parameters(model, merged.apply_to(start, tuned["scaling_coef"]))
         backbone = replace(suite.backbone, name=f"{suite.backbone.name}-merged", model=model)

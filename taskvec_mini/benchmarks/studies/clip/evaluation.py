@@ -105,7 +105,7 @@ class Evaluation:
                     continue
                 begin = self.clock()
                 merged = self._merged(rule, names, epoch)
-                found = suite.tuned(start, merged, scaling_coefs=SCALING_COEFS[rule], names=names)
+                found = suite.tuned_under(rule, start, merged=merged, names=names)
                 rows.append({"seed": 0, "epoch": epoch, "rule": rule, **found})
                 say(f"epoch {epoch}, {rule}: {mean(found['test'].values()):.3f}")
                 longest = max(longest, self.clock() - begin)
