@@ -23,6 +23,23 @@ def check_tuned(row, grids, names):
     check_shares(row["test"], names)
 
 
+# --- 06_minilm_tasks -------------------------------------------------------------------------------------
+
+
+def check_task_choice(results, settings, names):
+    """A row a task; the rate with the best mean; and the tasks that beat their probe by the margin at it."""
+    rows, rates = results["rows"], [f"{rate:g}" for rate in settings["rates"]]
+    assert [row["task"] for row in rows] == list(names)
+    for row in rows:
+        assert list(row["individual"]) == rates
+        assert all(0 <= score <= 1 for score in (row["start"], row["probe"], *row["individual"].values()))
+    means = {rate: sum(row["individual"][rate] for row in rows) for rate in rates}
+    best = f"{results['rate']:g}"
+    assert means[best] == max(means.values())
+    gains = {row["task"]: row["individual"][best] - row["probe"] for row in rows}
+    assert results["tasks"] == [name for name in names if gains[name] >= settings["margin"]]
+
+
 # --- 05_first_epoch --------------------------------------------------------------------------------------
 
 

@@ -369,7 +369,7 @@ def links_of(path: Path) -> Links:
 
 
 def test_every_link_inside_the_site_leads_somewhere(site: Path) -> None:
-    pages = {path.resolve(): links_of(path) for path in [*site.glob("book/*.html"), *site.glob("*.html")]}
+    pages = {path.resolve(): links_of(path) for path in [*site.glob("book/**/*.html"), *site.glob("*.html")]}
     broken = []
     for path, parser in pages.items():
         for link in parser.links:

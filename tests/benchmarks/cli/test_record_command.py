@@ -52,7 +52,11 @@ def test_list_says_which_file_is_damaged_and_goes_on(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"suite bundle: real images in small files, in {tmp_path}" in text
     assert re.search(r"^  mnist .* is truncated or corrupted", text, re.MULTILINE)
-    assert re.search(r"^  cars .* is missing; copy it there", text, re.MULTILINE)
+    assert re.search(
+        r"^  cars .* is missing; make it with `python -m taskvec_mini.benchmarks data --tasks cars ",
+        text,
+        re.MULTILINE,
+    )
     assert line_of(text, "inverted")
 
 

@@ -9,7 +9,7 @@ import study_checks
 from conftest import ROOT
 from small_studies import CORE
 from taskvec_mini import records
-from taskvec_mini.benchmarks.data import file_checksums
+from taskvec_mini.benchmarks.data import SUITES, file_checksums
 from taskvec_mini.benchmarks.data.suites import bundle_files
 from taskvec_mini.benchmarks.studies import STUDIES, base
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, some_subsets
@@ -24,9 +24,9 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
-    if path.stem.startswith("07_text"):
+    if path.stem.startswith("07_text") or path.stem == "06_minilm_tasks":
         files = {}
-        for name in base.TEXTS.tasks:
+        for name in SUITES["text"].tasks if path.stem == "06_minilm_tasks" else base.TEXTS.tasks:
             files |= file_checksums(name)
     else:
         files = {f"{name}.npz": bundle_files()[name].sha256 for name in CORE}
@@ -43,6 +43,9 @@ def test_a_record_is_consistent_in_itself(path):
         return
     if path.stem == "encoder_probes":
         study_checks.check_probes(results, settings, CORE)
+        return
+    if path.stem == "06_minilm_tasks":
+        study_checks.check_task_choice(results, settings, SUITES["text"].tasks)
         return
     assert seeds == (0, 1, 2)
     assert results["tasks"] == list(base.TEXTS.tasks if path.stem.startswith("07_text") else CORE)
