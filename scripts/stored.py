@@ -21,6 +21,7 @@ NEEDS = re.compile(r"\(([^()\s]+)\.ipynb\)")
 EXERCISE = re.compile(r"\*\*(Exercise \d+) \(([^)]+)\)\.\s+(.+?)\*\*")
 DRAWER = re.compile(r"<details>.*?</details>", re.DOTALL)
 MEDIA = {"image/svg+xml": "svg", "image/png": "png"}  # the better one first
+NARROW = "application/vnd.taskvec-mini.narrow+svg"  # the drawing for a phone (taskvec_mini/figures/shown.py)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Figure:
         media: "image/svg+xml" or "image/png".
         content: the bytes of the file.
         chart: whether it stands for a chart with sliders, at their first positions.
+        narrow: the bytes of its drawing for a phone, an SVG; empty where it has none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Figure:
     media: str
     content: bytes
     chart: bool
+    narrow: bytes = b""
 
     @property
     def address(self) -> str:
@@ -137,6 +140,7 @@ def figures(cell: Any) -> Iterator[Figure]:
             media=media,
             content=base64.b64decode(stored) if media == "image/png" else stored.encode(),
             chart=chart,
+            narrow="".join(data.get(NARROW, "")).encode(),
         )
 
 

@@ -272,14 +272,32 @@ def test_the_cheat_sheet_has_two_pages(paper: Path, browser: Any) -> None:
 
 def test_the_pictures_are_the_chapters_own() -> None:
     """`make pictures` draws them anew."""
-    name, content = pictures.two_skills(CHAPTERS)
-    assert [path.name for path in pictures.IMAGES.glob("two_skills.*")] == [name]
-    assert (pictures.IMAGES / name).read_bytes() == content
-    assert name in (ROOT / "README.md").read_text(encoding="utf-8")
-    drawn = (pictures.IMAGES / "chapter_map.svg").read_text(encoding="utf-8")
-    assert drawn == pictures.chapter_map(CHAPTERS)
-    arrows = sum(len(stored.needs(stored.read(path))) for path in CHAPTERS)
-    assert drawn.count("marker-end") == arrows >= len(CHAPTERS) - 1
+    files = pictures.two_skills(CHAPTERS)
+    assert {path.name for path in pictures.IMAGES.glob("two_skills*")} == set(files)
+    for name, content in files.items():
+        assert (pictures.IMAGES / name).read_bytes() == content
+    assert next(iter(files)) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "layout"), [("chapter_map.svg", pictures.DESK), ("chapter_map_narrow.svg", pictures.PHONE)]
+)
+def test_the_map_draws_each_chapter_behind_what_it_needs(file: str, layout: pictures.Layout) -> None:
+    drawn = (pictures.IMAGES / file).read_text(encoding="utf-8")
+    assert drawn == pictures.chapter_map(CHAPTERS, layout)
+    needed = pictures.needs(CHAPTERS)
+    assert drawn.count("marker-end") == sum(map(len, needed.values())) >= len(CHAPTERS) - 1
+    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)"', drawn)
+    corner = {path.stem: tuple(map(int, box)) for path, box in zip(CHAPTERS, boxes, strict=True)}
+    assert len(set(corner.values())) == len(CHAPTERS)
+    for path in CHAPTERS:
+        asked = stored.needs(stored.read(path))
+        assert set(needed[path.stem]) <= set(asked)
+        for each in asked:  # those that are not drawn, because another need has them already, as well
+            assert corner[each][layout.falls] < corner[path.stem][layout.falls]
+    words = re.findall(r">([^<>]+)</text>", drawn)
+    room = layout.width / (0.57 * layout.letters)  # letters of DejaVu Sans, on average
+    assert max(map(len, words)) <= room
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/index.md"])

@@ -1,7 +1,8 @@
 """Figures on a phone: the drawing with stacked panels where there is one, else a frame in which it scrolls.
 
 A cell's output carries both drawings (taskvec_mini/figures/shown.py). MyST-NB shows the wide one, in a file
-that it names after the sum of its bytes; the narrow one goes into a file beside it.
+that it names after the sum of its bytes; the narrow one goes into a file beside it. The pictures of other
+pages are files, and their narrow drawings too: images/a.svg has images/a_narrow.svg.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import nbformat
 
 NARROW = "application/vnd.taskvec-mini.narrow+svg"
-PICTURE = re.compile(r'<img [^>]*src="([^"]*_images/([0-9a-f]{64})\.(?:svg|png))"[^>]*/?>')
+PICTURE = re.compile(r'<img [^>]*src="([^"]*_images/([\w-]+)\.(?:svg|png))"[^>]*/?>')
 NARROWEST_SCREEN_FOR_THE_WIDE_ONE = 600  # pixels
 
 
@@ -31,11 +32,17 @@ def narrow_figures(notebook: Path) -> dict[str, str]:
     return found
 
 
+def narrow_files(page: Path) -> dict[str, str]:
+    """The narrow drawings beside the pictures of a page: name of the wide one -> SVG."""
+    files = page.parent.glob("images/*_narrow.svg")
+    return {path.stem.removesuffix("_narrow"): path.read_text(encoding="utf-8") for path in files}
+
+
 def _page(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
     source = Path(app.env.doc2path(pagename)) if pagename in app.env.found_docs else None
-    if source is None or source.suffix != ".ipynb":
+    if source is None or not context.get("body"):
         return
-    narrow = narrow_figures(source)
+    narrow = narrow_figures(source) if source.suffix == ".ipynb" else narrow_files(source)
     folder = Path(app.outdir) / "_images"
     folder.mkdir(exist_ok=True)
 

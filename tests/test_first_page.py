@@ -1,0 +1,97 @@
+"""The first page and the README: the scorecard, its verdicts, and pictures that a phone can show."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+
+from conftest import CHAPTERS, ROOT, extension
+from scripts import pictures
+
+LINES: list[dict[str, Any]] = tomllib.loads((ROOT / "book" / "scorecard.toml").read_text(encoding="utf-8"))[
+    "line"
+]
+INDEX = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# A verdict on the first page: the number of the claim, and what follows up to the next one.
+VERDICT = re.compile(r"^\*\*Claim (\w+)\.\*\* (.+?)(?=^\*\*Claim |^</details>)", re.MULTILINE | re.DOTALL)
+CHAPTER = re.compile(r"\]\((?:book/)?(\d\d)_\w+\.ipynb\)")
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line["number"])
+def test_a_line_of_the_scorecard_has_a_verdict_and_names_chapters_that_exist(line: dict[str, Any]) -> None:
+    assert line["verdict"] in ("holds", "holds where", "does not")
+    there = {int(path.name[:2]) for path in CHAPTERS}
+    assert line["chapters"]
+    assert set(line["chapters"]) <= there
+    assert len(line["claim"]) <= 90, "a line a claim"
+    assert len(line["said"]) <= 150, "a line a claim"
+    assert not line["said"].endswith(".")
+    assert line["said"][0].isupper() == (line["verdict"] != "holds where")
+
+
+def test_the_scorecard_and_the_verdicts_speak_of_the_same_claims_and_chapters() -> None:
+    """The long verdicts are written by hand, so they are an independent list."""
+    verdicts = dict(VERDICT.findall(INDEX))
+    assert list(verdicts) == [line["number"] for line in LINES]
+    for line in LINES:
+        where = verdicts[line["number"]].split("\n: ")[1].partition(".* ")[0]
+        assert {int(number) for number in CHAPTER.findall(where)} == set(line["chapters"]), line["number"]
+
+
+@pytest.mark.parametrize(("page", "folder"), [(README, "book/"), (INDEX, "")], ids=["README", "index"])
+def test_both_pages_show_the_scorecard_in_its_present_form(page: str, folder: str) -> None:
+    (found,) = pictures.SCORECARD.findall(page)
+    rows = [row for row in found[1].splitlines() if row.startswith("| ") and not row.startswith("| No.")]
+    assert len(rows) == len(LINES)
+    for row, line in zip(rows, LINES, strict=True):
+        assert line["claim"] in row
+        assert line["said"] in row
+        assert f"**{line['verdict'].capitalize()}" in row
+        assert [int(number) for number in CHAPTER.findall(row)] == line["chapters"]
+        for target in re.findall(r"\]\(([^)]+)\)", row):
+            assert target.startswith(folder)
+            assert (ROOT / "book" / target.removeprefix(folder)).is_file()
+
+
+def test_a_chapter_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "book").mkdir()
+    line = {"number": '"4a"', "claim": '"c"', "verdict": '"holds"', "said": '"S"', "chapters": "[1, 77]"}
+    monkeypatch.setattr(pictures, "ROOT", tmp_path)
+
+    def write(**changed: str) -> None:
+        text = "[[line]]\n" + "\n".join(f"{key} = {value}" for key, value in (line | changed).items())
+        (tmp_path / "book" / "scorecard.toml").write_text(text, encoding="utf-8")
+
+    write()
+    with pytest.raises(ValueError, match="claim 4a: there is no chapter 77"):
+        pictures.scorecard(CHAPTERS, folder="")
+    write(chapters="[1]", verdict='"perhaps"')
+    with pytest.raises(ValueError, match="claim 4a: verdict 'perhaps' is none of"):
+        pictures.scorecard(CHAPTERS, folder="")
+
+
+def test_the_first_page_opens_with_the_picture_the_question_and_the_scorecard() -> None:
+    for text in (README, INDEX):
+        places = [text.index(each) for each in ("two_skills.svg", "**Why does that work", "<!-- scorecard")]
+        assert places == sorted(places)
+    assert (
+        INDEX.index("<!-- /scorecard") < INDEX.index("## What the two papers claim") < INDEX.index("<details")
+    )
+
+
+def test_every_picture_of_a_page_has_a_drawing_for_a_phone_with_letters_that_can_be_read() -> None:
+    narrow = extension("phone_figures").narrow_files(ROOT / "book" / "index.md")
+    shown = re.findall(r"^```\{figure\} images/(\w+)\.svg$", INDEX, re.MULTILINE)
+    assert len(shown) >= 3
+    for name in shown:
+        drawn = narrow[name]
+        box = re.search(r'viewBox="0 0 ([\d.]+) ', drawn)
+        assert box is not None
+        scale = 358 / float(box.group(1))  # a screen of 390 pixels less its margins
+        points = [100 * float(each) for each in re.findall(r"scale\(([\d.]+) -", drawn)]
+        pixels = [float(each) for each in re.findall(r'font-size="([\d.]+)"', drawn)]
+        assert min(points + pixels) * scale >= 11 - 0.1 * ("tspan" in drawn), name  # an index may be smaller
