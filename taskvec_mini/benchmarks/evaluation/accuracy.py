@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -190,7 +191,11 @@ def tune(
 
 
 def climb(
-    score: Callable[[float], float], values: Sequence[float], *, first: float
+    score: Callable[[float], float],
+    values: Sequence[float],
+    *,
+    first: float,
+    known: Mapping[float, float] = MappingProxyType({}),
 ) -> tuple[float, dict[float, float]]:
     """Uphill along an ordered row of values, from one of them until both neighbours score no better.
 
@@ -200,9 +205,10 @@ def climb(
         score: of a value; the higher the better, and never asked twice for one.
         values: in rising order.
         first: the value where the climb begins.
+        known: scores of some values, which are not asked for; the best of them can win.
 
     Returns:
-        The best of the values tried, and all their scores.
+        The best of the values tried and known, and all their scores. Of equals, the top of the climb.
 
     Raises:
         UserError: if `first` is none of the values.
@@ -215,13 +221,13 @@ def climb(
     if first not in values:
         raise UserError(f"first must be one of the values {list(values)}, got {first}")
     place = values.index(first)
-    tried: dict[float, float] = {}
+    tried = dict(known)
     while True:
         near = values[max(place - 1, 0) : place + 2]
         tried |= {value: score(value) for value in near if value not in tried}
         best = max(near, key=lambda value: (tried[value], value == values[place]))
         if best == values[place]:
-            return best, tried
+            return max(tried, key=lambda value: (tried[value], value == best)), tried
         place = values.index(best)
 
 

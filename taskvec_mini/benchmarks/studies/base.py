@@ -231,6 +231,7 @@ class Suite:
         scaling_coefs: Sequence[float],
         names: Iterable[str],
         first: float | None = None,
+        known: Mapping[float, float] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """start + λ merged, for the λ with the best mean accuracy in validation, judged on test examples.
 
@@ -241,6 +242,7 @@ class Suite:
             names: the tasks that count.
             first: one of them, from which the search climbs until both neighbours are no better; by default
                 all are tried, and the first of the best counts.
+            known: mean accuracies in validation that such a search need not measure, by coefficient.
         """
         chosen = {name: self.tasks[name] for name in names}
 
@@ -261,7 +263,7 @@ class Suite:
             tried = dict(zip(scaling_coefs, validated(scaling_coefs), strict=True))
             best = max(tried, key=tried.__getitem__)
         else:
-            best, tried = climb(lambda coef: validated([coef])[0], scaling_coefs, first=first)
+            best, tried = climb(lambda coef: validated([coef])[0], scaling_coefs, first=first, known=known)
         return {
             "scaling_coef": best,
             "val_mean": round(tried[best], 5),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from taskvec_mini.benchmarks.data import SUITES
+from taskvec_mini.benchmarks.encoders.minilm import first_layers, redrawn_layers
 from taskvec_mini.benchmarks.studies.ablations import Probes, Search
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
@@ -12,10 +14,25 @@ from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
 from taskvec_mini.benchmarks.studies.exchange import TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
+from taskvec_mini.benchmarks.studies.good_start import PARTS, GoodStart
+from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
-from taskvec_mini.benchmarks.studies.task_choice import TaskChoice
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_SUITE, TEXT_TASKS, TaskChoice
+from taskvec_mini.benchmarks.studies.weaker_starts import WeakerStarts
 
+MINILM = GoodStart(
+    "texts from a well-pretrained start: merges, specialists and probes, by rule and age (chapter 6)",
+    tasks=replace(TEXT_SUITE, tasks=TEXT_TASKS),
+)
+ONE_PASS = replace(MINILM, ages=(PARTS,), rules=("mean", "iso_c"), jointly=False)
+WEAKER: dict[str, GoodStart] = {  # by what is left of the pretraining
+    "3 of 6 layers": replace(ONE_PASS, change=partial(first_layers, layers=3)),
+    "1 of 6 layers": replace(ONE_PASS, change=partial(first_layers, layers=1)),
+    "last 2 layers redrawn": replace(ONE_PASS, change=partial(redrawn_layers, layers=2)),
+    "last 4 layers redrawn": replace(ONE_PASS, change=partial(redrawn_layers, layers=4)),
+    "nothing pretrained": replace(ONE_PASS, backbone="random-minilm"),
+}
 STUDIES: dict[str, Study] = {
     "05_first_epoch": FirstEpoch(
         "the first epoch of eight tasks under GD, SGD and AdamW (chapter 5)", recipes=RECIPES
@@ -43,6 +60,21 @@ STUDIES: dict[str, Study] = {
     "06_search": Search(),
     "06_minilm_tasks": TaskChoice(
         "ten tasks on texts for a well-pretrained encoder, each by itself: what it has to learn (chapter 6)"
+    ),
+    "06_minilm": MINILM,
+    "06_minilm_pairs": Pairs(
+        "each pair of its tasks merged by itself after one epoch (chapter 6)", specialists=MINILM
+    ),
+    "06_minilm_forgotten": Forgotten(
+        "which training examples its merges forget, by when the specialists learnt them (chapter 6)",
+        specialists=MINILM,
+    ),
+    "06_weaker_starts": WeakerStarts(
+        "the same after one epoch, from encoders of which less is pretrained (chapter 6)", starts=WEAKER
+    ),
+    "05_minilm_paths": Paths(
+        "norms and directions from age to age on texts, from a well-pretrained start (chapter 5)",
+        specialists=MINILM,
     ),
     "07_rounds": Rounds(
         "a budget of epochs split into rounds of tuning and averaging, beside joint training (chapter 7)",

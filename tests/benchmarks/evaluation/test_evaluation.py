@@ -119,6 +119,18 @@ def test_a_climb_stays_where_no_neighbour_is_better():
         climb(lambda _: 1.0, [0.5, 1.0], first=3.0)
 
 
+@pytest.mark.parametrize(("at_zero", "expected"), [(0.2, 5), (0.6, 0)])
+def test_a_known_score_is_not_asked_for_and_wins_over_a_lower_top(at_zero, expected):
+    asked = []
+    scores = {3: 0.1, 4: 0.2, 5: 0.5, 6: 0.4, 7: 0.4}
+    best, tried = climb(
+        lambda value: asked.append(value) or scores[value], range(10), first=4, known={0: at_zero}
+    )
+    assert best == expected
+    assert tried[0] == at_zero
+    assert 0 not in asked
+
+
 def test_only_the_first_images_count_where_there_is_a_limit(run, tasks):
     backbone = moved(run.state())
     for limit in (1, 7, 1000):

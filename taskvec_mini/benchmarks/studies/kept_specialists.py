@@ -1,0 +1,242 @@
+"""What else the specialists of `GoodStart` tell: their pairs and paths, and what a merge of them forgets.
+
+Their checkpoints and merges are read again where they are finished; only what is new is computed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskvec_mini import trajectories
+from taskvec_mini.benchmarks.encoders import Parameters, embed, holding, state_of
+from taskvec_mini.benchmarks.heads import centre_of
+from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, rounded, say
+from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, GoodStart, untuned_merge
+from taskvec_mini.benchmarks.training import Run, full_batch_gradient
+
+TOGETHER = 50  # inputs in a pass with gradients: few, for a transformer keeps much for each
+
+
+@dataclass(eq=False)
+class Pairs(Study):
+    """Every pair of tasks merged by itself, at one age.
+
+    Attributes:
+        description: what it measures.
+        specialists: the study whose specialists they are.
+        rule: one of `CANDIDATES`.
+    """
+
+    description: str
+    specialists: GoodStart
+    rule: str = "mean"
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """All seeds, one after the other."""
+        whole = self.specialists
+        backbone, age = whole.start(request), whole.recipe.parts
+        rows = []
+        for seed in self.seeds:
+            suite, runs = whole.specialists(backbone, request, seed=seed)
+            self.data = suite.data
+            self.settings = {**whole.about(suite), "rule": self.rule, "epoch": 1.0}
+            for names in itertools.combinations(runs, 2):
+                found = whole.merged(suite, {name: runs[name] for name in names}, age=age, rule=self.rule)
+                rows.append({"seed": seed, "pair": list(names), **found})
+                say(f"seed {seed}, {'+'.join(names)}: {mean(found['test'].values()):.3f}")
+        return {"seeds": list(self.seeds), "tasks": list(suite.tasks), "epoch": 1.0, "rows": rows}
+
+
+@dataclass(eq=False)
+class Paths(Study):
+    """How far specialists move from age to age, and whereto: beside their end, and downhill at the start.
+
+    Attributes:
+        description: what it measures.
+        specialists: the study whose specialists they are.
+    """
+
+    description: str
+    specialists: GoodStart
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """All seeds, one after the other."""
+        whole = self.specialists
+        backbone = whole.start(request)
+        rows = []
+        for seed in self.seeds:
+            suite, runs = whole.specialists(backbone, request, seed=seed)
+            about = whole.about(suite)
+            self.data, self.settings = suite.data, about
+            for name, run in runs.items():
+                found = suite.kept(f"path_{name}", partial(self._path, suite, run, name), about=about)
+                rows.append({"seed": seed, "task": name, **found})
+                say(f"seed {seed}, {name}: {found}")
+        return {
+            "seeds": list(self.seeds),
+            "tasks": list(suite.tasks),
+            "epochs": [age / whole.recipe.parts for age in whole.ages],
+            "rows": rows,
+            "parameters": sum(part.numel() for part in state_of(backbone.model).values()),
+        }
+
+    def _path(self, suite: Suite, run: Run, name: str) -> dict[str, Any]:
+        """Norms and cosines of one specialist; the first pass is the vector after `parts` parts."""
+        whole = self.specialists
+        vectors = [run.task_vector(age).flat.float() for age in whole.ages]
+        steps = [after - before for before, after in pairwise([torch.zeros_like(vectors[0]), *vectors])]
+        first, final = vectors[list(whole.ages).index(whole.recipe.parts)], vectors[-1]
+        downhill = -full_batch_gradient(
+            suite.backbone, suite.heads[name], suite.tasks[name], batch_size=TOGETHER
+        ).to(final.dtype)
+        compared = {"first": first, "final": final}
+        return {
+            "task_vector_norms": rounded(trajectories.norms(vectors)),
+            "displacement_norms": rounded(trajectories.norms(steps)),
+            "cosine_vector_final": rounded(trajectories.cosines_with(vectors, final)),
+            "cosine_displacement_first": rounded(trajectories.cosines_with(steps, first)),
+            "cosine_downhill": {
+                to: rounded(trajectories.cosines_with([downhill], vector))[0]
+                for to, vector in compared.items()
+            },
+            "cosine_sign_downhill": {
+                to: rounded(trajectories.cosines_with([downhill.sign()], vector))[0]
+                for to, vector in compared.items()
+            },
+            "gradient_norm": rounded(trajectories.norms([downhill]))[0],
+        }
+
+
+@dataclass(eq=False)
+class Forgotten(Study):
+    """Which training examples a merge forgets: those that its specialists had early, or those they had late.
+
+    An example is learnt at the first age from which on its specialist has it right at every later age; the
+    start is age 0. Examples that the last age has wrong are "never" learnt. Horoi et al. (2025,
+    arXiv:2506.14126) explain by such groups why merges of experts that trained long are worse.
+
+    Attributes:
+        description: what it measures.
+        specialists: the study whose specialists they are.
+        rules: whose merges are looked at, at one pass and at the end, with their tuned coefficients.
+        examples: of training, a task, at most.
+    """
+
+    description: str
+    specialists: GoodStart
+    rules: Sequence[str] = ("mean", "iso_c")
+    examples: int = 600
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """All seeds, one after the other."""
+        whole = self.specialists
+        backbone = whole.start(request)
+        rows = []
+        for seed in self.seeds:
+            suite, runs = whole.specialists(backbone, request, seed=seed)
+            self.data = suite.data
+            self.settings = {**whole.about(suite), "rules": list(self.rules), "examples": self.examples}
+            judged = (whole.recipe.parts, whole.ages[-1])
+            models = {
+                f"{rule}, {whole.epoch(age)}": merged_model(
+                    suite, runs, age=age, rule=rule, scaling_coef=found["scaling_coef"]
+                )
+                for age, rule, found in whole.merges(suite, runs)
+                if age in judged and rule in self.rules
+            }
+            for name, run in runs.items():
+                answers: dict[str, Answers] = {}
+                history = []
+                for age in (0, *whole.ages):
+                    found = self._answers(suite, name, run.state(age) if age else None)
+                    history.append(found.right)
+                    if age == 0 or age in judged:
+                        answers[f"individual, {whole.epoch(age)}" if age else "start"] = found
+                for which, state in models.items():
+                    answers[which] = self._answers(suite, name, state)
+                learnt = learnt_at(torch.stack(history))
+                for place in sorted(set(learnt.tolist())):
+                    chosen = learnt == place
+                    rows.append(
+                        {
+                            "seed": seed,
+                            "task": name,
+                            "learnt": "never"
+                            if place > len(whole.ages)
+                            else whole.epoch((0, *whole.ages)[place]),
+                            "examples": int(chosen.sum()),
+                            "right": {
+                                which: int(found.right[chosen].sum()) for which, found in answers.items()
+                            },
+                            "loss": {
+                                which: round(float(found.loss[chosen].mean()), 4)
+                                for which, found in answers.items()
+                            },
+                        }
+                    )
+                say(f"seed {seed}, {name}: {learnt.bincount().tolist()} examples by age")
+        return {
+            "seeds": list(self.seeds),
+            "tasks": list(suite.tasks),
+            "epochs": [age / whole.recipe.parts for age in whole.ages],
+            "rows": rows,
+        }
+
+    def _answers(self, suite: Suite, name: str, parameters: Parameters | None) -> Answers:
+        """What a model answers to the first training examples of a task, by its frozen head."""
+        head, task = suite.heads[name], suite.tasks[name]
+        inputs, labels = task.part("train")
+        with holding(suite.backbone.model, parameters):
+            embeddings = embed(suite.backbone, inputs[: self.examples])
+        if suite.recentre:
+            embeddings = embeddings + (centre_of(head) - embeddings[: suite.recentre].mean(0))
+        logits, labels = head(embeddings), labels[: self.examples]
+        return Answers(
+            right=logits.argmax(1) == labels, loss=F.cross_entropy(logits, labels, reduction="none").detach()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model answers to N examples.
+
+    Attributes:
+        right: whether rightly (N,).
+        loss: cross-entropy (N,).
+    """
+
+    right: Tensor
+    loss: Tensor
+
+
+def learnt_at(right: Tensor) -> Tensor:
+    """The first of A ages (N,) from which on an example is right at every later one; A if the last is wrong.
+
+    Args:
+        right: by age and example (A, N).
+
+    Example:
+        >>> right = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0]]).bool()
+        >>> learnt_at(right)
+        tensor([0, 1, 2, 3])
+    """
+    return (right.flip(0).int().cummin(0).values == 0).sum(0)
+
+
+def merged_model(
+    suite: Suite, runs: Mapping[str, Run], *, age: int, rule: str, scaling_coef: float
+) -> Mapping[str, Tensor]:
+    """The parameters of a merge whose coefficient is known."""
+    vectors = {name: run.task_vector(age) for name, run in runs.items()}
+    start, merged = untuned_merge(suite, vectors, candidate=CANDIDATES[rule])
+    return merged.apply_to(start, scaling_coef)
