@@ -6,9 +6,9 @@ Their checkpoints and merges are read again where they are finished; only what i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from statistics import mean
 from typing import Any
@@ -146,51 +146,69 @@ class Forgotten(Study):
             suite, runs = whole.specialists(backbone, request, seed=seed)
             self.data = suite.data
             self.settings = {**whole.about(suite), "rules": list(self.rules), "examples": self.examples}
-            judged = (whole.recipe.parts, whole.ages[-1])
-            models = {
-                f"{rule}, {whole.epoch(age)}": merged_model(
-                    suite, runs, age=age, rule=rule, scaling_coef=found["scaling_coef"]
-                )
+            merges = {
+                f"{rule}, {whole.epoch(age)}": {
+                    "age": age,
+                    "rule": rule,
+                    "scaling_coef": found["scaling_coef"],
+                }
                 for age, rule, found in whole.merges(suite, runs)
-                if age in judged and rule in self.rules
+                if age in (whole.recipe.parts, whole.ages[-1]) and rule in self.rules
             }
-            for name, run in runs.items():
-                answers: dict[str, Answers] = {}
-                history = []
-                for age in (0, *whole.ages):
-                    found = self._answers(suite, name, run.state(age) if age else None)
-                    history.append(found.right)
-                    if age == 0 or age in judged:
-                        answers[f"individual, {whole.epoch(age)}" if age else "start"] = found
-                for which, state in models.items():
-                    answers[which] = self._answers(suite, name, state)
-                learnt = learnt_at(torch.stack(history))
-                for place in sorted(set(learnt.tolist())):
-                    chosen = learnt == place
-                    rows.append(
-                        {
-                            "seed": seed,
-                            "task": name,
-                            "learnt": "never"
-                            if place > len(whole.ages)
-                            else whole.epoch((0, *whole.ages)[place]),
-                            "examples": int(chosen.sum()),
-                            "right": {
-                                which: int(found.right[chosen].sum()) for which, found in answers.items()
-                            },
-                            "loss": {
-                                which: round(float(found.loss[chosen].mean()), 4)
-                                for which, found in answers.items()
-                            },
-                        }
-                    )
-                say(f"seed {seed}, {name}: {learnt.bincount().tolist()} examples by age")
+            model = cache(partial(merged_model, suite, runs))  # made once, and not at all if all is kept
+            for name in runs:
+                models = {which: partial(model, **merge) for which, merge in merges.items()}
+                groups = suite.kept(
+                    f"forgotten_{name}",
+                    partial(self._groups, suite, runs[name], name, models=models),
+                    about={**self.settings, "merges": merges},
+                )
+                rows += [{"seed": seed, "task": name, **group} for group in groups]
+                say(f"seed {seed}, {name}: {[(group['learnt'], group['examples']) for group in groups]}")
         return {
             "seeds": list(self.seeds),
             "tasks": list(suite.tasks),
             "epochs": [age / whole.recipe.parts for age in whole.ages],
             "rows": rows,
         }
+
+    def _groups(
+        self, suite: Suite, run: Run, name: str, *, models: Mapping[str, Callable[[], Parameters]]
+    ) -> list[dict[str, Any]]:
+        """How many examples of one task each group has, how many of them each model has right, and its loss.
+
+        Args:
+            suite: the tasks of one seed.
+            run: of the specialist.
+            name: of the task.
+            models: give the parameters of merges, by name.
+        """
+        whole = self.specialists
+        ages = (0, *whole.ages)
+        answers: dict[str, Answers] = {}
+        history = []
+        for age in ages:
+            found = self._answers(suite, name, run.state(age) if age else None)
+            history.append(found.right)
+            if age in (0, whole.recipe.parts, whole.ages[-1]):
+                answers[f"individual, {whole.epoch(age)}" if age else "start"] = found
+        for which, parameters in models.items():
+            answers[which] = self._answers(suite, name, parameters())
+        learnt = learnt_at(torch.stack(history))
+        groups = []
+        for place in sorted(set(learnt.tolist())):
+            chosen = learnt == place
+            groups.append(
+                {
+                    "learnt": whole.epoch(ages[place]) if place < len(ages) else "never",
+                    "examples": int(chosen.sum()),
+                    "right": {which: int(found.right[chosen].sum()) for which, found in answers.items()},
+                    "loss": {
+                        which: round(float(found.loss[chosen].mean()), 4) for which, found in answers.items()
+                    },
+                }
+            )
+        return groups
 
     def _answers(self, suite: Suite, name: str, parameters: Parameters | None) -> Answers:
         """What a model answers to the first training examples of a task, by its frozen head."""
@@ -235,7 +253,7 @@ def learnt_at(right: Tensor) -> Tensor:
 
 def merged_model(
     suite: Suite, runs: Mapping[str, Run], *, age: int, rule: str, scaling_coef: float
-) -> Mapping[str, Tensor]:
+) -> dict[str, Tensor]:
     """The parameters of a merge whose coefficient is known."""
     vectors = {name: run.task_vector(age) for name, run in runs.items()}
     start, merged = untuned_merge(suite, vectors, candidate=CANDIDATES[rule])
