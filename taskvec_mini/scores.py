@@ -56,6 +56,41 @@ def normalised_accuracy(merged: Mapping[str, float], individual: Mapping[str, fl
     return sum(merged[name] / individual[name] for name in merged) / len(merged)
 
 
+def share_kept(
+    merged: Mapping[str, float], *, start: Mapping[str, float], individual: Mapping[str, float]
+) -> float:
+    """How much of what the specialists gained over the start a merge keeps: mean gain over mean gain.
+
+    1 means no loss, 0 that the merge is no better than the start. Unlike `normalised_accuracy` it gives no
+    credit for what the start could do already.
+
+    Args:
+        merged: accuracies of the merge, by task.
+        start: of the pretrained model.
+        individual: of the finetuned models, each on its own task.
+
+    Raises:
+        ValueError: if the tasks differ, there are none, or the specialists gained nothing on the mean.
+
+    Example:
+        >>> start, individual = {"digits": 0.5, "rotated": 0.3}, {"digits": 0.9, "rotated": 0.9}
+        >>> share_kept({"digits": 0.8, "rotated": 0.5}, start=start, individual=individual)
+        0.5
+    """
+    if not merged or not merged.keys() == start.keys() == individual.keys():
+        raise UserError(
+            f"tasks differ: merged has {sorted(merged)}, start has {sorted(start)}, individual has "
+            f"{sorted(individual)}; give an accuracy of every task in all three"
+        )
+    gain = sum(individual[name] - start[name] for name in merged)
+    if gain <= 0:
+        raise UserError(
+            f"the specialists gained {gain / len(merged):.3f} on the mean, so there is nothing to keep; "
+            "give the accuracies of models that learnt something"
+        )
+    return sum(merged[name] - start[name] for name in merged) / gain
+
+
 def table(
     rows: Sequence[Mapping[str, object]] | Mapping[Any, Mapping[str, object]],
     *,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from taskvec_mini.networks import MLP, flatten
-from taskvec_mini.scores import accuracy, normalised_accuracy, table
+from taskvec_mini.scores import accuracy, normalised_accuracy, share_kept, table
 from taskvec_mini.tasks import OUTPUTS, Task, digit_tasks
 
 SUITE = digit_tasks()
@@ -100,6 +100,35 @@ def test_both_sides_need_the_same_tasks(merged, individual):
 def test_an_individual_accuracy_must_be_above_zero(zero):
     with pytest.raises(ValueError, match="the individual accuracy of 'b' must be"):
         normalised_accuracy({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": zero})
+
+
+# --- share kept ------------------------------------------------------------------------------------------
+
+
+def test_the_share_kept_is_one_for_the_specialists_and_zero_for_the_start():
+    start, individual = {"a": 0.2, "b": 0.6}, {"b": 0.7, "a": 0.9}
+    parts = {"start": start, "individual": individual}
+    assert share_kept(individual, **parts) == 1
+    assert share_kept(start, **parts) == 0
+    assert share_kept({"a": 0.6, "b": 0.4}, **parts) == pytest.approx((0.4 - 0.2) / (0.7 + 0.1))
+    assert share_kept({"b": 0.5, "a": 0.1}, **parts) < 0
+
+
+@pytest.mark.parametrize("missing", ["merged", "start", "individual"])
+def test_all_three_need_the_same_tasks(missing):
+    sides = {name: {"a": 0.1, "b": 0.2} for name in ("merged", "start", "individual")}
+    sides[missing] = {"a": 0.1}
+    with pytest.raises(ValueError, match=r"tasks differ: merged has .*, start has .*, individual has"):
+        share_kept(sides.pop("merged"), **sides)
+    with pytest.raises(ValueError, match="tasks differ"):
+        share_kept({}, start={}, individual={})
+
+
+def test_specialists_that_gained_nothing_leave_nothing_to_keep():
+    start = {"a": 0.2, "b": 0.6}
+    for individual in (start, {"a": 0.4, "b": 0.3}):
+        with pytest.raises(ValueError, match="gained -?0.0.. on the mean, so there is nothing to keep"):
+            share_kept(start, start=start, individual=individual)
 
 
 # --- tables ----------------------------------------------------------------------------------------------
