@@ -40,6 +40,72 @@ def check_task_choice(results, settings, names):
     assert results["tasks"] == [name for name in names if gains[name] >= settings["margin"]]
 
 
+# --- 06_minilm, and what else its specialists tell ---------------------------------------------------------
+
+
+def check_good_start(results, settings, seeds):
+    """Every reference and every merge of every seed."""
+    names, epochs, keys = results["tasks"], [f"{e:g}" for e in results["epochs"]], [str(s) for s in seeds]
+    assert list(results["start"]) == list(results["probe"]) == list(results["individual"]) == keys
+    for key in keys:
+        check_shares(results["start"][key], names)
+        check_shares(results["probe"][key], names)
+        for reference in ("individual", "joint"):
+            assert list(results[reference][key]) == epochs
+            for scores in results[reference][key].values():
+                check_shares(scores, names)
+    parts = settings["recipe"]["parts"]
+    assert settings["recipe"]["epochs"] == parts * results["epochs"][-1]
+    merges = [(m["seed"], m["epoch"], m["rule"]) for m in results["merged"]]
+    candidates = settings["candidates"]
+    assert merges == [
+        (seed, epoch, rule)
+        for seed in seeds
+        for epoch in results["epochs"]
+        for rule in results["rules"]
+        if candidates[rule]["every_age"] or epoch in (1, results["epochs"][-1])
+    ]
+    for merge in results["merged"]:
+        assert merge["scaling_coef"] in settings["scaling_coefs"]
+        assert 0 <= merge["val_mean"] <= 1
+        check_shares(merge["test"], names)
+
+
+def check_pairs(results, seeds):
+    pairs = [list(pair) for pair in itertools.combinations(results["tasks"], 2)]
+    assert [(row["seed"], row["pair"]) for row in results["rows"]] == list(itertools.product(seeds, pairs))
+    for row in results["rows"]:
+        check_shares(row["test"], row["pair"])
+
+
+def check_paths_between_ages(results, seeds):
+    """Triangles close: steps add up to vectors, and cosines fit norms."""
+    rows, count = results["rows"], len(results["epochs"])
+    assert [(r["seed"], r["task"]) for r in rows] == list(itertools.product(seeds, results["tasks"]))
+    for row in rows:
+        norms, steps = row["task_vector_norms"], row["displacement_norms"]
+        assert len(norms) == len(steps) == len(row["cosine_vector_final"]) == count
+        assert steps[0] == pytest.approx(norms[0], rel=1e-4)
+        assert row["cosine_vector_final"][-1] == pytest.approx(1, abs=1e-5)
+        last = norms[-1] ** 2 + norms[-2] ** 2 - 2 * norms[-1] * norms[-2] * row["cosine_vector_final"][-2]
+        assert steps[-1] == pytest.approx(math.sqrt(last), rel=1e-3)
+        assert all(-1 <= c <= 1 for by in ("downhill", "sign_downhill") for c in row[f"cosine_{by}"].values())
+
+
+def check_forgotten(results, settings, seeds):
+    """Every example is in one group; the specialist of the end has all of its groups right but the last."""
+    rows, end = results["rows"], f"{results['epochs'][-1]:g}"
+    for seed, name in itertools.product(seeds, results["tasks"]):
+        groups = [row for row in rows if (row["seed"], row["task"]) == (seed, name)]
+        assert 0 < sum(row["examples"] for row in groups) <= settings["examples"]
+        for row in groups:
+            right = row["right"]
+            assert right[f"individual, {end}"] == (0 if row["learnt"] == "never" else row["examples"])
+            assert row["learnt"] != "0" or right["start"] == row["examples"]
+            assert all(0 <= count <= row["examples"] for count in right.values())
+            assert {f"{rule}, {age}" for rule in settings["rules"] for age in ("1", end)} <= set(right)
+
+
 # --- 05_first_epoch --------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import study_checks
 from taskvec_mini import merging, records
 from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
@@ -55,9 +56,15 @@ def run_of(study):
     return results
 
 
+def test_the_whole_is_consistent_in_itself(finetuned):
+    study_checks.check_good_start(finetuned[0], WHOLE.settings, (0,))
+
+
 def test_pairs_are_merged_and_tuned_by_themselves(finetuned):
     _, suite, runs = finetuned
-    rows = run_of(Pairs("small", specialists=WHOLE))["rows"]
+    results = run_of(Pairs("small", specialists=WHOLE))
+    study_checks.check_pairs(results, seeds=(0,))
+    rows = results["rows"]
     assert [row["pair"] for row in rows] == [list(pair) for pair in itertools.combinations(TASKS, 2)]
     for row in rows:
         merged = merging.mean([runs[name].task_vector(2) for name in row["pair"]])
@@ -67,7 +74,9 @@ def test_pairs_are_merged_and_tuned_by_themselves(finetuned):
 
 def test_a_path_is_measured_from_age_to_age(finetuned):
     _, suite, runs = finetuned
-    rows = run_of(Paths("small", specialists=WHOLE))["rows"]
+    results = run_of(Paths("small", specialists=WHOLE))
+    study_checks.check_paths_between_ages(results, seeds=(0,))
+    rows = results["rows"]
     assert [row["task"] for row in rows] == list(TASKS)
     row = rows[1]
     states = {
@@ -117,7 +126,10 @@ def test_examples_are_sorted_by_when_they_are_learnt_for_good():
 def test_what_a_merge_forgets_adds_up_to_its_accuracy_in_training(recentre):
     chosen = dataclasses.replace(SUITE, recentre=recentre)
     whole = dataclasses.replace(WHOLE, tasks=chosen)
-    rows = run_of(Forgotten("small", specialists=whole, rules=("mean",), examples=80))["rows"]
+    study = Forgotten("small", specialists=whole, rules=("mean",), examples=80)
+    results = run_of(study)
+    study_checks.check_forgotten(results, study.settings, (0,))
+    rows = results["rows"]
     assert {row["learnt"] for row in rows} <= {"0", "0.5", "1", "2", "never"}
     suite, runs = whole.specialists(whole.start(StudyRequest()), StudyRequest(), seed=0)
     merges = {age: found for age, rule, found in whole.merges(suite, runs) if rule == "mean"}

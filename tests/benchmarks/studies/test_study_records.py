@@ -13,6 +13,7 @@ from taskvec_mini.benchmarks.data import SUITES, file_checksums
 from taskvec_mini.benchmarks.data.suites import bundle_files
 from taskvec_mini.benchmarks.studies import STUDIES, base
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, some_subsets
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_TASKS
 
 FOLDER = ROOT / "book" / "recorded"
 RECORDED = sorted([*FOLDER.glob("0[567]_*.json"), *FOLDER.glob("encoder_probes.json")])
@@ -24,14 +25,20 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
-    if path.stem.startswith("07_text") or path.stem == "06_minilm_tasks":
+    if "text" in path.stem or "minilm" in path.stem:
         files = {}
-        for name in SUITES["text"].tasks if path.stem == "06_minilm_tasks" else base.TEXTS.tasks:
+        for name in texts_of(path.stem):
             files |= file_checksums(name)
     else:
         files = {f"{name}.npz": bundle_files()[name].sha256 for name in CORE}
     assert record["data"] == files
     assert record["seconds"] > 1
+
+
+def texts_of(study):
+    """The tasks of a study of texts."""
+    chosen = {"06_minilm_tasks": SUITES["text"].tasks, "07_text": base.TEXTS.tasks}
+    return chosen.get(study, base.TEXTS.tasks if study == "07_text_rounds" else TEXT_TASKS)
 
 
 @each_record
@@ -48,6 +55,15 @@ def test_a_record_is_consistent_in_itself(path):
         study_checks.check_task_choice(results, settings, SUITES["text"].tasks)
         return
     assert seeds == (0, 1, 2)
+    if "minilm" in path.stem:
+        assert results["tasks"] == list(TEXT_TASKS)
+        {
+            "06_minilm": partial(study_checks.check_good_start, settings=settings),
+            "06_minilm_pairs": study_checks.check_pairs,
+            "06_minilm_forgotten": partial(study_checks.check_forgotten, settings=settings),
+            "05_minilm_paths": study_checks.check_paths_between_ages,
+        }[path.stem](results, seeds=seeds)
+        return
     assert results["tasks"] == list(base.TEXTS.tasks if path.stem.startswith("07_text") else CORE)
     check = {
         "05_first_epoch": study_checks.check_first_epoch,
