@@ -1,4 +1,4 @@
-"""The first page and the README: the scorecard, its verdicts, and pictures that a phone can show."""
+"""The pages beside the chapters: scorecard and pictures of the first one, commands, studies, symbols."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from conftest import CHAPTERS, ROOT, extension
 from scripts import pictures
+from taskvec_mini.benchmarks.studies import STUDIES
 
 LINES: list[dict[str, Any]] = tomllib.loads((ROOT / "book" / "scorecard.toml").read_text(encoding="utf-8"))[
     "line"
@@ -95,3 +96,48 @@ def test_every_picture_of_a_page_has_a_drawing_for_a_phone_with_letters_that_can
         points = [100 * float(each) for each in re.findall(r"scale\(([\d.]+) -", drawn)]
         pixels = [float(each) for each in re.findall(r'font-size="([\d.]+)"', drawn)]
         assert min(points + pixels) * scale >= 11 - 0.1 * ("tspan" in drawn), name  # an index may be smaller
+
+
+# --- how to run, notation
+
+
+def test_every_command_of_the_makefile_is_explained() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)) - {"help"}
+    page = (ROOT / "book" / "how_to_run_this_book.md").read_text(encoding="utf-8")
+    assert len(targets) >= 15
+    assert targets == set(re.findall(r"^(?:\| |\*\*)`make ([a-z-]+)", page, re.MULTILINE))
+
+
+def test_every_study_is_listed_with_the_chapter_behind_it() -> None:
+    page = (ROOT / "book" / "how_to_run_this_book.md").read_text(encoding="utf-8")
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| (?:chapter (\d+)|this edition's encoders) \| ", page, re.MULTILINE)
+    )
+    assert set(rows) == set(STUDIES)
+    for name, chapter in rows.items():
+        if name[:2].isdigit():
+            assert int(name[:2]) == int(chapter), name
+
+
+def test_the_notation_has_symbols_for_each_chapter_but_those_it_names() -> None:
+    page = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+    none = re.search(r"^Chapters (\d+) and (\d+) introduce no symbols", page, re.MULTILINE)
+    assert none is not None
+    in_rows = set(re.findall(r"^\|.*\| (\d+) \|$", page, re.MULTILINE))
+    in_parts = set(re.findall(r"^All of these come in chapter (\d+)", page, re.MULTILINE))
+    numbers = {str(int(path.name[:2])) for path in CHAPTERS}
+    assert in_rows | in_parts == numbers - set(none.groups())
+
+
+def test_the_pages_do_not_contradict_the_chapters() -> None:
+    """Three sentences that once did."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    chapters = {int(path.name[:2]): path.read_text(encoding="utf-8") for path in CHAPTERS}
+    zero_shot = pages["glossary.md"].partition("\nzero-shot head\n")[2].partition("\n```")[0]
+    using = {number for number, text in chapters.items() if "zero_shot_head" in text}
+    assert using
+    assert {int(each) for each in re.findall(r"chapters? (\d+)", zero_shot)} == using
+    folded = [cell for text in chapters.values() for cell in re.findall(r'"cellView": "form"', text)]
+    assert folded, "solutions and drawers are folded in Colab"
+    assert "no folded solutions" not in pages["how_to_run_this_book.md"]
