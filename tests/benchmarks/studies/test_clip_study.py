@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import nbformat
@@ -35,6 +35,16 @@ SPEED = MeasuredSpeed(training=100.0, evaluation=1000.0, memory="memory on cpu: 
 
 def kept(folder):
     return set(RunFolder(folder).kept)
+
+
+@cache
+def few_images(names, suite, folder):
+    """The tasks with 80 training images each, read once for all these tests."""
+    return load_tasks(names, suite=suite, folder=folder, limit=80)
+
+
+def load_few(names, *, suite, folder):
+    return dict(few_images(tuple(names), suite, folder))
 
 
 def data_folder():
@@ -79,7 +89,7 @@ def clock(monkeypatch):
     found = Clock(jobs.finetune, jobs.finetune_jointly)
     monkeypatch.setattr(jobs, "finetune", found.train)
     monkeypatch.setattr(jobs, "finetune_jointly", found.train_jointly)
-    monkeypatch.setattr(clip_study, "load_tasks", partial(load_tasks, limit=80))
+    monkeypatch.setattr(clip_study, "load_tasks", load_few)
     monkeypatch.setattr(clip_study, "MOST", 3)
     monkeypatch.setattr(clip_study, "CONVERGED", {})
     for name, value in (("TEST", 60), ("VALIDATION", 30)):
@@ -183,7 +193,7 @@ def check_merge(folder, results, row):
     backbone = clip.load_visual("tiny-clip")
     backbone.model.load_state_dict(state)
     asked = ask(folder)
-    tasks = load_tasks(results["tasks"], suite=asked.suite, folder=asked.data, limit=80)
+    tasks = load_few(results["tasks"], suite=asked.suite, folder=asked.data)
     for name, task in tasks.items():
         head = load_head(folder / name / "head.safetensors")
         with torch.no_grad():
@@ -332,7 +342,7 @@ def test_a_joint_model_a_grid_and_interference_are_those_made_by_hand(tmp_path, 
     names = results["tasks"]
     assert results["left_out"] == []
     assert clock.trained == [*((n, 1) for n in names), ("joint", 1), *((n, 2) for n in names), ("joint", 2)]
-    tasks = load_tasks(names, suite=asked.suite, folder=asked.data, limit=80)
+    tasks = load_few(names, suite=asked.suite, folder=asked.data)
     heads = {name: load_head(tmp_path / name / "head.safetensors") for name in names}
     backbone = clip.load_visual("tiny-clip")
     start = {key: value.clone() for key, value in backbone.model.state_dict().items()}
@@ -533,7 +543,6 @@ def test_the_tasks_of_a_round_are_begun_together_the_longest_first(tmp_path, clo
 
     monkeypatch.setattr(rounds, "finetune_all", together)
     monkeypatch.setattr(clip_study, "opened", lambda *_, **__: contextlib.nullcontext(2))
-    monkeypatch.setattr(clip_study, "load_tasks", lambda *words, **more: load_tasks(*words, **more, limit=80))
     monkeypatch.setattr(clip_study, "CONVERGED", {"inverted": 1})
     monkeypatch.setattr(
         clip_study, "training_images", lambda *_, **__: {"digits": 60, "inverted": 80, "mirrored": 70}
