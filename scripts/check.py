@@ -1,6 +1,9 @@
-"""Everything that has to hold, one step after the other; the exit status is 0 only if all of it does.
+"""Everything that has to hold; the exit status is 0 only if all of it does.
 
 usage: python scripts/check.py [STEP ...]       (steps: lint format types browser tests chapters)
+
+The steps run in this order, but the types and the chapters beside the tests, so that both processors of a
+small machine have something to do until the end.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -17,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import chapter_checks
 from scripts import build, execute
 
-PYTEST = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+PYTEST = [sys.executable, "-m", "pytest", "--dist", "loadfile", "--no-loadscope-reorder"]
+BESIDE = ("types", "chapters")  # one of them at a time, beside the others
 STEPS = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "format": [sys.executable, "-m", "ruff", "format", "--check", "."],
@@ -34,9 +39,12 @@ STEPS = {
 }
 
 
-def command_of(name: str) -> list[str]:
+def command_of(name: str, *, workers: int = 2) -> list[str]:
     """What a step runs; the chapters are listed at the moment, so a new one is checked at once."""
-    return [*STEPS[name], *(map(str, checked_chapters()) if name == "chapters" else ())]
+    command = STEPS[name]
+    if "pytest" in command:
+        command = [*command, "-n", str(workers)]
+    return [*command, *(map(str, checked_chapters()) if name == "chapters" else ())]
 
 
 def checked_chapters() -> list[Path]:
@@ -54,13 +62,27 @@ def checked_chapters() -> list[Path]:
     return copies
 
 
-def run(name: str) -> bool:
-    """Run a step and say how it went."""
-    print(f"\n--- {name}", flush=True)
-    start = time.perf_counter()
-    passed = subprocess.run(command_of(name), cwd=execute.ROOT, check=False).returncode == 0
-    print(f"--- {name}: {'ok' if passed else 'FAILED'}, {time.perf_counter() - start:.0f} s", flush=True)
-    return passed
+def run(name: str, *, beside: bool = False) -> bool:
+    """Run a step and say how it went; `beside` others it takes one worker, and is quiet until its end."""
+    start, said = time.perf_counter(), ""
+    if beside:
+        done = subprocess.run(
+            command_of(name, workers=1),
+            cwd=execute.ROOT,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        said = f"\n--- {name}\n{done.stdout}"
+    else:
+        print(f"\n--- {name}", flush=True)
+        done = subprocess.run(command_of(name), cwd=execute.ROOT, check=False)
+    how = "FAILED" if done.returncode else "ok"
+    print(f"{said}--- {name}: {how}, {time.perf_counter() - start:.0f} s", flush=True)
+    return done.returncode == 0
 
 
 def main() -> int:
@@ -69,7 +91,12 @@ def main() -> int:
         print(f"unknown steps {sorted(unknown)}; choose from {', '.join(STEPS)}", file=sys.stderr)
         return 2
     execute.kernel_environment()
-    failed = [name for name in chosen if not run(name)]
+    aside = [name for name in chosen if name in BESIDE and len(chosen) > 1]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = {name: pool.submit(run, name, beside=True) for name in aside}
+        passed = {name: run(name) for name in chosen if name not in aside}
+        passed |= {name: each.result() for name, each in running.items()}
+    failed = [name for name in chosen if not passed[name]]
     print(f"\nFailed: {', '.join(failed)}" if failed else "\nAll checks passed.", flush=True)
     return 1 if failed else 0
 

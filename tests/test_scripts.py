@@ -312,18 +312,22 @@ def test_check_refuses_an_unknown_step(
     assert "tests" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("beside", [(), ("bad",), ("later", "good")])
 def test_check_fails_if_one_step_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], beside: tuple[str, ...]
 ) -> None:
     steps: dict[str, Any] = {
         "good": [sys.executable, "-c", "pass"],
-        "bad": [sys.executable, "-c", "raise SystemExit(3)"],
+        "bad": [sys.executable, "-c", "print('this is why'); raise SystemExit(3)"],
         "later": [sys.executable, "-c", "pass"],
     }
     monkeypatch.setattr(check, "STEPS", steps)
+    monkeypatch.setattr(check, "BESIDE", beside)
     monkeypatch.setattr(sys, "argv", ["check.py"])
     assert check.main() == 1
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
+    whole = "--- bad\nthis is why\n--- bad: FAILED"  # nothing of another step in between
+    assert whole in said if "bad" in beside else "this is why" in said
     assert "Failed: bad" in said
     assert "--- later: ok" in said
     monkeypatch.setattr(sys, "argv", ["check.py", "good", "later"])
@@ -335,6 +339,7 @@ def test_every_chapter_is_checked_against_its_outputs() -> None:
     assert [Path(word).name for word in command[-len(CHAPTERS) :]] == [path.name for path in CHAPTERS]
     assert "--nbval" in command
     assert "loadfile" in command
+    assert command[command.index("-n") + 1] == "2", "alone they may have both processors"
 
 
 def test_a_named_chromium_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
