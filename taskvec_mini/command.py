@@ -23,7 +23,8 @@ OVERVIEW = f"""examples:
 
 A model is a folder that save_pretrained wrote, single or sharded, a safetensors file, or a state dict saved
 by torch. The first one is what the others were finetuned from. What comes out is a folder of the same layout,
-which loads like the first model. Models of any size stream: they are never whole in memory."""
+which loads like the first model. All but analogy take the folder of a LoRA adapter in the place of a
+finetuned model. Models of any size stream: they are never whole in memory."""
 _PRETRAINED = {"help": "what the others were finetuned from", "metavar": "PRETRAINED"}
 _EXCLUDE = {
     "help": "pattern of names of tensors to leave as they are in the pretrained model, such as "
@@ -49,8 +50,8 @@ class MergeRequest:
       python -m taskvec_mini merge base.safetensors cars.safetensors mnist.safetensors --out merged
 
     The merged model is PRETRAINED plus the scaling coefficient times what the rule makes of the task vectors
-    (FINETUNED minus PRETRAINED). For means 1 is a good coefficient, for sums of eight tasks 0.3. A LoRA
-    adapter is no model: merging.adapter_vectors makes vectors of adapters, in Python.
+    (FINETUNED minus PRETRAINED). For means 1 is a good coefficient, for sums of eight tasks 0.3. A FINETUNED
+    may be the folder of a LoRA adapter of PRETRAINED, which is multiplied out first.
     """
 
     pretrained: Path = field(metadata=_PRETRAINED)

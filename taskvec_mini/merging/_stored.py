@@ -15,7 +15,16 @@ import torch
 
 from taskvec_mini import _checks, _files, _states
 from taskvec_mini.errors import InputTypeError, UserError
-from taskvec_mini.merging.model_files import FLOATS, Array, ModelFiles, Part, Reader, find_model
+from taskvec_mini.merging.adapters import Adapter, check_names, check_orientations, check_ties
+from taskvec_mini.merging.model_files import (
+    FLOATS,
+    AdapterReader,
+    Array,
+    ModelFiles,
+    Part,
+    Reader,
+    find_model,
+)
 
 Path = str | os.PathLike[str]
 
@@ -66,29 +75,40 @@ class Readers:
 
     def __init__(self, stored: Stored):
         self.stored = stored
-        self._each = [Reader(model) for model in stored.models]
+        start = stored.models[0]
+        self._start = Reader(start)
+        self._each = [
+            Reader(model) if model.adapter is None else AdapterReader(model.adapter, base=start, names=names)
+            for model, names in zip(stored.models[1:], stored.names[1:], strict=True)
+        ]
         self.buffers: dict[str, Array] = {}  # what the thread wants to keep
 
     def start(self, name: str, first: int, *, out: Array) -> None:
         """Fill `out` (n,) with entries of the pretrained model."""
-        self._each[0].read(self.stored.names[0][name], first, out=out)
+        self._start.read(name, first, out=out)
 
     def vector(self, task: int, name: str, *, first: int, start: Array, out: Array) -> None:
         """Fill `out` (n,) with entries of a task vector; `start` (n,) are those of the pretrained model."""
-        self._each[task + 1].read(self.stored.names[task + 1][name], first, out=out)
-        np.subtract(out, start, out=out)
+        reader = self._each[task]
+        if isinstance(reader, AdapterReader):
+            reader.read(name, first, out=out)
+        else:
+            reader.read(self.stored.names[task + 1][name], first, out=out)
+            np.subtract(out, start, out=out)
 
     def finetuned(self, task: int, name: str, *, out: Array) -> None:
-        """Fill `out` (n,) with a whole tensor of a finetuned model."""
-        self._each[task + 1].read(self.stored.names[task + 1][name], 0, out=out)
+        """Fill `out` (n,) with a whole tensor of a finetuned model, or with what an adapter adds."""
+        reader = self._each[task]
+        own = name if isinstance(reader, AdapterReader) else self.stored.names[task + 1][name]
+        reader.read(own, 0, out=out)
 
     def carried(self, name: str) -> torch.Tensor:
         """A tensor that stays as it is in the pretrained model, in its dtype."""
-        return self._each[0].tensor(name)
+        return self._start.tensor(name)
 
     def close(self) -> None:
         """Let go of all files."""
-        for reader in self._each:
+        for reader in (self._start, *self._each):
             reader.close()
 
 
@@ -100,16 +120,19 @@ def stored_layout(
     exclude: Sequence[str] = (),
     mixed_dtypes: bool = False,
     statistics: str = "carry",
+    adapters: bool = True,
 ) -> Stored:
     """What the headers of all models say; an error where they do not agree.
 
     Args:
-        pretrained, finetuned: files or folders of models.
+        pretrained, finetuned: files or folders of models; a finetuned one may be the folder of a LoRA
+            adapter of the pretrained model.
         integer_buffers: "refuse" them or "carry" them over from the pretrained model.
         exclude: patterns of names, as in a shell: what stays as it is in the pretrained model, and what is
             left away where only a finetuned model has it.
         mixed_dtypes: whether a tensor may have another dtype in a finetuned model.
         statistics: "carry" the running statistics of batch normalisations, or "merge" them with a warning.
+        adapters: whether adapters will do. They may not where `pretrained` is not the model they change.
     """
     if isinstance(finetuned, str | os.PathLike):
         raise InputTypeError(
@@ -119,7 +142,7 @@ def stored_layout(
     paths = [pretrained, *_checks.not_empty("the list of finetuned models", finetuned)]
     models: list[ModelFiles] = []
     for path in paths:
-        model = find_model(path)
+        model = find_model(path, adapters=adapters and bool(models))
         if any(os.path.samefile(model.files[0], earlier.files[0]) for earlier in models):
             raise UserError(
                 f"{path} is given twice; a task counts once (weigh it in memory if you want it to count more)"
@@ -133,13 +156,32 @@ def stored_layout(
     twins = _twins(start, wanted)
     names = [{name: name for name in wanted}]
     for model in models[1:]:
+        if model.adapter is not None:
+            names.append(
+                _changed_names(
+                    model,
+                    model.adapter,
+                    start=start,
+                    carried=carried,
+                    twins=twins,
+                    exclude=exclude,
+                    notes=notes,
+                )
+            )
+            continue
         own = _own_names(start.parts, model.parts, path=model.path, notes=notes)
         _leave_out(model, own, start=start, carried=carried, exclude=exclude, notes=notes)
         _find_twins(model, own, wanted=wanted, twins=twins, path=start.path, notes=notes)
         for name in wanted:
             _check_part(name, start.parts[name], model.parts[own[name]], path=model.path, mixed=mixed_dtypes)
         names.append({name: own[name] for name in wanted})
-    _check_patterns(exclude, names=[name for model in models for name in model.parts])
+    if all(model.adapter is not None for model in models[1:]):  # then ranks are those of what they change
+        changed = {name for each in names[1:] for name in each}
+        carried |= {name: "no adapter changes it" for name in wanted if twins.get(name, name) not in changed}
+        wanted = [name for name in wanted if name not in carried]
+        twins = {name: first for name, first in twins.items() if name in wanted}
+    known = [name for model in models for name in (model.adapter.names if model.adapter else model.parts)]
+    _check_patterns(exclude, names=known)
     _tell_of_carried(models, carried, notes=notes)
     for name, first in twins.items():
         notes.append(
@@ -216,7 +258,7 @@ def _check_patterns(exclude: Sequence[str], *, names: Iterable[str]) -> None:
 
 
 def _own_names(
-    wanted: Mapping[str, Part], found: Mapping[str, Part], *, path: Any, notes: list[str]
+    wanted: Mapping[str, object], found: Mapping[str, object], *, path: Any, notes: list[str]
 ) -> dict[str, str]:
     """From the pretrained model's names to those in a finetuned one, which a wrapper may have changed."""
     if wanted.keys() <= found.keys():
@@ -239,7 +281,60 @@ def _own_names(
     return {name: name for name in found}
 
 
-def _common_prefix(short: Mapping[str, Part], long: Mapping[str, Part]) -> tuple[str, int]:
+def _changed_names(
+    model: ModelFiles,
+    adapter: Adapter,
+    *,
+    start: ModelFiles,
+    carried: Mapping[str, str],
+    twins: dict[str, str],
+    exclude: Sequence[str],
+    notes: list[str],
+) -> dict[str, str]:
+    """From the tensors that are merged to those that an adapter changes, as it calls them."""
+    found = _own_names(start.parts, dict.fromkeys(adapter.names), path=model.path, notes=notes)
+    own = {name: known for name, known in found.items() if not _excluded(name, exclude)}
+    alone = [name for name in found if name not in own and name not in start.parts]
+    if alone:
+        notes.append(f"{model.path}: left away, as the pretrained model has none of it: {_listed(alone)}")
+    for name in [name for name in own if name not in start.parts and own[name] in adapter.saved]:
+        whole = adapter.saved[own.pop(name)]
+        twins_of_it = [each for each, known in own.items() if each in start.parts and known in adapter.saved]
+        if not any(torch.equal(whole, adapter.saved[own[each]]) for each in twins_of_it):
+            raise UserError(
+                f"{model.path} holds {name!r}, trained whole (modules_to_save), but {start.path} has none; "
+                + _remedy(name, "which leaves it away")
+            )
+    check_names(adapter, own, start.parts)
+    check_orientations(adapter, {known: start.parts[name].shape for name, known in own.items()})
+    for name, known in own.items():
+        adapter.check_fit(known, start.parts[name].shape)
+        if name in carried and known in adapter.factors:
+            raise InputTypeError(
+                f"the adapter {model.path} changes {name!r}, which is not merged: {carried[name]}; give "
+                "the model with floating-point weights that it was made for"
+            )
+    own = {name: known for name, known in own.items() if name not in carried}
+    if not own:
+        raise UserError(f"exclude leaves nothing of the adapter {model.path}; leave the adapter away instead")
+    for names in _groups(twins):
+        if len(start.parts[names[0]].shape) > 1:
+            check_ties(adapter, [names], own=own)
+        elif any(name in own for name in names):  # vectors that were equal by chance
+            for name in names[1:]:
+                del twins[name]
+    return {twins.get(name, name): known for name, known in own.items()}
+
+
+def _groups(twins: Mapping[str, str]) -> list[list[str]]:
+    """The names that stand for one tensor, the first one in front."""
+    groups: dict[str, list[str]] = {}
+    for name, first in twins.items():
+        groups.setdefault(first, [first]).append(name)
+    return list(groups.values())
+
+
+def _common_prefix(short: Mapping[str, object], long: Mapping[str, object]) -> tuple[str, int]:
     """What most of the long names have in front of a short one, and how many have it."""
     counts: Counter[str] = Counter()
     for name in long:
@@ -279,7 +374,7 @@ def _leave_out(
             continue
         raise UserError(
             f"keys differ: {model.path} has {name!r}, {start.path} has not; "
-            + _remedy(name, "which leaves it away", wrapped=start.parts)
+            + _remedy(name, "which leaves it away")
         )
     plain = [
         name for name in dropped if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS
@@ -290,7 +385,7 @@ def _leave_out(
         del own[name]
 
 
-def _remedy(name: str, result: str, *, wrapped: Iterable[str]) -> str:
+def _remedy(name: str, result: str) -> str:
     """What to do about a tensor that one model lacks."""
     if name.endswith(("lm_head.weight", "decoder.weight")):
         cause = "one of the two models is tied and the other is not: untie or tie both, or "
@@ -318,7 +413,7 @@ def _find_twins(
         if not others:
             raise UserError(
                 f"keys differ: {path} has {name!r}, {model.path} has not; "
-                + _remedy(name, "which keeps the pretrained model's", wrapped=own)
+                + _remedy(name, "which keeps the pretrained model's")
             )
         own[name] = own[others[0]]
         notes.append(f"{model.path}: has no {name!r} of its own; it is {others[0]!r} (tied weights)")
@@ -364,8 +459,8 @@ def _tell_of_carried(models: list[ModelFiles], carried: Mapping[str, str], *, no
         notes.append(f"kept as in the pretrained model ({reason}): {_listed(names)}")
         if reason.startswith("running statistics"):
             notes.append(
-                "the running statistics do not fit the merged weights: run training inputs through the "
-                "merged model in training mode, without a step, before you use it"
+                "the running statistics do not fit the merged weights: recompute them on data with "
+                f"{_states.RECOMPUTE}"
             )
     whole = [name for name in carried if models[0].parts[name].kind not in FLOATS]
     if not whole:

@@ -15,7 +15,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,12 @@ class Adapter:
             )
         return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors, which it holds in memory."""
+        tensors = [tensor for parts in self.factors.values() for tensor in parts.values()]
+        return sum(tensor.nbytes for tensor in [*tensors, *self.saved.values()])
+
     def difference(self, name: str, start: Tensor, *, transposed: bool | None = None) -> Tensor:
         """What the adapter adds to one tensor, in float64 and in its shape.
 
@@ -97,46 +103,101 @@ class Adapter:
         Raises:
             UserError: if the factors do not fit the shape.
         """
-        saved = self.saved.get(name)
-        if saved is not None:
-            _checks.check_shapes(f"{name} in {self.folder}", tuple(start.shape), tuple(saved.shape))
-        base = (start if saved is None else saved).detach().double()
-        trained = 0.0 if saved is None else base - start.detach().double()
+        shape = tuple(start.shape)
+        rows = start.reshape(shape or (1,))
+        return self.rows_of_difference(name, rows, shape=shape, transposed=transposed).reshape(shape)
+
+    def rows_of_difference(
+        self,
+        name: str,
+        start: Tensor,
+        *,
+        shape: tuple[int, ...],
+        first: int = 0,
+        transposed: bool | None = None,
+    ) -> Tensor:
+        """Some rows of `difference`, (k, ...) in float64, from the row number `first` on.
+
+        Args:
+            name: one of `names`.
+            start: these rows (k, ...) of the base model's tensor; all of them where `needs_all_rows`.
+            shape: of the whole tensor.
+            first: the first of them.
+            transposed: as in `difference`.
+
+        Raises:
+            UserError: if the factors do not fit the shape.
+        """
+        turned = self._is_turned(name, shape, transposed=transposed)
+        rows = slice(first, first + len(start))
+        base = start.detach().double()
+        trained = torch.zeros((), dtype=torch.float64)
+        if name in self.saved:
+            saved = self.saved[name].reshape(shape or (1,))[rows].double()
+            trained = saved - base
+            base = saved
         factors = self.factors.get(name)
         if factors is None:
-            return base - start.detach().double()
+            return trained
         if "bias" in factors:
-            _checks.check_shapes(f"{name} in {self.folder}", tuple(start.shape), tuple(factors["bias"].shape))
-            return trained + self.scaling(name) * factors["bias"].double()
+            return factors["bias"][rows].double() * self.scaling(name) + trained
+        left, right = self._matrices(name)
+        left, right = (left, right[:, rows]) if turned else (left[rows], right)
+        product = (left.double() @ right.double()).mul_(self.scaling(name))
+        if "lora_magnitude_vector" in factors:  # DoRA learns the length of each row apart from its direction
+            lengths = factors["lora_magnitude_vector"].double().reshape(-1, 1)
+            matrix = base.T if turned else base.flatten(1)
+            product += matrix
+            product *= (lengths if turned else lengths[rows]) / product.norm(dim=1, keepdim=True)
+            product -= matrix
+        return (product.T if turned else product.reshape(start.shape)).add_(trained)
+
+    def needs_all_rows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a row of `difference` depends on all others: with DoRA on a transposed matrix it does."""
+        return "lora_magnitude_vector" in self.factors.get(name, {}) and self._is_turned(name, shape)
+
+    def check_fit(self, name: str, shape: tuple[int, ...]) -> None:
+        """An error unless what it has for one of its `names` fits a tensor of this shape."""
+        self._is_turned(name, shape)
+        if name in self.factors:
+            self.scaling(name)
+
+    def _matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        """B (out, rank) and A (rank, in) of one matrix; a convolution's are flattened."""
+        factors = self.factors[name]
         kind = "lora_embedding_" if "lora_embedding_A" in factors else "lora_"
-        left, right = (factors[f"{kind}{factor}"].double().flatten(1) for factor in "BA")
+        left, right = (factors[f"{kind}{factor}"].flatten(1) for factor in "BA")
         if left.shape[1] != len(right):
             raise UserError(
                 f"{self.folder}: the factors of {name!r} do not fit together; those of a convolution in "
                 "groups do not, and peft merges them no more than this library: train the adapter without it"
             )
-        shape = (len(left), right.shape[1])
-        if transposed is None:
-            transposed = self._is_transposed(start, shape=shape)
-        flip = transposed or kind == "lora_embedding_"
-        matrix = base.T if flip else base.flatten(1)
-        if tuple(matrix.shape) != shape:
-            raise UserError(
-                f"shapes differ at {name!r}: {tuple(start.shape)} in pretrained, but the adapter in "
-                f"{self.folder} changes a matrix {shape}; give the model that it was trained on"
-            )
-        product = self.scaling(name) * (left @ right)
-        if "lora_magnitude_vector" in factors:  # DoRA learns the length of each row apart from its direction
-            lengths = factors["lora_magnitude_vector"].double().reshape(-1, 1)
-            edited = matrix + product
-            product = lengths / torch.linalg.vector_norm(edited, dim=1, keepdim=True) * edited - matrix
-        return trained + (product.T if flip else product.reshape(start.shape))
+        return left, right
 
-    def _is_transposed(self, start: Tensor, *, shape: tuple[int, int]) -> bool:
-        """Whether a matrix is stored as (in, out): its shape says it, or else the configuration."""
-        if start.ndim == 2 and shape[0] != shape[1]:
-            return tuple(start.shape) == shape[::-1]
-        return start.ndim == 2 and bool(self.config.get("fan_in_fan_out"))
+    def _is_turned(self, name: str, shape: tuple[int, ...], *, transposed: bool | None = None) -> bool:
+        """Whether a tensor holds its matrix as (in, out): its shape says it, or else the configuration.
+
+        Raises:
+            UserError: if what the adapter has does not fit the shape.
+        """
+        factors = self.factors.get(name, {})
+        for whole in (self.saved.get(name), factors.get("bias")):
+            if whole is not None:
+                _checks.check_shapes(f"{name} in {self.folder}", shape, tuple(whole.shape))
+        if not factors or "bias" in factors:
+            return False
+        left, right = self._matrices(name)
+        found = (len(left), right.shape[1])
+        turned = "lora_embedding_A" in factors or transposed
+        if turned is None and len(shape) == 2:
+            square = found[0] == found[1]
+            turned = bool(self.config.get("fan_in_fan_out")) if square else shape == found[::-1]
+        if (shape[::-1] if turned else (*shape[:1], math.prod(shape[1:]))) != found:
+            raise UserError(
+                f"shapes differ at {name!r}: {shape} in pretrained, but the adapter in "
+                f"{self.folder} changes a matrix {found}; give the model that it was trained on"
+            )
+        return bool(turned)
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
@@ -206,12 +267,22 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
             differ; if only the module, not its state dict, tells whether a square matrix is transposed.
     """
     adapters = [read_adapter(folder) for folder in _checks.not_empty("the list of adapters", folders)]
-    state: Mapping[str, Tensor] = _states.full_state(pretrained)[0]
+    whole: Mapping[str, Tensor] = _states.full_state(pretrained)[0]
+    state = whole
     if isinstance(pretrained, nn.Module):
         state = {name: part.detach() for name, part in pretrained.named_parameters()}
     changed = {name for adapter in adapters for name in adapter.names}
     for adapter in adapters:
-        _check_names(adapter, state)
+        check_names(adapter, adapter.names, state)
+        tables = [  # ties begin at one; to look for copies of every matrix would take long
+            name
+            for name in adapter.names
+            if whole[name].ndim > 1 and (name in adapter.saved or "lora_embedding_A" in adapter.factors[name])
+        ]
+        tied: dict[str, list[str]] = {}
+        for name, first in _states.copies(whole, tables, others=whole).items():
+            tied.setdefault(first, [first]).append(name)
+        check_ties(adapter, tied.values(), own={name: name for name in adapter.names})
     names = [name for name in state if name in changed]
     for name in names:
         _states.check_supported(name, state[name])
@@ -270,14 +341,15 @@ def _adapter_tensors(folder: Path, *, remedy: str) -> tuple[dict[str, Tensor], P
     return tensors, file
 
 
-def _check_names(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
-    missing = [name for name in adapter.names if name not in state]
+def check_names(adapter: Adapter, names: Collection[str], known: Collection[str]) -> None:
+    """An error unless the model has the names that an adapter changes; both as the model calls them."""
+    missing = [name for name in names if name not in known]
     if not missing:
         return
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     found = [
         name
-        for name in state
+        for name in known
         if "." in name and (name.endswith(f".{missing[0]}") or missing[0].endswith(f".{name}"))
     ]
     remedy = f"give the model that it was trained on, or {_IN_PEFT}"
@@ -292,6 +364,56 @@ def _check_names(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
     )
 
 
+def check_ties(adapter: Adapter, tied: Iterable[Collection[str]], *, own: Mapping[str, str]) -> None:
+    """An error where weights are tied in the model and would come apart with the adapter.
+
+    PEFT adds a product to the one tensor that all tied names stand for. A tensor that was trained whole it
+    puts in the place of one name alone; and two products under two names it adds up.
+
+    Args:
+        adapter: the adapter.
+        tied: groups of names that stand for one tensor.
+        own: from the names in the model to those that the adapter knows.
+    """
+    for names in tied:
+        changed = [name for name in names if name in own]
+        saved = [adapter.saved[own[name]] for name in changed if own[name] in adapter.saved]
+        alike = len(saved) == len(names) and all(torch.equal(each, saved[0]) for each in saved)
+        products = [name for name in changed if own[name] in adapter.factors]
+        if (saved and not alike) or (saved and products) or len(products) > 1:
+            raise UserError(
+                f"the adapter in {adapter.folder} changes {changed[0]!r} as a tensor of its own, but in "
+                f"pretrained {' and '.join(map(repr, names))} are one tensor (tied weights); give the model "
+                "untied, with tie_word_embeddings=False and a copy under each name"
+            )
+
+
+def check_orientations(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """An error where nothing tells which square matrices a state dict holds as (in, out).
+
+    Args:
+        adapter: the adapter.
+        shapes: of the tensors that it changes, by the names that it knows.
+    """
+    configured = bool(adapter.config.get("fan_in_fan_out"))
+    matrices = [
+        name
+        for name, parts in adapter.factors.items()
+        if "lora_A" in parts and len(shapes.get(name, ())) == 2
+    ]
+    square = [name for name in matrices if shapes[name][0] == shapes[name][1]]
+    others = [name for name in matrices if name not in square]
+    for name in others:
+        factors = adapter.factors[name]
+        shape = (len(factors["lora_B"]), factors["lora_A"].shape[1])
+        if square and shapes[name] in {shape, shape[::-1]} and (shapes[name] == shape) == configured:
+            raise UserError(
+                f"{adapter.folder}: fan_in_fan_out={configured} does not hold for {name!r}, so it may not "
+                f"hold for the square {square[0]!r} either; give the module instead of its state dict, in "
+                "Python, or merge the adapter with peft itself"
+            )
+
+
 def _orientations(adapter: Adapter, pretrained: Model, *, state: Mapping[str, Tensor]) -> dict[str, bool]:
     """Which matrices are stored as (in, out), where a module tells; an error where nothing does."""
     if isinstance(pretrained, nn.Module):
@@ -301,21 +423,7 @@ def _orientations(adapter: Adapter, pretrained: Model, *, state: Mapping[str, Te
             for name, parts in adapter.factors.items()
             if "lora_A" in parts
         }
-    configured = bool(adapter.config.get("fan_in_fan_out"))
-    matrices = [
-        name for name, parts in adapter.factors.items() if "lora_A" in parts and state[name].ndim == 2
-    ]
-    square = [name for name in matrices if state[name].shape[0] == state[name].shape[1]]
-    others = [name for name in matrices if name not in square]
-    for name in others:
-        stored = tuple(state[name].shape)
-        factors = adapter.factors[name]
-        shape = (len(factors["lora_B"]), factors["lora_A"].shape[1])
-        if square and stored in {shape, shape[::-1]} and (stored == shape) == configured:
-            raise UserError(
-                f"{adapter.folder}: fan_in_fan_out={configured} does not hold for {name!r}, so it may not "
-                f"hold for the square {square[0]!r} either; give the module instead of its state dict"
-            )
+    check_orientations(adapter, {name: tuple(state[name].shape) for name in adapter.factors})
     return {}
 
 

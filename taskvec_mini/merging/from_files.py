@@ -15,10 +15,11 @@ size of no tensor matters; the rules for matrices take one tensor of all models.
     >>> merge_files(start, taught, rule="mean", scaling_coef=1.0)["bias"]
     tensor([2., 3.])
 
-Any number of threads gives the same bits, except for the rules for matrices, whose singular vectors and
-products depend on it.
+Any number of threads gives the same bits, except for the rules for matrices and for adapters, whose singular
+vectors and products depend on it.
 
-Models are those that `merge_models` takes: files, or folders in Hugging Face layout. Half precision is read
+Models are those that `merge_models` takes: files, folders in Hugging Face layout, or folders of LoRA
+adapters, whose products are made row by row as they are needed. Half precision is read
 as float32, and sums run in it, or in float64 where a model holds that. To try many scaling coefficients, make
 a `merged_vector` once and hand it to `benchmarks.evaluation.sweep`, which writes every model into one buffer.
 """
@@ -56,7 +57,14 @@ from taskvec_mini.vectors import TaskVector
 
 _ENTRIES = 1 << 18  # of each model in a piece that a rule gets at a time
 _WHOLE = 1 << 22  # entries of a tensor up to which rules that rank its entries take it whole
-_BEYOND: dict[str, tuple[float, float]] = {}  # of a rule for matrices: T tensors so often, one so often
+_APART: dict[str, tuple[float, float]] = {  # float64 copies of a matrix, and of the square it is solved by
+    "tsv": (5, 9),
+    "iso_c": (3, 8),
+    "iso_cts": (6, 11),
+    "regmean_from_vectors": (5, 4),
+    "wudi": (5, 7),
+}
+_STACKED = ("regmean_from_vectors", "wudi")  # which put wide matrices on top of each other
 
 
 def merge_files(
@@ -75,7 +83,7 @@ def merge_files(
 
     Args:
         pretrained: the start: a file, or a folder of a model.
-        finetuned: T models with the same names, shapes and dtypes, each another one.
+        finetuned: T models with the same names, shapes and dtypes, each another one; or LoRA adapters.
         rule: a name in `merging.RULES`, such as "mean", "task_arithmetic", "ties" or "iso_c".
         scaling_coef: λ; for the sum and the mean see `merging.task_arithmetic`.
         integer_buffers: "refuse" such buffers, or "carry" them over from the pretrained model.
@@ -232,21 +240,57 @@ def readings(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
 def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
     """About how many bytes a merge holds at most, beside Python and its libraries.
 
-    Pieces are of one size, whatever the model. A rule for matrices holds the largest tensor of all T models,
-    its start, one buffer and its result, and besides what `_BEYOND` says, in multiples of T tensors and of
-    one.
+    Pieces are of one size, whatever the model. A rule for matrices holds one tensor of all T models and its
+    start, in the precision they are read in, and besides what takes them apart: copies in float64, and the
+    small squares of `_matrices` with their eigenvectors and LAPACK's room to work, `_APART` times.
     """
     tasks, threads, width = stored.tasks, torch.get_num_threads(), stored.itemsize
     if rule.streams:
-        return threads * 6 * _pieces.PIECE * width
-    whole = max(stored.sizes.values())
-    if ranks(stored, rule, options) == "model" or rule.function in (consensus, dare):
-        whole = 0
-    elif ranks(stored, rule, options) == "tensors":
-        whole = min(whole, _WHOLE)
-    by_task, beyond = _BEYOND.get(rule.name, (2, 4))
+        pieces = threads * 6 * _pieces.PIECE * width
+        return pieces + _of_adapters(stored, threads=threads, size=_pieces.PIECE)
+    if rule.name in _APART:
+        whole = [size * width * (tasks + 1) for size in stored.sizes.values()]
+        apart = [_apart(rule, shape, tasks=tasks, options=options) for shape in stored.shapes.values()]
+        most = max(first + second for first, second in zip(whole, apart, strict=True))
+        return int(most) + _of_adapters(stored, threads=1, size=max(stored.sizes.values()))
+    size = min(max(stored.sizes.values()), _WHOLE) if ranks(stored, rule, options) == "tensors" else 0
     pieces = (2 * threads + 2) * (tasks + 1) + 5 * tasks
-    return int(pieces * _ENTRIES * width + whole * width * (tasks * (1 + by_task) + 3 + beyond))
+    adapters = _of_adapters(stored, threads=threads, size=max(size, _ENTRIES))
+    return adapters + pieces * _ENTRIES * width + size * width * (3 * tasks + 7)
+
+
+def _apart(rule: Rule, shape: tuple[int, ...], *, tasks: int, options: Mapping[str, Any]) -> float:
+    """Bytes that a rule for matrices takes beside T tensors of one shape and their start."""
+    height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    copies, squares = _APART[rule.name]
+    side = min(height, width)
+    if rule.name in _STACKED:
+        side = min(tasks * height, width)
+        steps = options.get("steps") is not None
+        copies += 3 * steps
+        if side < width:
+            copies += (2.5 if steps else 2) * tasks
+    return 8 * (copies * height * width + squares * side**2)
+
+
+def _of_adapters(stored: Stored, *, threads: int, size: int) -> int:
+    """Bytes of adapters themselves, and of what each thread multiplies out for pieces of `size` entries."""
+    held = under_way = 0
+    rest = []  # each thread keeps the rows of which it has used a part
+    for model, names in zip(stored.models, stored.names, strict=True):
+        if model.adapter is None:
+            continue
+        held += model.adapter.nbytes
+        rest.append(0)
+        for name, known in names.items():
+            part = stored.models[0].parts[name]
+            rows = min(part.size, size + 2 * math.prod(part.shape[1:]))
+            if model.adapter.needs_all_rows(known, part.shape):
+                rows = part.size
+            dora = "lora_magnitude_vector" in model.adapter.factors.get(known, {})
+            under_way = max(under_way, rows * 8 * (4 if dora else 2))
+            rest[-1] = max(rest[-1], rows * stored.itemsize)
+    return held + threads * (under_way + sum(rest))
 
 
 Merge = Callable[[list[TaskVector]], TaskVector]
@@ -378,7 +422,10 @@ def _blame(
     again: Callable[[list[Tensor], Tensor], Tensor] | None = None,
 ) -> None:
     """A UserError about NaN or infinity: it names a file that holds some, or else what was made of them."""
-    files = [model.parts[own[name]].file for model, own in zip(stored.models, stored.names, strict=True)]
+    files = [
+        model.path if model.adapter is not None else model.parts[own[name]].file
+        for model, own in zip(stored.models, stored.names, strict=True)
+    ]
     start = np.empty(stored.sizes[name], np.float64 if stored.dtype == torch.float64 else np.float32)
     vectors = []
     with closing(Readers(stored)) as readers, np.errstate(all="ignore"):
@@ -388,7 +435,8 @@ def _blame(
             vector = np.empty_like(start)
             readers.finetuned(task, name, out=vector)
             _checks.check_finite(f"{name!r} in {file}", torch.from_numpy(vector))
-            vectors.append(torch.from_numpy(vector - start))
+            readers.vector(task, name, first=0, start=start, out=vector)
+            vectors.append(torch.from_numpy(vector))
             _check_range(f"{name!r} of the task vector of {file}", vectors[-1])
     if again is not None:
         _check_range(f"{name!r} of the {what}", again(vectors, torch.from_numpy(start)))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from taskvec_mini import _files
 from taskvec_mini.errors import FileError, InputTypeError, MissingFileError, UserError
+from taskvec_mini.merging.adapters import Adapter, read_adapter
 
 Array = NDArray[Any]
 
@@ -53,6 +54,7 @@ _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the state dict
 _CHUNK = 1 << 17  # entries that are read and converted at a time, so that they stay in a core's cache
@@ -93,7 +95,8 @@ class ModelFiles:
         index: the JSON file that says which tensor is in which shard, or None.
         pickled: whether torch saved it, and not safetensors.
         wrapper: the key under which a file of torch holds the state dict, or None.
-        parts: the tensors by name, names sorted.
+        parts: the tensors by name, names sorted; of an adapter none.
+        adapter: the adapter that stands in the place of a model, or None.
     """
 
     path: Path
@@ -103,24 +106,24 @@ class ModelFiles:
     pickled: bool
     wrapper: str | None
     parts: dict[str, Part]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files of weights."""
-        return sum(file.stat().st_size for file in self.files)
+    adapter: Adapter | None = None
 
 
-def find_model(path: str | os.PathLike[str]) -> ModelFiles:
+def find_model(path: str | os.PathLike[str], *, adapters: bool = False) -> ModelFiles:
     """The model at a path: a file, a folder, or the index of a sharded model.
+
+    Args:
+        path: where it is.
+        adapters: whether the folder of a LoRA adapter will do.
 
     Raises:
         MissingFileError: if there is nothing, a folder holds no weights, or a shard is missing.
-        InputTypeError: if it is an adapter and no model.
+        InputTypeError: if it is an adapter where a model is wanted, or an adapter's weights alone.
         UserError: if a file is damaged, holds more than tensors, or index and shards do not agree.
     """
     given = Path(path)
     if given.is_dir():
-        return _in_folder(given)
+        return _in_folder(given, adapters=adapters)
     if given.name.endswith(".index.json"):
         return _sharded(given, path=given)
     pickled = _is_pickled(given)
@@ -129,15 +132,20 @@ def find_model(path: str | os.PathLike[str]) -> ModelFiles:
     return ModelFiles(given, None, (given,), None, pickled, wrapper, parts)
 
 
-def _in_folder(folder: Path) -> ModelFiles:
+def _in_folder(folder: Path, *, adapters: bool) -> ModelFiles:
     for name in _INDEXES:
         if (folder / name).is_file() and not (folder / _SINGLE[0]).is_file():
             return _sharded(folder / name, path=folder)
     found = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
+    if not found and (folder / "adapter_config.json").is_file() and adapters:
+        adapter = read_adapter(folder)
+        weights = next(folder / name for name in _ADAPTER if (folder / name).is_file())
+        files = (weights, folder / "adapter_config.json")  # without which the weights mean nothing
+        return ModelFiles(folder, folder, files, None, False, None, {}, adapter)
     if not found and (folder / "adapter_config.json").is_file():
         raise InputTypeError(
-            f"{folder} is an adapter and no model: it holds factors, whose sums and differences mean "
-            "nothing; merging.adapter_vectors([folder], pretrained) multiplies them out, in Python"
+            f"{folder} is an adapter, and a whole model is wanted here; make one of it and of the model that "
+            f"it was trained on: python -m taskvec_mini merge MODEL {folder} --out NEW"
         )
     if not found:
         found = sorted(each for each in folder.iterdir() if each.suffix == ".safetensors")
@@ -270,8 +278,8 @@ def _refuse_adapter(path: Path, names: Iterable[str]) -> None:
     for name in names:
         if ".lora_A." in name or ".lora_B." in name or "lora_embedding_" in name or "lora_magnitude" in name:
             raise InputTypeError(
-                f"{path} is an adapter and no model ({name!r}): sums and differences of its factors mean "
-                "nothing; merging.adapter_vectors([folder], pretrained) multiplies them out, in Python"
+                f"{path} holds factors of an adapter ({name!r}), whose sums and differences mean nothing; "
+                "give its folder, with its adapter_config.json, after the model that it was trained on"
             )
 
 
@@ -369,6 +377,62 @@ class Reader:
         tensor = self._states[file][name]
         self._mapped += entries * tensor.element_size()
         return tensor.reshape(-1)
+
+
+class AdapterReader:
+    """What a LoRA adapter adds to a model, read like a task vector. One reader belongs to one thread.
+
+    Only the rows that are asked for are multiplied out, in float64, except where a row depends on all others.
+
+    Args:
+        adapter: the adapter.
+        base: the model that it was made for.
+        names: from the names in the model to those that the adapter knows.
+    """
+
+    def __init__(self, adapter: Adapter, *, base: ModelFiles, names: Mapping[str, str]):
+        self._adapter = adapter
+        self._base = Reader(base)
+        self._names = names
+        self._rest: tuple[tuple[str, int, int], Array] | None = None  # rows of which a part was asked for
+
+    def read(self, name: str, first: int, *, out: Array) -> None:
+        """Fill `out` (n,) with the entries from number `first` of what is added to a tensor."""
+        if name not in self._names:
+            out[:] = 0
+            return
+        shape = self._base.model.parts[name].shape
+        width = math.prod(shape[1:])
+        begin, end = first // width, -(-(first + len(out)) // width)
+        if self._adapter.needs_all_rows(self._names[name], shape):
+            begin, end = 0, shape[0]
+        which = (name, begin, end)
+        if self._rest is not None and self._rest[0] == which:
+            rows = self._rest[1]
+        else:
+            self._rest = None
+            rows = self._multiplied(name, begin, end).astype(out.dtype)
+            if len(rows) > len(out):
+                self._rest = (which, rows)
+        place = first - begin * width
+        out[:] = rows[place : place + len(out)]
+
+    def _multiplied(self, name: str, begin: int, end: int) -> Array:
+        """The entries of some rows, in float64."""
+        shape = self._base.model.parts[name].shape
+        known = self._names[name]
+        rows = (end - begin, *shape[1:])
+        start = torch.empty(rows, dtype=torch.float64, device="meta")
+        if known in self._adapter.saved or "lora_magnitude_vector" in self._adapter.factors[known]:
+            start = torch.empty(rows, dtype=torch.float64)
+            self._base.read(name, begin * math.prod(shape[1:]), out=start.view(-1).numpy())
+        added = self._adapter.rows_of_difference(known, start, shape=shape, first=begin)
+        return added.reshape(-1).numpy()
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._base.close()
+        self._rest = None
 
 
 # --- writing ---------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Models in, a model out: merging, negating and completing analogies from folder to folder.
 
 A model is a safetensors file, a state dict that torch saved, or a folder in Hugging Face layout, single or
-sharded. The result has the layout, the names and the dtypes of the pretrained model, so what loads that one
-loads the result. Everything streams: see `from_files`.
+sharded; in the place of a finetuned one, the folder of a LoRA adapter will do. The result has the layout, the
+names and the dtypes of the pretrained model, so what loads that one loads the result. Everything streams: see
+`from_files`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def merge_models(
     Args:
         pretrained: what all models were finetuned from: a safetensors file, a state dict saved by torch, or a
             folder in Hugging Face layout.
-        finetuned: T models of the same architecture. LoRA adapters are none: `adapter_vectors` takes them.
+        finetuned: T models of the same architecture, or folders of LoRA adapters of the pretrained model,
+            which are multiplied out. Where all are adapters, rules that rank or drop entries do so among
+            those that any of them changes.
         out: the folder to make. It may be there already if it is empty.
         rule: a name in `merging.RULES`.
         scaling_coef: λ. Sums of eight tasks want about 0.3, means about 1; tune it on validation data.
@@ -86,7 +89,8 @@ def merge_models(
     Raises:
         FileNotFoundError: if a model, a shard or the folder around `out` is not there.
         OSError: if a file cannot be read or written, `out` is not empty, or the disk has too little space.
-        TypeError: if dtypes differ, weights are quantised, or a model is an adapter.
+        TypeError: if dtypes differ, weights are quantised, the pretrained model is an adapter, or an adapter
+            is of a kind that is not multiplied out (see `read_adapter`).
         ValueError: if names or shapes differ, an entry is NaN or infinite, a tied weight is untied in one of
             the models, the result is beyond its dtype, or a rule, option or pattern is unknown.
 
@@ -187,7 +191,7 @@ def complete_analogy(
     results and errors are those of `merge_models`.
 
     Raises:
-        UserError: as `merge_models` does.
+        UserError: as `merge_models` does; and if one of the three is an adapter.
 
     Example:
         >>> import tempfile
@@ -214,6 +218,7 @@ def complete_analogy(
         mixed_dtypes=mixed_dtypes,
         progress=progress,
         operation={"operation": "analogy", "scaling_coef": coef},
+        adapters=False,  # `third` is not the model that they change
     )
 
 
@@ -234,6 +239,7 @@ def _written(
     mixed_dtypes: bool,
     progress: bool,
     operation: dict[str, Any],
+    adapters: bool = True,
 ) -> dict[str, Any]:
     """Write the merged model into a folder; the record of how."""
     begun, before = time.perf_counter(), _peak()
@@ -242,7 +248,9 @@ def _written(
     target = FilePath(out)
     _check_place(target)
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    stored = stored_layout(pretrained, finetuned, exclude=patterns, mixed_dtypes=mixed_dtypes)
+    stored = stored_layout(
+        pretrained, finetuned, exclude=patterns, mixed_dtypes=mixed_dtypes, adapters=adapters
+    )
     start = stored.models[0]
     kinds = {
         name: _DTYPES[dtype] if dtype is not None and part.kind in FLOATS else part.kind

@@ -16,6 +16,7 @@ from small_vectors import source
 from taskvec_mini import TaskVector, merging
 from taskvec_mini.merging import (
     RULES,
+    _pieces,
     compare_models,
     complete_analogy,
     from_files,
@@ -122,6 +123,7 @@ def quiet(*given, **options):
 def small_pieces(monkeypatch):
     """So that even small models have several pieces."""
     monkeypatch.setattr(from_files, "_ENTRIES", 50)
+    monkeypatch.setattr(_pieces, "PIECE", 50)
     monkeypatch.setattr(from_files, "_WHOLE", 300)
     monkeypatch.setattr(model_files, "_CHUNK", 40)
 
@@ -406,7 +408,7 @@ def test_running_statistics_stay_and_a_word_is_said(tmp_path):
     record = quiet(paths[0], paths[1:], out=tmp_path / "merged", scaling_coef=-3)
     merged = content(tmp_path / "merged")
     assert (merged["bn.weight"].tolist(), merged["bn.running_var"].tolist()) == ([-2.0, -2.0], [1.0, 1.0])
-    assert any("training mode" in note for note in record["notes"])
+    assert any("update_bn" in note for note in record["notes"])
 
 
 # --- tied weights ----------------------------------------------------------------------------------------
@@ -530,17 +532,188 @@ def test_shards_are_all_there_and_as_the_index_says(tmp_path):
     assert (tmp_path / "merged" / "config.json").exists(), "an index stands for its folder"
 
 
-def test_an_adapter_is_no_model(tmp_path):
+def test_factors_alone_and_adapters_in_the_place_of_a_model_are_refused(tmp_path):
     base = save({"q.weight": torch.ones(2, 2)}, tmp_path / "base.safetensors")
     factors = {f"base_model.model.q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
     lora = save(factors, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(TypeError, match=r"adapter_model\.safetensors is an adapter and no model"):
+    with pytest.raises(
+        TypeError, match=r"adapter_model\.safetensors holds factors .*'base_.*give its folder"
+    ):
         quiet(base, [lora], out=tmp_path / "merged")
     folder = tmp_path / "lora"
     save(factors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(TypeError, match=r"lora is an adapter and no model"):
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": False})
+    )
+    message = r"lora is an adapter, and a whole model is wanted here.* merge MODEL .*lora --out NEW"
+    with pytest.raises(TypeError, match=message):
         quiet(folder, [base], out=tmp_path / "merged")
+    other = save({"q.weight": torch.full((2, 2), 2.0)}, tmp_path / "other.safetensors")
+    with pytest.raises(TypeError, match=message):
+        complete_analogy(folder, other, third=base, out=tmp_path / "merged", progress=False)
+    quiet(base, [folder], out=tmp_path / "merged")
+    assert content(tmp_path / "merged")["q.weight"].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+# --- adapters --------------------------------------------------------------------------------------------
+
+GPT2 = {"vocab_size": 30, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 10}
+
+
+def adapted(made, base, folder, *, seed, **settings):
+    """A LoRA adapter with random factors, saved by peft, and the state dict that peft merges it into."""
+    peft = pytest.importorskip("peft")
+    settings = {"target_modules": ["query", "value", "dense"], "r": 2, **settings}
+    wrapped = peft.get_peft_model(made.from_pretrained(base), peft.LoraConfig(**settings))
+    numbers = source(seed)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=numbers)
+    wrapped.save_pretrained(folder)
+    return folder, {name: part.clone() for name, part in wrapped.merge_and_unload().state_dict().items()}
+
+
+def assert_near(path, expected):
+    found = content(path)
+    assert set(found) <= set(expected)
+    for name, part in found.items():
+        torch.testing.assert_close(part, expected[name], rtol=1e-5, atol=2e-6, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft about tied embeddings
+def test_adapters_are_multiplied_out_and_merged_like_models(tmp_path):
+    """Of unlike ranks, rank-stabilised, with DoRA, with biases, beside a model finetuned whole."""
+    pretrained, (cars, *_) = family(tmp_path, "bert", shard="8KB")
+    start = content(pretrained)
+    made = CONFIGS["bert"][0]
+    many = [
+        adapted(made, pretrained, tmp_path / "a", seed=1, lora_alpha=3),
+        adapted(made, pretrained, tmp_path / "b", seed=2, r=4, lora_alpha=3, use_rslora=True),
+        adapted(made, pretrained, tmp_path / "c", seed=3, use_dora=True),
+        adapted(made, pretrained, tmp_path / "d", seed=4, bias="all"),  # one of them under two names
+    ]
+    folders = [folder for folder, _ in many]
+    sums = {"rule": "task_arithmetic", "scaling_coef": 0.3}
+    record = quiet(pretrained, [cars, *folders], out=tmp_path / "merged", **sums)
+    ends = [content(cars), *(end for _, end in many)]
+    expected = {n: part + 0.3 * sum(end[n] - part for end in ends) for n, part in start.items()}
+    assert_near(tmp_path / "merged", expected)
+    assert list(record["finetuned"][1]["sha256"]) == ["adapter_model.safetensors", "adapter_config.json"]
+
+    folders = folders[:3]
+    for rule, options in {"ties": {"density": 0.3}, "tsv": {}, "breadcrumbs": {}}.items():
+        record = quiet(pretrained, folders, out=tmp_path / rule, rule=rule, **options)
+        vectors = merging.adapter_vectors(folders, dict(sorted(start.items())))
+        merged = RULES[rule].function(vectors, **options).apply_to(dict(sorted(start.items())))
+        assert_near(tmp_path / rule, merged)
+    assert any("no adapter changes it" in note and "embeddings" in note for note in record["notes"])
+
+    negate_model(pretrained, folders[0], out=tmp_path / "negated", progress=False)
+    assert_near(tmp_path / "negated", {n: 2 * part - many[0][1][n] for n, part in start.items()})
+    found = compare_models(pretrained, folders, progress=False)
+    assert found.norms().tolist() == pytest.approx([vector.norm() for vector in vectors], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["c_attn", "c_proj"]},
+        {"target_modules": ["c_attn", "c_proj"], "use_dora": True},
+        {"target_modules": ["wte"], "use_dora": True},
+        {"target_modules": ["c_fc"], "modules_to_save": ["wpe", "ln_f"]},
+    ],
+    ids=["transposed", "DoRA", "an embedding", "saved modules"],
+)
+def test_an_adapter_alone_becomes_the_model_that_peft_merges(tmp_path, settings):
+    """Row by row, also where rows of the file are columns of the product."""
+    torch.manual_seed(0)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=0))
+    base.save_pretrained(tmp_path / "base")
+    folder, expected = adapted(
+        type(base), tmp_path / "base", tmp_path / "lora", seed=1, fan_in_fan_out=True, **settings
+    )
+    for rule in ("mean", "consensus", "iso_c"):
+        options = {"agreeing": 1} if rule == "consensus" else {}
+        quiet(tmp_path / "base", [folder], out=tmp_path / rule, rule=rule, **options)
+    assert_near(tmp_path / "mean", expected)
+    assert_near(tmp_path / "consensus", expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_a_classifier_goes_onto_the_encoder_without_its_head(tmp_path):
+    """The head was trained whole, and the names of the encoder have a prefix that the folder lacks."""
+    _, config = CONFIGS["bert"]
+    torch.manual_seed(0)
+    whole = transformers.BertForSequenceClassification(config)
+    whole.save_pretrained(tmp_path / "whole")
+    whole.bert.save_pretrained(tmp_path / "base")
+    folder, expected = adapted(
+        type(whole), tmp_path / "whole", tmp_path / "lora", seed=1, task_type="SEQ_CLS"
+    )
+    message = (
+        r"lora holds 'classifier\.bias', trained whole.*but .*base has none;.*--exclude 'classifier\.\*'"
+    )
+    with pytest.raises(ValueError, match=message):
+        quiet(tmp_path / "base", [folder], out=tmp_path / "merged")
+    record = quiet(tmp_path / "base", [folder], out=tmp_path / "merged", exclude="classifier.*")
+    assert_near(tmp_path / "merged", {name.removeprefix("bert."): part for name, part in expected.items()})
+    assert any("begin with 'bert.'" in note for note in record["notes"])
+    assert any("left away" in note and "classifier" in note for note in record["notes"])
+    with pytest.raises(ValueError, match=r"exclude leaves nothing of the adapter .*lora"):
+        quiet(tmp_path / "base", [folder], out=tmp_path / "other", exclude="*")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_another_model_is_refused_before_the_work(tmp_path):
+    pretrained, _ = family(tmp_path, "bert")
+    folder, _ = adapted(CONFIGS["bert"][0], pretrained, tmp_path / "a", seed=1)
+    other = save({"w": torch.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        ValueError, match=r"the adapter in .*a changes 'bert\..*which pretrained does not have"
+    ):
+        quiet(other, [folder], out=tmp_path / "merged")
+    state = content(pretrained)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    larger = save(state | {name: torch.ones(16, 25)}, tmp_path / "larger.safetensors")
+    message = rf"shapes differ at '{name}': \(16, 25\) in pretrained.*\(16, 24\)"
+    with pytest.raises(ValueError, match=message):
+        compare_models(larger, [folder], progress=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["wte", "lm_head"]}]
+)
+def test_an_adapter_that_unties_weights_is_refused(tmp_path, settings):
+    torch.manual_seed(0)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=0))
+    state = {name: part.clone() for name, part in base.state_dict().items()}
+    base.save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["c_fc"], **settings}
+    folder, _ = adapted(
+        type(base), tmp_path / "base", tmp_path / "lora", seed=1, fan_in_fan_out=True, **settings
+    )
+    message = r"as a tensor of its own, but in pretrained .*lm_head.* are one tensor \(tied weights\)"
+    with pytest.raises(ValueError, match=message):
+        quiet(save(state, tmp_path / "base.safetensors"), [folder], out=tmp_path / "merged")
+    with pytest.raises(ValueError, match=message):
+        merging.adapter_vector(folder, state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_factor_that_is_not_a_number_is_blamed_on_its_adapter(tmp_path):
+    pretrained, _ = family(tmp_path, "bert")
+    folders = [
+        adapted(CONFIGS["bert"][0], pretrained, tmp_path / name, seed=1)[0] for name in ("sound", "broken")
+    ]
+    weights = folders[1] / "adapter_model.safetensors"
+    factors = safetensors.torch.load_file(weights)
+    next(part for name, part in factors.items() if "layer.1.output.dense.lora_B" in name)[0, 0] = math.nan
+    save(factors, weights)
+    for rule in ("mean", "ties", "tsv"):
+        with pytest.raises(ValueError, match=r"'bert.*layer\.1\.output\.dense\.weight' in .*broken"):
+            quiet(pretrained, folders, out=tmp_path / "merged", rule=rule)
 
 
 @pytest.mark.parametrize(
@@ -758,14 +931,24 @@ def test_models_of_one_name_are_told_apart_by_their_folders(tmp_path):
 PEAK = """
 import json, sys, torch
 from taskvec_mini import merging
-folder, rule = sys.argv[1:3]
+rule, out, base, *models = sys.argv[1:]
 options = {"generator": torch.Generator().manual_seed(0)} if rule == "dare" else {}
-files = [f"{folder}/{place}.safetensors" for place in range(5)]
-out = f"{folder}/{rule}"
-record = merging.merge_models(files[0], files[1:], out=out, rule=rule, progress=False, **options)
+record = merging.merge_models(base, models, out=out, rule=rule, progress=False, **options)
 print(json.dumps(record["memory"]))
 """
 TABLE = (10_000, 1_000)  # 40 MB in float32
+
+
+def peak_of(base, models, *, rule):
+    """What a merge with one thread said and took, in a process of its own; it goes beside the base."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, rule, *map(str, (base.parent / rule, base, *models))],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -778,17 +961,41 @@ def tables(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def large_adapters(tmp_path_factory):
+    """Four adapters of one table of 40 MB, one of them with DoRA, in files like those of peft."""
+    folder = tmp_path_factory.mktemp("adapters")
+    safetensors.torch.save_file({"q.weight": torch.randn(TABLE, generator=source(0))}, folder / "base.st")
+    for place in range(4):
+        numbers = source(place + 1)
+        factors = {
+            "q.lora_A.weight": torch.randn(8, TABLE[1], generator=numbers),
+            "q.lora_B.weight": torch.randn(TABLE[0], 8, generator=numbers),
+        }
+        settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "fan_in_fan_out": False}
+        if place == 3:
+            settings["use_dora"] = True
+            factors["q.lora_magnitude_vector"] = torch.full((TABLE[0],), 30.0)
+        save(
+            {f"base_model.model.{n}": f for n, f in factors.items()},
+            folder / f"{place}/adapter_model.safetensors",
+        )
+        (folder / str(place) / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("rule", ["mean", "ties", "iso_c"])
+def test_adapters_are_never_multiplied_out_whole_where_pieces_do(large_adapters, rule):
+    memory = peak_of(large_adapters / "base.st", [large_adapters / str(p) for p in range(4)], rule=rule)
+    assert memory["measured"] <= memory["expected"] + 30e6, memory
+    if rule != "iso_c":
+        assert memory["measured"] < 80e6, memory
+
+
 @pytest.mark.parametrize("rule", ["mean", "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus"])
 def test_a_large_table_needs_no_more_memory_than_its_pieces(tables, rule):
     """Five tables of 40 MB, one thread: a measurement of its own process, against what was promised."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tables), rule],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    memory = json.loads(done.stdout)
+    memory = peak_of(tables / "0.safetensors", [tables / f"{p}.safetensors" for p in range(1, 5)], rule=rule)
     assert memory["measured"] < 80e6, memory
     assert memory["measured"] <= memory["expected"] + 30e6, memory
     merged = content(tables / rule)["table"]

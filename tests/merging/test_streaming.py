@@ -4,15 +4,20 @@ import json
 import math
 import os
 import runpy
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from small_vectors import noise, source
 from taskvec_mini import TaskVector, merging
 from taskvec_mini.merging import _pieces, from_files, merge_files, merged_vector, model_files
+from taskvec_mini.merging._stored import stored_layout
 
 SHAPES = {  # ragged: a kernel, matrices wide and tall, a scalar, an empty tensor, one row
     "proj": (5, 7),
@@ -397,3 +402,60 @@ def test_the_benchmark_runs_a_measurement(bench, tmp_path, capsys):
         assert 0 < found["of it before, GB"] <= found["peak, GB"]
         norms.append(found["norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+# --- what is promised ------------------------------------------------------------------------------------
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all tensors that live at one time, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.living = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(made)[0]:
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.living += storage.nbytes()
+                self.peak = max(self.peak, self.living)
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        return made
+
+    def forget(self, which, size):
+        self.known.discard(which)
+        self.living -= size
+
+
+@pytest.mark.parametrize("shape", [(900, 60), (60, 900), (180, 180)])
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("tsv", {}),
+        ("iso_c", {}),
+        ("iso_cts", {}),
+        ("regmean_from_vectors", {}),
+        ("wudi", {}),
+        ("wudi", {"steps": 3}),
+    ],
+)
+def test_the_memory_that_is_promised_is_what_rules_for_matrices_allocate(tmp_path, shape, rule, options):
+    """Tensors by a count of their storages, arrays of numpy by tracemalloc; LAPACK takes some more."""
+    function = merging.RULES[rule].function
+    function([TaskVector(noise(4, 4).reshape(-1), [("w", (4, 4))])] * 2, **options)  # imports what it needs
+    for tasks in (2, 7):
+        states = [{"w": torch.randn(shape, generator=source(seed))} for seed in range(tasks + 1)]
+        start, ends = write(tmp_path, states)
+        promised = from_files.memory(stored_layout(start, ends), merging.RULES[rule], options)
+        vectors = [TaskVector.between(states[0], state) for state in states[1:]]
+        tracemalloc.start()
+        with Allocated() as counted:
+            function(vectors, **options)
+        arrays = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        start_itself = states[0]["w"].nbytes
+        assert promised / 3 <= counted.peak + arrays + start_itself <= promised
