@@ -29,7 +29,7 @@ from taskvec_mini.merging.model_files import (
 Path = str | os.PathLike[str]
 
 _PACKED = ("weight", "qweight", "qzeros", "weight_packed", "g_idx")  # names of quantised weights
-_CHUNK = 1 << 20  # entries of two tensors that are compared at a time
+_CHUNK = 1 << 17  # entries of two tensors that are compared at a time
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
         most = max(first + second for first, second in zip(whole, apart, strict=True))
         return int(most) + _of_adapters(stored, threads=1, size=max(stored.sizes.values()))
     size = min(max(stored.sizes.values()), _WHOLE) if ranks(stored, rule, options) == "tensors" else 0
-    pieces = (2 * threads + 2) * (tasks + 1) + 5 * tasks
+    pieces = (2 * threads + 2) * (tasks + 1) + 10 * tasks
     adapters = _of_adapters(stored, threads=threads, size=max(size, _ENTRIES))
     return adapters + pieces * _ENTRIES * width + size * width * (3 * tasks + 7)
 
