@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +19,6 @@ MINILM = BACKBONES["minilm"].needs
 needs_package = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, MINILM)), reason="the extra `pretrained` is not installed"
 )
-REAL = Path(os.environ.get("TASKVEC_MINI_DATA", "")) / "text"
 TASKS = ("trec6", "sst2")
 
 
@@ -36,25 +33,11 @@ def made_up(name, part):
     return [(text, classes[label]) for text, label in found]
 
 
-def real(name, part):
-    """The first rows of each class in the file of a task."""
-    rows = [line.split("\t") for line in (REAL / f"{name}.{part}.tsv").read_text("utf-8").splitlines()[1:]]
-    found = []
-    for each in texts.sources()[name].classes:
-        own = [(text, label) for text, label in rows if label == each]
-        found += own[: 12 if part == "train" else 4]
-    return found
-
-
-needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="TASKVEC_MINI_DATA names no folder with texts")
-
-
 @needs_package
-@pytest.mark.parametrize("rows", [made_up, pytest.param(real, marks=needs_data)])
-def test_minilm_is_finetuned_merged_and_judged_from_the_command_line(files, tmp_path, capsys, rows):
+def test_minilm_is_finetuned_merged_and_judged_from_the_command_line(files, tmp_path, capsys):
     runs, merged = tmp_path / "runs", tmp_path / "merged.safetensors"
     for name in TASKS:
-        data = files(*(as_read(rows(name, part)) for part in ("train", "test")), name=name)
+        data = files(*(as_read(made_up(name, part)) for part in ("train", "test")), name=name)
     words = ["--suite", "text", "--backbone", "minilm", "--tasks", *TASKS, "--limit", 40]
     training = ["--epochs", 1, "--batch-size", 8, "--learning-rate", 3e-5, "--device", "cpu"]
     assert call("finetune", *words, *training, "--data", data, "--out", runs) == 0
@@ -71,7 +54,7 @@ def test_minilm_is_finetuned_merged_and_judged_from_the_command_line(files, tmp_
     encoder = load_backbone("minilm")
     tasks = Experiment.open(runs).tasks(TASKS, data, encoder=encoder)
     for name, task in tasks.items():
-        expected = encoder.tokenize([text for text, _ in rows(name, "test")])
+        expected = encoder.tokenize([text for text, _ in made_up(name, "test")])
         assert torch.equal(task.test_tokens, expected)
         identity = Experiment.open(runs).run(name).identity()
         assert identity["tasks"][name]["sha256"] == task.sha256
