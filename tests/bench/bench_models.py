@@ -87,7 +87,7 @@ def make_copies(pretrained: Path, data: Path, *, out: Path) -> None:
 
 
 def run(words: list[str], *, log: Path) -> tuple[float, int]:
-    """Processor seconds and peak bytes of a process of Python with one thread; what it says goes into the log."""
+    """Processor seconds and peak bytes of a process of Python with one thread; the log gets what it says."""
     with log.open("wb") as said:
         process = subprocess.Popen(
             [sys.executable, *words], stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -129,7 +129,8 @@ def main() -> None:
         copies = options.copies or Path(scratch)
         make_copies(pretrained, options.data, out=copies)
         models = [pretrained, *(copies / task for task in TASKS)]
-        help_alone = run(["-m", "taskvec_mini", "merge", "--help"], log=Path(scratch) / "help.log")
+        seconds, peak = run(["-m", "taskvec_mini", "merge", "--help"], log=Path(scratch) / "help.log")
+        start = {"seconds": round(seconds, 1), "process_mb": round(peak / 1e6)}
         rows = {}
         for rule in options.rules:
             rows[rule] = merge(models, rule=rule, out=Path(scratch) / f"merged-{rule}")
@@ -140,10 +141,7 @@ def main() -> None:
             files = [options.data / "text" / f"{task}.train.tsv" for task in TASKS]
             records.write(
                 options.record,
-                {
-                    "help": {"seconds": round(help_alone[0], 1), "process_mb": round(help_alone[1] / 1e6)},
-                    "rules": rows,
-                },
+                {"help": start, "rules": rows},
                 command=f"{COMMAND} --data DATA --record",
                 seeds=[0],
                 seconds=time.perf_counter() - begun,
