@@ -141,3 +141,11 @@ def test_the_pages_do_not_contradict_the_chapters() -> None:
     folded = [cell for text in chapters.values() for cell in re.findall(r'"cellView": "form"', text)]
     assert folded, "solutions and drawers are folded in Colab"
     assert "no folded solutions" not in pages["how_to_run_this_book.md"]
+
+
+def test_a_screen_that_gets_the_wide_drawing_is_wide_enough_for_its_letters() -> None:
+    """Letters of 9 points, figures 7.4 inches wide, 15 pixels of margin on both sides of the page."""
+    screen = extension("phone_figures").WIDEST_SCREEN_FOR_THE_NARROW_ONE
+    assert 9 * (screen - 30) / (7.4 * 72) >= 11
+    look = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    assert f"@media (max-width: {screen}px) {{ .bd-article picture img" in look
