@@ -17,7 +17,7 @@ import nbformat
 
 NARROW = "application/vnd.taskvec-mini.narrow+svg"
 PICTURE = re.compile(r'<img [^>]*src="([^"]*_images/([\w-]+)\.(?:svg|png))"[^>]*/?>')
-WIDEST_SCREEN_FOR_THE_NARROW_ONE = 700  # pixels; on it letters of 9 points are still 11 pixels in the wide one
+WIDEST_SCREEN_FOR_THE_NARROW_ONE = 700  # pixels; wider ones show letters of 9 points at 11 pixels
 
 
 def narrow_figures(notebook: Path) -> dict[str, str]:
