@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 
 import numpy as np
 import pytest
@@ -342,10 +343,14 @@ def refusal_of(command):
         return refusal_of_the_command_line(words[3:])
     if words[:1] != ["python"] or not (ROOT / words[1]).is_file():
         return "neither the command line of the benchmarks nor a script of this repository"
-    done = subprocess.run([sys.executable, *words[1:2], "--help"], cwd=ROOT, capture_output=True, text=True)
-    offered = set(re.findall(r"--[\w-]+", done.stdout))
-    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in offered]
-    return f"--help fails: {done.stderr}" if done.returncode else " ".join(unknown)
+    offered = set(re.findall(r"--[\w-]+", help_of(words[1])))
+    return " ".join(word for word in words if word.startswith("--") and word.partition("=")[0] not in offered)
+
+
+@cache
+def help_of(script):
+    """What a script says of its options; it loads torch first, which takes seconds."""
+    return subprocess.check_output([sys.executable, script, "--help"], cwd=ROOT, text=True)
 
 
 def refusal_of_the_command_line(words):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -158,13 +159,18 @@ def test_a_part_of_near_duplicates_alone_is_refused():
         without_near_duplicates(leaked)
 
 
+@cache
+def large_task(name):
+    return load_tasks([name], suite="large", folder=FOLDER)[name]
+
+
 @needs_large
 @pytest.mark.parametrize(
     ("name", "pixels", "test", "left_out"),
     [("dtd10", (96, 96, 3), 1_600, 16), ("scenes15", (96, 96), 1_200, 7)],
 )
 def test_larger_images_come_without_them_and_row_for_row(name, pixels, test, left_out):
-    large = load_tasks([name], suite="large", folder=FOLDER)[name]
+    large = large_task(name)
     small = load_tasks([name], suite="bundle", folder=FOLDER)[name]
     assert large.train_images.shape[1:] == pixels
     assert len(large.test_labels) == test - left_out
@@ -184,7 +190,7 @@ def test_larger_images_come_without_them_and_row_for_row(name, pixels, test, lef
 
 @needs_large
 def test_a_limit_changes_nothing_of_what_is_left_out():
-    whole = load_tasks(["scenes15"], suite="large", folder=FOLDER)["scenes15"]
+    whole = large_task("scenes15")
     short = load_tasks(["scenes15"], suite="large", folder=FOLDER, limit=50)["scenes15"]
     assert short.left_out == whole.left_out
     assert torch.equal(short.train_images, whole.train_images[:50])
