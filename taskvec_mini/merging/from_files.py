@@ -64,6 +64,7 @@ _APART: dict[str, tuple[float, float]] = {  # float64 copies of a matrix, and of
     "regmean_from_vectors": (5, 4),
     "wudi": (5, 7),
 }
+_REST = 4_000_000  # bytes for headers, hashes, and tensors that are compared
 _STACKED = ("regmean_from_vectors", "wudi")  # which put wide matrices on top of each other
 
 
@@ -247,16 +248,18 @@ def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
     tasks, threads, width = stored.tasks, torch.get_num_threads(), stored.itemsize
     if rule.streams:
         pieces = threads * 6 * _pieces.PIECE * width
-        return pieces + _of_adapters(stored, threads=threads, size=_pieces.PIECE)
+        return _REST + pieces + _of_adapters(stored, threads=threads, size=_pieces.PIECE)
     if rule.name in _APART:
         whole = [size * width * (tasks + 1) for size in stored.sizes.values()]
         apart = [_apart(rule, shape, tasks=tasks, options=options) for shape in stored.shapes.values()]
         most = max(first + second for first, second in zip(whole, apart, strict=True))
-        return int(most) + _of_adapters(stored, threads=1, size=max(stored.sizes.values()))
-    size = min(max(stored.sizes.values()), _WHOLE) if ranks(stored, rule, options) == "tensors" else 0
+        return _REST + int(most) + _of_adapters(stored, threads=1, size=max(stored.sizes.values()))
+    size = 0
+    if ranks(stored, rule, options) == "tensors":
+        size = max((size for size in stored.sizes.values() if size <= _WHOLE), default=0)
     pieces = (2 * threads + 2) * (tasks + 1) + 10 * tasks
     adapters = _of_adapters(stored, threads=threads, size=max(size, _ENTRIES))
-    return adapters + pieces * _ENTRIES * width + size * width * (3 * tasks + 7)
+    return _REST + adapters + pieces * _ENTRIES * width + size * width * (3 * tasks + 7)
 
 
 def _apart(rule: Rule, shape: tuple[int, ...], *, tasks: int, options: Mapping[str, Any]) -> float:

@@ -1,10 +1,10 @@
 """Every rule on a real model, from folder to folder, by the command: seconds and memory, and what was said.
 
 The model is all-MiniLM-L6-v2 from its package (extra `pretrained`); its three copies are finetuned here, for
-one epoch each on a few texts: how good they are plays no part. Each merge is a command in a process of its
-own, with one thread. Seconds are those of the processor, with the start of Python, which `--help` takes alone
-too. Memory is the peak of the process, Python and all, and what `merge.json` says of the merge alone, beside
-what the command had promised before the work.
+one epoch each on a few texts: how good they are plays no part. Each merge is the command in a process of its
+own, with one thread, forked off when the library is loaded; there it first merges something tiny by the same
+rule, so that all code is in memory. Seconds are those of the processor. Memory is the peak of the process,
+Python and all, and what `merge.json` says of the merge alone, beside what the command had promised before.
 
 usage: OMP_NUM_THREADS=1 python tests/bench/bench_models.py --data FOLDER [--copies FOLDER] [--record [FILE]]
 """
@@ -12,23 +12,25 @@ usage: OMP_NUM_THREADS=1 python tests/bench/bench_models.py --data FOLDER [--cop
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import json
 import os
 import random
 import re
-import subprocess
-import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taskvec_mini import _files, merging, records, scores
+from taskvec_mini import _files, command, merging, records, scores
 
 TASKS = ("trec6", "sst2", "subj")
 TEXTS = 96
@@ -86,13 +88,18 @@ def make_copies(pretrained: Path, data: Path, *, out: Path) -> None:
             finetune(pretrained, data / "text" / f"{task}.train.tsv", out=out / task)
 
 
-def run(words: list[str], *, log: Path) -> tuple[float, int]:
-    """Processor seconds and peak bytes of a process of Python with one thread; the log gets what it says."""
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, *words], stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        _, status, used = os.wait4(process.pid, 0)
+def apart(work: Callable[[], int | None], *, log: Path) -> tuple[float, int]:
+    """Processor seconds and peak bytes of some work in a forked process; what it says goes into the log."""
+    process = os.fork()
+    if process == 0:
+        with log.open("w", encoding="utf-8") as said, contextlib.redirect_stderr(said):
+            try:
+                status = work() or 0
+            except BaseException:
+                status = 1
+                traceback.print_exc()
+        os._exit(status)
+    _, status, used = os.wait4(process, 0)
     if status:
         raise SystemExit(log.read_text(encoding="utf-8"))
     return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
@@ -100,15 +107,23 @@ def run(words: list[str], *, log: Path) -> tuple[float, int]:
 
 def merge(models: list[Path], *, rule: str, out: Path) -> dict[str, Any]:
     """Merge by the command."""
-    words = ["-m", "taskvec_mini", "merge", *map(str, models), "--rule", rule, "--out", str(out)]
+    tiny = [out.parent / f"tiny-{place}.safetensors" for place in range(len(models))]
+    for place, file in enumerate(tiny):
+        save_file({"w": torch.randn(20, 20, generator=torch.Generator().manual_seed(place))}, file)
+
+    def work() -> int:
+        for given, place in ((tiny, out.with_suffix(".tiny")), (models, out)):
+            if command.main(["merge", *map(str, given), "--rule", rule, "--out", str(place)]):
+                return 1
+        return 0
+
     log = out.with_suffix(".log")
-    seconds, peak = run(words, log=log)
-    promise = re.search(r"memory: about ([\d.]+ [MG]B) beside Python's", log.read_text(encoding="utf-8"))
-    assert promise is not None, log
+    seconds, peak = apart(work, log=log)
+    promises = re.findall(r"memory: about ([\d.]+ [MG]B) beside Python's", log.read_text(encoding="utf-8"))
     record = json.loads((out / "merge.json").read_text(encoding="utf-8"))
     return {
         "seconds": round(seconds, 1),
-        "said": promise[1],
+        "said": promises[-1],
         "expected_mb": round(record["memory"]["expected"] / 1e6, 1),
         "measured_mb": round(record["memory"]["measured"] / 1e6, 1),
         "process_mb": round(peak / 1e6),
@@ -127,10 +142,9 @@ def main() -> None:
     pretrained = package_folder()
     with tempfile.TemporaryDirectory() as scratch:
         copies = options.copies or Path(scratch)
-        make_copies(pretrained, options.data, out=copies)
+        # in a process of its own, so that transformers is not part of what merges take
+        apart(lambda: make_copies(pretrained, options.data, out=copies), log=Path(scratch) / "copies.log")
         models = [pretrained, *(copies / task for task in TASKS)]
-        seconds, peak = run(["-m", "taskvec_mini", "merge", "--help"], log=Path(scratch) / "help.log")
-        start = {"seconds": round(seconds, 1), "process_mb": round(peak / 1e6)}
         rows = {}
         for rule in options.rules:
             rows[rule] = merge(models, rule=rule, out=Path(scratch) / f"merged-{rule}")
@@ -141,7 +155,7 @@ def main() -> None:
             files = [options.data / "text" / f"{task}.train.tsv" for task in TASKS]
             records.write(
                 options.record,
-                {"help": start, "rules": rows},
+                {"rules": rows},
                 command=f"{COMMAND} --data DATA --record",
                 seeds=[0],
                 seconds=time.perf_counter() - begun,
