@@ -83,7 +83,7 @@ def too_far(moves, changes, factor=1.0):
     return found
 
 
-@settings(few, max_examples=250)
+@settings(few, max_examples=80)
 @given(cases(widest=6), st.floats(math.log(1e-3), 0.0))
 def test_nothing_moves_further_than_it_may(case, log_radius):
     radius, point = math.exp(log_radius), point_at(case.loss, case.theta)
