@@ -14,12 +14,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 
 from scripts import build, execute, get_chromium
 
 os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = execute.ROOT
 CHAPTERS = execute.chapters(ROOT / "book")
+LONGEST = (  # a minute to ten seconds each
+    "test_site.py",
+    "test_take_along.py",
+    "test_sliders.py",
+    "test_end_to_end.py",
+    "test_speed.py",
+    "test_clip_study.py",
+    "test_colab.py",
+    "test_live.py",
+    "test_bounds_random.py",
+    "test_pretrained_pipeline.py",
+    "test_good_start.py",
+    "test_runs.py",
+)
 CHARTS_STARTED = (
     "() => [...document.querySelectorAll('.explore')].every(e => /ready|failed/.test(e.dataset.state))"
 )
@@ -51,6 +66,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"measured: {line}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that in the end no worker waits for another's long one."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def extension(name: str) -> Any:
     """A module of book/_ext."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
@@ -63,9 +83,18 @@ def extension(name: str) -> Any:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the site, built strictly from the stored outputs."""
-    folder = tmp_path_factory.mktemp("site")
-    return build.build_pages(build.stage(folder / "stage"), folder).parents[1]
+    """The folder of the site, built strictly from the stored outputs: once, however many workers test."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all workers of this run share
+    folder /= "site"
+    folder.mkdir(exist_ok=True)
+    built = folder / "built"
+    with FileLock(folder / "lock"):
+        if not built.exists():
+            start_page = build.build_pages(build.stage(folder / "stage"), folder)
+            built.write_text(str(start_page.parents[1]), encoding="utf-8")
+    return Path(built.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +148,7 @@ def visit(browser: Any) -> Iterator[Any]:
         contexts.append(context)
         context.add_init_script(f"localStorage.mode = localStorage.theme = '{theme}'")
         visit = Visit(context.new_page())
+        visit.page.set_default_timeout(120_000)  # of milliseconds: the machine may be busy
         base = url.partition("/book/")[0] if "://127" in url else "file://"
         _listen(visit, base)
         visit.page.goto(url, wait_until="load")

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.utils import new_document
 
-from conftest import CHAPTERS, ROOT, extension
+from conftest import CHAPTERS, ROOT, Visit, extension
 from scripts import home
 from taskvec_mini.scores import table
 
@@ -33,6 +33,7 @@ SETTLED = """() => new Promise(done => requestAnimationFrame(() => requestAnimat
   for (const one of document.getAnimations()) try { one.finish() } catch {}
   done();
 })))"""
+FIRST_VIEW = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 LARGEST = 1_000_000  # bytes of a page, its pictures included, without what all pages share
 # What the theme does and we cannot mend from here: rule of axe-core, selector, reason.
 THEME: list[tuple[str, str, str]] = []
@@ -40,12 +41,23 @@ every_page = pytest.mark.parametrize("page", [*PAGES, "search.html", "genindex.h
 
 
 @every_page
-@pytest.mark.parametrize("by", ["http", "file"])
-def test_a_page_loads_whole_and_asks_nobody_outside(
-    site: Path, address: str, visit: Any, page: str, by: str
+@pytest.mark.parametrize(("by", "theme"), [("http", "light"), ("file", "dark")])
+def test_a_page_on_a_desk_is_whole_and_fit_for_everybody(
+    site: Path, address: str, visit: Any, page: str, by: str, theme: str
 ) -> None:
+    """All that can be asked in one visit, for a visit is what takes long."""
     query = "?q=gradient" if page == "search.html" else ""
-    seen = visit((address if by == "http" else site.as_uri()) + f"/{page}{query}")
+    seen = visit((address if by == "http" else site.as_uri()) + f"/{page}{query}", theme=theme, width=1280)
+    check_whole(seen)
+    check_questions(seen, (site / page).read_text(encoding="utf-8"))
+    check_nothing_is_cut(seen, 1280)
+    assert seen.outside == []
+    assert seen.complaints == []
+    check_axe(seen, theme)  # at last: it fetches things itself
+
+
+def check_whole(seen: Visit) -> None:
+    """Formulas are drawn, and nothing is loaded from elsewhere or too large."""
     assert seen.outside == []
     assert seen.complaints == []
     formulas = seen.page.locator(".math").count()
@@ -69,13 +81,10 @@ def test_the_search_finds_pages(site: Path, address: str, visit: Any, by: str) -
     assert seen.complaints == []
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@every_page
-def test_axe_finds_nothing_serious(address: str, visit: Any, page: str, theme: str) -> None:
-    seen = visit(f"{address}/{page}", theme=theme)
+def check_axe(seen: Visit, theme: str) -> None:
+    """axe finds nothing serious, in what is folded neither: `check_nothing_is_cut` has opened it."""
     assert seen.page.locator("html").get_attribute("data-theme") == theme
-    # Folded parts are part of the page too.
-    seen.page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert seen.page.locator("details:not([open])").count() == 0
     seen.page.evaluate(SETTLED)  # what opens fades in, and half-way its colours are too pale
     seen.page.evaluate(axe_playwright_python.base.AXE_SCRIPT)
     found = seen.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
@@ -98,7 +107,7 @@ def ours(violation: dict[str, Any]) -> list[str]:
 SLOWED = 4  # how many times slower than this machine a processor is made for the next test
 
 
-@every_page
+@pytest.mark.parametrize("page", [PAGES[0], CHAPTER_PAGES[0]])
 def test_the_first_view_on_a_slowed_processor_is_measured(
     address: str, visit: Any, page: str, record_property: Any
 ) -> None:
@@ -107,7 +116,7 @@ def test_the_first_view_on_a_slowed_processor_is_measured(
     session = seen.page.context.new_cdp_session(seen.page)
     session.send("Emulation.setCPUThrottlingRate", {"rate": SLOWED})
     seen.page.reload(wait_until="load")
-    painted = seen.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    painted = seen.page.evaluate(FIRST_VIEW)
     assert painted > 0
     record_property("measured", f"first view of {page}, processor {SLOWED} times slower: {painted:.0f} ms")
 
@@ -115,13 +124,10 @@ def test_the_first_view_on_a_slowed_processor_is_measured(
 # --- questions
 
 
-@pytest.mark.parametrize("page", CHAPTER_PAGES)
-def test_every_question_of_a_chapter_hides_its_answer_until_a_guess_is_made(
-    site: Path, address: str, visit: Any, page: str
-) -> None:
-    seen = visit(f"{address}/{page}")
+def check_questions(seen: Visit, source: str) -> None:
+    """Every question of a chapter hides its answer until a guess is made, with the keyboard alone."""
     asked = seen.page.locator(".guess")
-    assert bool(asked.count()) == ("guess.js" in (site / page).read_text(encoding="utf-8"))
+    assert bool(asked.count()) == ("guess.js" in source)
     for question in asked.all():
         if question.get_attribute("data-hides") == "0":
             continue
@@ -131,7 +137,6 @@ def test_every_question_of_a_chapter_hides_its_answer_until_a_guess_is_made(
         seen.page.keyboard.press("Enter")
         seen.page.wait_for_function("one => one.dataset.state === 'open'", arg=question.element_handle())
         assert seen.page.locator("[hidden=until-found]").count() < waiting
-    assert seen.complaints == []
 
 
 # --- on a phone
@@ -159,12 +164,20 @@ VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ')
 LETTERS = re.compile(r"scale\(([\d.]+) -")  # matplotlib's letters have 100 units, scaled to points
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@every_page
-def test_nothing_is_cut(address: str, visit: Any, page: str, width: int) -> None:
-    seen = visit(f"{address}/{page}", width=width)
+def check_nothing_is_cut(seen: Visit, width: int) -> None:
     assert seen.page.evaluate(CUT) == []
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@every_page
+def test_on_a_phone_nothing_is_cut_and_letters_are_large_enough(
+    site: Path, address: str, visit: Any, page: str, record_property: Any
+) -> None:
+    seen = visit(f"{address}/{page}", width=390)
+    record_property("measured", f"first view of {page}: {seen.page.evaluate(FIRST_VIEW):.0f} ms")
+    if page in CHAPTER_PAGES:
+        check_letters(seen, site)
+    check_nothing_is_cut(seen, 390)
 
 
 def test_what_is_cut_would_be_found(address: str, visit: Any) -> None:
@@ -176,11 +189,8 @@ def test_what_is_cut_would_be_found(address: str, visit: Any) -> None:
     assert len(seen.page.evaluate(CUT)) == 1
 
 
-@pytest.mark.parametrize("page", CHAPTER_PAGES)
-def test_on_a_phone_no_text_of_a_figure_is_smaller_than_11_pixels_and_of_a_chart_than_12(
-    site: Path, address: str, visit: Any, page: str
-) -> None:
-    seen = visit(f"{address}/{page}", width=390)
+def check_letters(seen: Visit, site: Path) -> None:
+    """No text of a figure is smaller than 11 pixels, and none of a chart than 12."""
     seen.page.evaluate(
         "() => document.querySelectorAll('[hidden]').forEach(one => one.removeAttribute('hidden'))"
     )
