@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import nbformat
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from conftest import CHAPTERS, ROOT
 
@@ -37,21 +38,23 @@ def test_no_arrow_of_the_diagram_floats() -> None:
         axes = figure.axes[0]
         for width in (4.6, 3.4):
             figure.set_size_inches(width, 3.7)
-            figure.canvas.draw()
-            boxes = [
-                each.get_bbox_patch().get_window_extent() for each in axes.texts if each.get_bbox_patch()
-            ]
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            renderer = canvas.get_renderer()
+            labels = [each.get_window_extent(renderer) for each in axes.texts if each.get_bbox_patch()]
             arrows = [each.arrow_patch for each in axes.texts if getattr(each, "arrow_patch", None)]
-            assert len(boxes) == 7
+            assert len(labels) == 7
             assert len(arrows) == 6
             for arrow in arrows:
                 line = arrow.get_transform().transform_path(arrow.get_path()).vertices
-                ends = [
-                    [i for i, box in enumerate(boxes) if box.padded(6).contains(*point)]
-                    for point in (line[0], line[2])
-                ]
-                assert [len(touched) for touched in ends] == [1, 1]
-                assert ends[0] != ends[1]
+                touched = [at_the_edge(line[0], labels), at_the_edge(line[2], labels)]
+                assert [len(each) for each in touched] == [1, 1]
+                assert touched[0] != touched[1]
+
+
+def at_the_edge(point: Any, labels: list[Any]) -> list[int]:
+    """Which labels a point touches: outside of the words, but no further away than the frame around them."""
+    return [i for i, box in enumerate(labels) if box.padded(14).contains(*point) and not box.contains(*point)]
 
 
 def test_published_means_are_those_of_their_rows() -> None:
