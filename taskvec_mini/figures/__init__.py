@@ -27,7 +27,13 @@ from taskvec_mini.figures.style import (
     series_style,
     use_book_style,
 )
-from taskvec_mini.figures.vision import draw_bands, draw_interference, draw_leads, draw_points
+from taskvec_mini.figures.vision import (
+    draw_bands,
+    draw_interference,
+    draw_leads,
+    draw_multiples,
+    draw_points,
+)
 
 __all__ = [
     "COLOURS",
@@ -47,6 +53,7 @@ __all__ = [
     "draw_interference",
     "draw_landscape",
     "draw_leads",
+    "draw_multiples",
     "draw_panels",
     "draw_parting",
     "draw_paths",

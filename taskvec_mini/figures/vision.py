@@ -6,6 +6,7 @@ Where several runs were made, a line goes through their means and a band spans a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -88,6 +89,61 @@ def draw_bands(
         axes.set_title(title)
         axes.set_xlabel(xlabel)
     legend_below(figure, grid[0], columns=4)
+    return figure
+
+
+def draw_multiples(
+    places: Sequence[float],
+    panels: Mapping[str, Mapping[str, Runs]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+    order: Sequence[str] = (),
+    columns: int = 4,
+) -> Figure:
+    """A small panel for each task, all with the same axes: every run is a thin line, a strong one their mean.
+
+    One band over all tasks would hide how they differ.
+
+    Args:
+        places: where the values stand on the level axis, such as epochs.
+        panels: task -> label -> for each place the values of all runs. A panel may lack labels; each looks
+            the same in all panels.
+        xlabel, ylabel: what the axes are called.
+        references: label -> height of a grey line in every panel.
+        order: labels in the order of their colours; by default as they are met.
+        columns: how many panels stand side by side.
+
+    Raises:
+        ValueError: if there are no panels.
+    """
+    titles = _checks.not_empty("panels", panels)
+    labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
+    rows = -(-len(titles) // columns)
+    size = (7.4, 0.9 + 1.7 * rows)
+    figure, grid = new_figure(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    shown = list(grid.flat)[: len(titles)]
+    for axes, title in zip(shown, titles, strict=True):
+        for label, runs in panels[title].items():
+            style = {**series_style(labels.index(label)), "markersize": 3.5}
+            thin = {"color": style["color"], "alpha": 0.4, "linewidth": 0.8, "zorder": 1.5}
+            axes.plot(places, np.asarray(runs), **thin)
+            axes.plot(places, [float(np.mean(values)) for values in runs], label=label, **style)
+        for (label, height), dashes in zip(
+            (references or {}).items(), cycle(("--", ":", "-.")), strict=False
+        ):
+            axes.axhline(height, label=label, color=GREY, linestyle=dashes, linewidth=1.2, zorder=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks(places)
+    for axes in list(grid.flat)[len(titles) :]:
+        axes.set_visible(False)
+    for axes in shown[-columns:]:  # the lowest of each column
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel(xlabel)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    legend_below(figure, shown)
     return figure
 
 

@@ -19,22 +19,37 @@ POINTS = {
     "share": {"SGD": ([0.1, 1.0], [0.2, 0.3]), "AdamW": ([0.01], [0.4])},
     "cosine": {"AdamW": ([0.01], [0.9])},
 }
+TASKS = {
+    "mnist": {"much": [[0.3, 0.4], [0.2, 0.1]]},
+    "cars": {"little": [[0.5], [0.6]], "much": [[0.1, 0.2], [0.7, 0.8]]},
+    "dtd": {"little": [[0.0, 0.1, 0.2], [0.9, 0.8, 0.7]]},
+}
 CHANGES = {"mnist": {"mnist": 0.4, "cars": -0.2}, "cars": {"mnist": -0.001, "cars": 0.004}}
 DRAWINGS = {
     "bands": lambda: figures.draw_bands(EPOCHS, BANDS, xlabel="epochs", references=REFERENCES, log=True),
     "leads": lambda: figures.draw_leads(SHARES, equal={"DTD": 1 / 76, "SVHN": 1 / 4}),
     "points": lambda: figures.draw_points(POINTS, xlabel="Bη"),
+    "multiples": lambda: figures.draw_multiples(
+        [1, 2],
+        TASKS,
+        xlabel="epoch",
+        ylabel="share",
+        references={"equal": 0.5},
+        order=["little", "much"],
+        columns=2,
+    ),
     "interference": lambda: figures.draw_interference(CHANGES, ylabel="added", xlabel="tested"),
 }
 WORDS = {
     "bands": {"accuracy", "normalised", "sum", "ties", "zero-shot", "individual", "epochs", "1", "2", "4"},
     "leads": {"DTD", "SVHN", "gradient", "distance", "equal shares", "share of the first epoch"},
     "points": {"share", "cosine", "SGD", "AdamW", "Bη"},
+    "multiples": {"mnist", "cars", "dtd", "little", "much", "equal", "epoch", "share", "1", "2"},
     "interference": {"mnist", "cars", "added", "tested", "+40", "-20", "0"},
 }
 
 
-@pytest.mark.parametrize("name", ["bands", "leads", "points"])
+@pytest.mark.parametrize("name", ["bands", "leads", "points", "multiples"])
 def test_one_legend_names_each_label_once(name):
     figure = DRAWINGS[name]()
     (legend,) = figure.legends
@@ -99,11 +114,12 @@ def test_a_place_without_a_value_or_a_value_without_a_place_is_refused(runs):
         figures.draw_bands(EPOCHS, {"a": {"ties": runs}}, xlabel="x")
 
 
-@pytest.mark.parametrize("name", ["bands", "points"])
+@pytest.mark.parametrize("name", ["bands", "points", "multiples"])
 def test_without_panels_there_is_no_figure(name):
     draw = {
         "bands": lambda: figures.draw_bands([1], {}, xlabel="x"),
         "points": lambda: figures.draw_points({}, xlabel="x"),
+        "multiples": lambda: figures.draw_multiples([1], {}, xlabel="x", ylabel="y"),
     }
     with pytest.raises(ValueError, match="panels"):
         draw[name]()
@@ -215,3 +231,32 @@ def test_labels_that_must_not_be_compared_have_axes_of_their_own():
         ("cosine, AdamW", [[3, 4]]),
     ]
     assert not figure.legends
+
+
+def test_multiples_draw_each_run_and_the_mean_of_a_label_in_its_task_s_panel():
+    *shown, spare = DRAWINGS["multiples"]().axes
+    assert [axes.get_title() for axes in shown] == list(TASKS)
+    assert not spare.get_visible()
+    for axes, of_task in zip(shown, TASKS.values(), strict=True):
+        found = curves(axes)
+        assert set(found) == {*of_task, "equal"}
+        assert set(found["equal"].get_ydata()) == {0.5}
+        for label, runs in of_task.items():
+            means = [sum(values) / len(values) for values in runs]
+            np.testing.assert_allclose(found[label].get_xydata(), np.stack([[1, 2], means], 1))
+            colour = found[label].get_color()
+            thin = [line for line in axes.lines if line.get_label().startswith("_")]
+            own = [line.get_ydata().tolist() for line in thin if line.get_color() == colour]
+            assert own == np.array(runs).T.tolist()
+
+
+def test_multiples_have_the_same_axes_and_a_label_the_same_look():
+    first, second, third, _ = DRAWINGS["multiples"]().axes
+    assert first.get_xlim() == second.get_xlim() == third.get_xlim()
+    assert first.get_ylim() == second.get_ylim() == third.get_ylim()
+    for label, one, other in (("much", first, second), ("little", second, third)):
+        looks = [(curves(axes)[label].get_color(), curves(axes)[label].get_marker()) for axes in (one, other)]
+        assert looks[0] == looks[1]
+    assert curves(first)["much"].get_color() == figures.COLOURS[1]  # the second of the order
+    assert [axes.get_xlabel() for axes in (first, second, third)] == ["", "epoch", "epoch"]
+    assert [axes.get_ylabel() for axes in (first, second, third)] == ["share", "", "share"]
