@@ -32,7 +32,6 @@ from taskvec_mini.figures.vision import (
     draw_interference,
     draw_leads,
     draw_multiples,
-    draw_points,
 )
 
 __all__ = [
@@ -57,7 +56,6 @@ __all__ = [
     "draw_panels",
     "draw_parting",
     "draw_paths",
-    "draw_points",
     "draw_rounds",
     "draw_scatter",
     "draw_slopes",

@@ -10,7 +10,7 @@ from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
@@ -171,49 +171,6 @@ def draw_leads(shares: Mapping[str, Mapping[str, float]], *, equal: Mapping[str,
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("share of the first epoch")
     legend_below(figure, [axes], columns=4)
-    return figure
-
-
-def draw_points(
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
-    *,
-    xlabel: str,
-    joined: bool = False,
-    apart: bool = False,
-) -> Figure:
-    """Points over one logarithmic level axis, in panels side by side; a label looks the same in each panel.
-
-    Args:
-        panels: title -> label -> (places above 0, values).
-        xlabel: what the level axis is called.
-        joined: whether lines join the points of a label, in the order given.
-        apart: whether each label has level axes of its own, in a row of panels below the last one's, for
-            places that must not be compared from label to label.
-
-    Raises:
-        ValueError: if there are no panels.
-    """
-    count = len(_checks.not_empty("panels", panels))
-    labels = list(dict.fromkeys(label for points in panels.values() for label in points))
-    together = [[label] for label in labels] if apart else [labels]
-    size = (7.4, 3.5 if len(together) == 1 else 0.6 + 2.3 * len(together))
-    upright = "col" if apart else False  # the values of a panel may be compared
-    figure, grid = new_figure(len(together), count, figsize=size, squeeze=False, sharey=upright)
-    for row, shown in zip(grid, together, strict=True):
-        for axes, (title, points) in zip(row, panels.items(), strict=True):
-            for label in (label for label in shown if label in points):
-                style = series_style(labels.index(label))
-                style = style if joined else {**style, "linestyle": "none"}
-                axes.plot(*points[label], label=label, **style)
-            axes.set_xscale("log")
-            if apart:  # less than a decade each
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:g}"))
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{title}, {shown[0]}" if apart else title)
-            axes.set_xlabel(xlabel)
-    if not apart:
-        legend_below(figure, grid[0], columns=4)
     return figure
 
 

@@ -15,10 +15,6 @@ BANDS = {
 }
 REFERENCES = {"accuracy": {"zero-shot": 0.25, "individual": [0.8, 0.9, 0.95]}}
 SHARES = {"DTD": {"gradient": 0.12, "distance": 0.05}, "SVHN": {"gradient": 0.4, "distance": 0.3}}
-POINTS = {
-    "share": {"SGD": ([0.1, 1.0], [0.2, 0.3]), "AdamW": ([0.01], [0.4])},
-    "cosine": {"AdamW": ([0.01], [0.9])},
-}
 TASKS = {
     "mnist": {"much": [[0.3, 0.4], [0.2, 0.1]]},
     "cars": {"little": [[0.5], [0.6]], "much": [[0.1, 0.2], [0.7, 0.8]]},
@@ -28,7 +24,6 @@ CHANGES = {"mnist": {"mnist": 0.4, "cars": -0.2}, "cars": {"mnist": -0.001, "car
 DRAWINGS = {
     "bands": lambda: figures.draw_bands(EPOCHS, BANDS, xlabel="epochs", references=REFERENCES, log=True),
     "leads": lambda: figures.draw_leads(SHARES, equal={"DTD": 1 / 76, "SVHN": 1 / 4}),
-    "points": lambda: figures.draw_points(POINTS, xlabel="Bη"),
     "multiples": lambda: figures.draw_multiples(
         [1, 2],
         TASKS,
@@ -49,7 +44,7 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["bands", "leads", "points", "multiples"])
+@pytest.mark.parametrize("name", ["bands", "leads", "multiples"])
 def test_one_legend_names_each_label_once(name):
     figure = DRAWINGS[name]()
     (legend,) = figure.legends
@@ -114,11 +109,10 @@ def test_a_place_without_a_value_or_a_value_without_a_place_is_refused(runs):
         figures.draw_bands(EPOCHS, {"a": {"ties": runs}}, xlabel="x")
 
 
-@pytest.mark.parametrize("name", ["bands", "points", "multiples"])
+@pytest.mark.parametrize("name", ["bands", "multiples"])
 def test_without_panels_there_is_no_figure(name):
     draw = {
         "bands": lambda: figures.draw_bands([1], {}, xlabel="x"),
-        "points": lambda: figures.draw_points({}, xlabel="x"),
         "multiples": lambda: figures.draw_multiples([1], {}, xlabel="x", ylabel="y"),
     }
     with pytest.raises(ValueError, match="panels"):
@@ -139,20 +133,6 @@ def test_leads_stand_in_their_run_s_row_beside_the_equal_share():
 def test_leads_need_an_equal_share_for_each_run():
     with pytest.raises(KeyError, match="SVHN"):
         figures.draw_leads(SHARES, equal={"DTD": 0.1})
-
-
-def test_points_are_joined_only_where_asked_and_keep_their_look():
-    left, right = DRAWINGS["points"]().axes
-    for axes, points in ((left, POINTS["share"]), (right, POINTS["cosine"])):
-        assert axes.get_xscale() == "log"
-        for label, (places, values) in points.items():
-            line = curves(axes)[label]
-            assert (list(line.get_xdata()), list(line.get_ydata())) == (places, values)
-            assert line.get_linestyle() == "None"
-    assert curves(left)["AdamW"].get_marker() == curves(right)["AdamW"].get_marker()
-    assert curves(left)["AdamW"].get_marker() != curves(left)["SGD"].get_marker()
-    joined = figures.draw_points(POINTS, xlabel="x", joined=True).axes[0]
-    assert curves(joined)["SGD"].get_linestyle() != "None"
 
 
 def cells(axes):
@@ -218,19 +198,6 @@ def test_threads_are_the_runs_themselves_and_no_band_hides_them():
     assert not axes.collections
     with pytest.raises(ValueError, match=r"'sum' has \[2, 3\] values"):
         figures.draw_bands([1, 2], {"a": {"sum": [[1, 2], [1, 2, 3]]}}, xlabel="x", threads=True)
-
-
-def test_labels_that_must_not_be_compared_have_axes_of_their_own():
-    points = {"SGD": ([0.1, 1], [1, 2]), "AdamW": ([0.01, 0.1], [3, 4])}
-    figure = figures.draw_points({"share": points, "cosine": points}, xlabel="x", apart=True)
-    found = [(axes.get_title(), [line.get_ydata().tolist() for line in axes.lines]) for axes in figure.axes]
-    assert found == [
-        ("share, SGD", [[1, 2]]),
-        ("cosine, SGD", [[1, 2]]),
-        ("share, AdamW", [[3, 4]]),
-        ("cosine, AdamW", [[3, 4]]),
-    ]
-    assert not figure.legends
 
 
 def test_multiples_draw_each_run_and_the_mean_of_a_label_in_its_task_s_panel():
