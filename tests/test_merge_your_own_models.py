@@ -10,7 +10,8 @@ import torch
 
 from conftest import ROOT
 from small_vectors import source
-from taskvec_mini import command
+from taskvec_mini import command, records
+from taskvec_mini.merging import RULES
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -105,3 +106,17 @@ def test_the_remedies_on_the_page_are_options_of_the_command(capsys):
     with pytest.raises(SystemExit):
         command.parse(["merge", "--help"])
     assert given <= set(re.findall(r"--[a-z][\w-]+", capsys.readouterr().out))
+
+
+def test_the_table_on_the_page_is_the_record():
+    record = records.read(ROOT / "book" / "recorded" / "merge_minilm.json")
+    text = PAGE.read_text(encoding="utf-8")
+    shown = {}
+    for row in re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE):
+        shown[row[0]] = row[1].split(" | ")
+    assert list(shown) == list(RULES)
+    for rule, (seconds, said, measured, whole) in shown.items():
+        found = record["results"]["rules"][rule]
+        assert (float(seconds), said) == (found["seconds"], found["said"])
+        assert (measured, whole) == (f"{found['measured_mb']} MB", f"{found['process_mb']} MB")
+    assert f"finetuned on {record['settings']['texts']} texts each" in text
