@@ -48,29 +48,6 @@ def exercises(notebook: Any) -> list[Exercise]:
     return found
 
 
-def older_trials(notebook: Any) -> list[tuple[str, list[str]]]:
-    """Each check of the older manner, which prints its verdict itself, and the answers to try on it."""
-    found = []
-    for cell in notebook.cells:
-        name = re.search(r"^def (check_\w+)\(", cell.source, re.M) if cell.cell_type == "code" else None
-        if name and "check" not in cell.metadata.get("tags", ()):
-            own = cell.metadata.get("taskvec_mini", {}).get("wrong", [])
-            found.append((name.group(1), ALWAYS_WRONG + own))
-    return found
-
-
-def accepted(notebook: Any, namespace: Mapping[str, Any]) -> list[str]:
-    """The wrong answers that a check of the older manner takes for right, in the chapter's own names."""
-    taken = []
-    for check, answers in older_trials(notebook):
-        for answer in answers:
-            with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(Exception):
-                namespace[check](eval(answer, dict(namespace)))
-            if printed.getvalue().startswith("correct"):
-                taken.append(f"{check} accepts {answer}")
-    return taken
-
-
 def faults(notebook: Any, namespace: Mapping[str, Any]) -> list[str]:
     """What is wrong with the exercises of a chapter that has been run, in the chapter's own names.
 
@@ -136,7 +113,7 @@ def stored_charts(notebook: Any) -> list[Chart]:
 
 def summary(notebook: Any) -> str:
     """What `report` says of a chapter in which all is right."""
-    tried = [each.wrong for each in exercises(notebook)] + [wrong for _, wrong in older_trials(notebook)]
+    tried = [each.wrong for each in exercises(notebook)]
     answers = sum(map(len, tried))
     charts = len(stored_charts(notebook))
     return f"{len(tried)} checks refuse {answers} wrong answers; {charts} charts are as stored"
@@ -153,7 +130,7 @@ def report(notebook: Any, namespace: Mapping[str, Any], *, results: list[Any]) -
     bundles = [each._repr_mimebundle_() for each in results if hasattr(each, "_repr_mimebundle_")]
     shown = [bundle[0] if isinstance(bundle, tuple) else bundle for bundle in bundles]
     drawn = [chart for bundle in shown for chart in charts_in(bundle.get("text/html", ""))]
-    wrong = faults(notebook, namespace) + accepted(notebook, namespace)
+    wrong = faults(notebook, namespace)
     wrong += differences(stored_charts(notebook), drawn)
     return "\n".join(wrong) or summary(notebook)
 

@@ -30,10 +30,6 @@ NOT_PROSE = re.compile(
     r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|\[arXiv:[^)]*\)|\]\([^)]*\)|<[^>]+>", flags=re.DOTALL
 )
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-OLDER = ("06",)  # their exercises and drawers are still in the manner of before
-in_the_new_manner = pytest.mark.parametrize(
-    "path", [path for path in CHAPTERS if not path.stem.startswith(OLDER)], ids=lambda path: path.stem
-)
 
 
 def read(path: Path) -> Any:
@@ -203,7 +199,7 @@ def test_every_figure_has_a_name_a_caption_and_an_alternative_text() -> None:
     assert len(set(names)) == len(names)
 
 
-@in_the_new_manner
+@every_chapter
 def test_the_exercises_of_each_kind_have_their_cells(path: Path) -> None:
     """CONTRIBUTING.md says which: a function, a picture or an experiment, a question, a project."""
     cells = read(path).cells
@@ -252,7 +248,7 @@ def function_exercise(text: Any, check: Any, stub: Any, solution: Any) -> None:
     assert said == [[f"{NOT_WRITTEN}\n"], ["correct\n"]]
 
 
-@in_the_new_manner
+@every_chapter
 def test_folded_cells_say_what_they_hold_and_guesses_come_first(path: Path) -> None:
     cells = code_cells(read(path))[1:]
     folded = [cell for cell in cells if tags(cell) & {"hide-input", "hide-cell"}]
