@@ -199,16 +199,21 @@ def print_page(browser: Any, path: Path) -> bytes:
     return printed
 
 
-def print_book(site: Path, contents: dict[str, Any], folder: Path, *, browser: Any) -> list[Path]:
-    """Write book.pdf and cheat_sheet.pdf into `folder`; the built site at `site` gets two more pages."""
+def joined_book(site: Path, contents: dict[str, Any]) -> tuple[list[Page], Page | None, Any]:
+    """All pages, fit to stand beside each other; the cheat sheet among them, and its style, taken out."""
     book = pages(site, contents)
     known = {page.name: page for page in book}
     sheet = known.get(CHEAT_SHEET)
-    look = (
-        sheet.article.find("style").extract() if sheet else ""
-    )  # it is meant for a print of that page alone
+    # the style is meant for a print of that page alone
+    look = sheet.article.find("style").extract() if sheet else ""
     for page in book:
         join(page, known)
+    return book, sheet, look
+
+
+def print_book(site: Path, contents: dict[str, Any], folder: Path, *, browser: Any) -> list[Path]:
+    """Write book.pdf and cheat_sheet.pdf into `folder`; the built site at `site` gets two more pages."""
+    book, sheet, look = joined_book(site, contents)
     folder.mkdir(parents=True, exist_ok=True)
     joined, numbers = site / "book" / "whole_book.html", dict[str, int]()
     for _ in range(MOST_PRINTS):

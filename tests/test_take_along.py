@@ -194,10 +194,7 @@ def contents() -> dict[str, Any]:
 def whole_book(site: Path, contents: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pages joined, as they would be printed, in a copy of the site."""
     folder = tmp_path_factory.mktemp("paper")
-    book = pdf.pages(Path(shutil.copytree(site, folder / "site")), contents)
-    known = {page.name: page for page in book}
-    for page in book:
-        pdf.join(page, known)
+    book, _, _ = pdf.joined_book(Path(shutil.copytree(site, folder / "site")), contents)
     joined = folder / "site/book/joined.html"
     joined.write_text(pdf.whole(book, pdf.contents_of(book, {})), encoding="utf-8")
     return joined
