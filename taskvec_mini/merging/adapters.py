@@ -342,7 +342,11 @@ def _adapter_tensors(folder: Path, *, remedy: str) -> tuple[dict[str, Tensor], P
 
 
 def check_names(adapter: Adapter, names: Collection[str], known: Collection[str]) -> None:
-    """An error unless the model has the names that an adapter changes; both as the model calls them."""
+    """An error unless the model has the names that an adapter changes; both as the model calls them.
+
+    Raises:
+        UserError: it names the first that is missing, and the remedy.
+    """
     missing = [name for name in names if name not in known]
     if not missing:
         return
@@ -374,6 +378,9 @@ def check_ties(adapter: Adapter, tied: Iterable[Collection[str]], *, own: Mappin
         adapter: the adapter.
         tied: groups of names that stand for one tensor.
         own: from the names in the model to those that the adapter knows.
+
+    Raises:
+        UserError: it names the weights, and the remedy.
     """
     for names in tied:
         changed = [name for name in names if name in own]
@@ -394,6 +401,9 @@ def check_orientations(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) 
     Args:
         adapter: the adapter.
         shapes: of the tensors that it changes, by the names that it knows.
+
+    Raises:
+        UserError: it names the matrices, and the remedy.
     """
     configured = bool(adapter.config.get("fan_in_fan_out"))
     matrices = [
