@@ -18,7 +18,6 @@ from torch import Tensor
 
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.encoders import Encoder, load_backbone, state_of
-from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.heads import linear_probe
 from taskvec_mini.benchmarks.studies.base import (
     Study,
@@ -31,7 +30,7 @@ from taskvec_mini.benchmarks.studies.base import (
     make_suite,
     say,
 )
-from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE, validated
 from taskvec_mini.benchmarks.training import Run, Settings
 from taskvec_mini.vectors import TaskVector
 
@@ -178,6 +177,14 @@ class GoodStart(Study):
         suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
         return suite, individual_runs(suite, recipe=self.recipe, epochs=self.ages)
 
+    def every_seed(
+        self, request: StudyRequest, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Suite, dict[str, Run]]]:
+        """Each seed with its `specialists`, one after the other, from one `start`."""
+        backbone = self.start(request)
+        for seed in seeds:
+            yield seed, *self.specialists(backbone, request, seed=seed)
+
     def about(self, suite: Suite) -> dict[str, Any]:
         """All that decides the scores of one seed, beside the seed."""
         return {"backbone": suite.backbone.name, **suite.about, "recipe": asdict(self.recipe)}
@@ -212,7 +219,9 @@ class GoodStart(Study):
         names = "" if len(runs) == len(suite.tasks) else f"_{'_'.join(runs)}"
 
         def compute() -> dict[str, Any]:
-            at_start = suite.kept("validated_start", partial(validated, suite), about=self.about(suite))
+            at_start = suite.kept(
+                "validated_start", partial(validated, suite, suite.tasks), about=self.about(suite)
+            )
             vectors = {name: run.task_vector(age) for name, run in runs.items()}
             return tuned_merge(
                 suite,
@@ -234,18 +243,6 @@ def probe_scores(suite: Suite) -> dict[str, float]:
         judged = first_examples(task, test=suite.test)
         found[name] = round(linear_probe(suite.backbone, judged).accuracy, 5)
     return found
-
-
-def validated(suite: Suite) -> dict[str, float]:
-    """Accuracy of the start in validation, by task."""
-    return accuracies(
-        suite.backbone,
-        suite.heads,
-        suite.tasks,
-        split="val",
-        recentre=suite.recentre,
-        precision=suite.judged_in,
-    )
 
 
 def individual_scores(suite: Suite, runs: Mapping[str, Run], *, age: int) -> dict[str, float]:

@@ -44,14 +44,14 @@ class Pairs(Study):
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
         whole = self.specialists
-        backbone, age = whole.start(request), whole.recipe.parts
         rows = []
-        for seed in self.seeds:
-            suite, runs = whole.specialists(backbone, request, seed=seed)
+        for seed, suite, runs in whole.every_seed(request, self.seeds):
             self.data = suite.data
             self.settings = {**whole.about(suite), "rule": self.rule, "epoch": 1.0}
             for names in itertools.combinations(runs, 2):
-                found = whole.merged(suite, {name: runs[name] for name in names}, age=age, rule=self.rule)
+                found = whole.merged(
+                    suite, {name: runs[name] for name in names}, age=whole.recipe.parts, rule=self.rule
+                )
                 rows.append({"seed": seed, "pair": list(names), **found})
                 say(f"seed {seed}, {'+'.join(names)}: {mean(found['test'].values()):.3f}")
         return {"seeds": list(self.seeds), "tasks": list(suite.tasks), "epoch": 1.0, "rows": rows}
@@ -72,10 +72,8 @@ class Paths(Study):
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
         whole = self.specialists
-        backbone = whole.start(request)
         rows = []
-        for seed in self.seeds:
-            suite, runs = whole.specialists(backbone, request, seed=seed)
+        for seed, suite, runs in whole.every_seed(request, self.seeds):
             about = whole.about(suite)
             self.data, self.settings = suite.data, about
             for name, run in runs.items():
@@ -87,7 +85,7 @@ class Paths(Study):
             "tasks": list(suite.tasks),
             "epochs": [age / whole.recipe.parts for age in whole.ages],
             "rows": rows,
-            "parameters": sum(part.numel() for part in state_of(backbone.model).values()),
+            "parameters": sum(part.numel() for part in state_of(suite.backbone.model).values()),
         }
 
     def _path(self, suite: Suite, run: Run, name: str) -> dict[str, Any]:
@@ -140,10 +138,8 @@ class Forgotten(Study):
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
         whole = self.specialists
-        backbone = whole.start(request)
         rows = []
-        for seed in self.seeds:
-            suite, runs = whole.specialists(backbone, request, seed=seed)
+        for seed, suite, runs in whole.every_seed(request, self.seeds):
             self.data = suite.data
             self.settings = {**whole.about(suite), "rules": list(self.rules), "examples": self.examples}
             merges = {
