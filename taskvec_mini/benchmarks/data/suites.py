@@ -403,11 +403,12 @@ SUITES: Mapping[str, Suite] = {
         ),
         Suite(
             name="large",
-            description="the first eight of bundle with larger images, up to 96 pixels a side",
+            description="the tasks of bundle with larger images, up to 96 pixels a side",
             unit="images",
             names=large_files,
             read=functools.partial(_read_file, suite="large"),
             row=_large_row,
+            most=8,
             needs_folder=True,
             drop_near_duplicates=True,
             how_to_get=_MAKE,

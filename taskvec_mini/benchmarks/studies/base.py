@@ -6,6 +6,7 @@ A study is a long experiment behind a chapter. Each has a file of its own; `regi
 from __future__ import annotations
 
 import abc
+import copy
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,6 +104,34 @@ class Study(abc.ABC):
         Args:
             request: of the class that `self.request` names.
         """
+
+
+@dataclass(eq=False)
+class Several(Study):
+    """Studies of one kind whose results stand side by side in one record.
+
+    Attributes:
+        description: what it measures.
+        studies: by a name of what differs between them.
+        seeds: one repetition of each study for each.
+    """
+
+    description: str
+    studies: Mapping[str, Study]
+    seeds: tuple[int, ...] = SEEDS
+
+    def run(self, request: Any) -> dict[str, Any]:
+        """All studies, one after the other, each with all seeds."""
+        found = {}
+        settings = {}
+        for name, study in self.studies.items():
+            one: Any = copy.copy(study)
+            one.seeds = self.seeds
+            found[name] = one.run(request)
+            settings[name] = dict(one.settings)
+            self.data = {**self.data, **one.data}
+        self.settings = settings
+        return {"seeds": list(self.seeds), "studies": found}
 
 
 # --- tasks, heads and how models are judged --------------------------------------------------------------

@@ -8,7 +8,7 @@ from functools import partial
 from taskvec_mini.benchmarks.data import SUITES
 from taskvec_mini.benchmarks.encoders.minilm import first_layers, redrawn_layers
 from taskvec_mini.benchmarks.studies.ablations import Probes, Search
-from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Study
+from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Several, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
@@ -18,8 +18,13 @@ from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodSt
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
-from taskvec_mini.benchmarks.studies.task_choice import TEXT_SUITE, TEXT_TASKS, TaskChoice
-from taskvec_mini.benchmarks.studies.weaker_starts import WeakerStarts
+from taskvec_mini.benchmarks.studies.task_choice import (
+    IMAGE_EPOCH,
+    IMAGE_SUITE,
+    TEXT_SUITE,
+    TEXT_TASKS,
+    TaskChoice,
+)
 
 MINILM = GoodStart(
     "texts from a well-pretrained start: merges, specialists and probes, by rule and age (chapter 6)",
@@ -33,6 +38,19 @@ WEAKER: dict[str, GoodStart] = {  # by what is left of the pretraining
     "last 2 layers redrawn": replace(ONE_PASS, change=partial(redrawn_layers, layers=2)),
     "last 4 layers redrawn": replace(ONE_PASS, change=partial(redrawn_layers, layers=4)),
     "nothing pretrained": replace(ONE_PASS, backbone="random-minilm"),
+}
+CENTRES = {"frozen": ("frozen", 0), "moved": ("batch", IMAGE_SUITE.recentre)}  # in training, in judging
+IMAGE_SEARCH = {  # the files have 96 pixels a side and fewer: larger ones would show nothing more
+    f"{size} pixels, centre {name}": TaskChoice(
+        "one of the variants",
+        backbone="efficientnet-lite0",
+        image_size=size,
+        tasks=replace(IMAGE_SUITE, limit=1000, recentre=recentre),
+        recipe=replace(IMAGE_EPOCH, centre=centre),
+        rates=(IMAGE_EPOCH.learning_rate,),
+    )
+    for size in (64, 96)
+    for name, (centre, recentre) in CENTRES.items()
 }
 STUDIES: dict[str, Study] = {
     "05_first_epoch": FirstEpoch(
@@ -70,8 +88,20 @@ STUDIES: dict[str, Study] = {
         "which training examples its merges forget, by when the specialists learnt them (chapter 6)",
         specialists=MINILM,
     ),
-    "06_weaker_starts": WeakerStarts(
-        "the same after one epoch, from encoders of which less is pretrained (chapter 6)", starts=WEAKER
+    "06_weaker_starts": Several(
+        "the same after one epoch, from encoders of which less is pretrained (chapter 6)", WEAKER
+    ),
+    "06_efficientnet_search": Several(
+        "the size of the images and the centre of the heads, by what specialists reach (chapter 6)",
+        IMAGE_SEARCH,
+        seeds=(0,),
+    ),
+    "06_efficientnet_tasks": TaskChoice(
+        "ten tasks on images for a well-pretrained encoder, each by itself: what it has to learn (chapter 6)",
+        backbone="efficientnet-lite0",
+        tasks=IMAGE_SUITE,
+        recipe=IMAGE_EPOCH,
+        rates=(1e-4, 3e-4, 1e-3),
     ),
     "05_minilm_paths": Paths(
         "norms and directions from age to age on texts, from a well-pretrained start (chapter 5)",

@@ -1,7 +1,8 @@
 """What enters the studies of a good start, decided before any merge is looked at: the tasks, and the rate.
 
 The plan was that a task enters if one epoch beats a linear probe on the frozen start by `MARGIN`. Of the
-texts one task in ten does, so there the tasks enter that gain as much on the start itself (`gaining`).
+texts one task in ten does, so there the tasks enter that gain as much on the start itself (`gaining`). For
+images the size and the movement of the heads' centres are searched first, by what specialists reach.
 """
 
 from __future__ import annotations
@@ -47,6 +48,17 @@ TEXT_TASKS = (
     "sms_spam",
     "emotion",
 )  # `gaining` in the record
+IMAGE_SUITE = SuiteSettings(
+    suite="large",
+    tasks=SUITES["large"].tasks,
+    limit=2000,
+    validation=200,
+    test=400,
+    shots=None,
+    recentre=100,
+    judged_in="bfloat16",
+)
+IMAGE_EPOCH = Settings(learning_rate=1e-4, epochs=1, batch_size=32, centre="batch")
 TEXT_EPOCH = Settings(learning_rate=5e-5, epochs=1, batch_size=16, clip_norm=1.0)
 
 
@@ -61,6 +73,7 @@ class TaskChoice(Study):
     Attributes:
         description: what it measures.
         backbone: the name of the encoder.
+        image_size: the side of its images in pixels; None for its own.
         tasks: which tasks, and how much of them.
         recipe: of finetuning, but for the rate.
         rates: the learning rates.
@@ -68,6 +81,7 @@ class TaskChoice(Study):
 
     description: str
     backbone: str = "minilm"
+    image_size: int | None = None
     tasks: SuiteSettings = TEXT_SUITE
     recipe: Settings = TEXT_EPOCH
     rates: Sequence[float] = (2e-5, 5e-5, 1e-4)
@@ -75,11 +89,13 @@ class TaskChoice(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """Every task at every rate."""
-        backbone = load_backbone(self.backbone, folder=request.data)
+        backbone = load_backbone(self.backbone, image_size=self.image_size, folder=request.data)
         suite = make_suite(backbone, self.tasks, folder=request.data, seed=self.seeds[0])
         self.data = suite.data
+        size = {} if self.image_size is None else {"image_size": self.image_size}
         self.settings = {
             "backbone": self.backbone,
+            **size,
             **suite.about,
             "recipe": asdict(self.recipe),
             "rates": list(self.rates),

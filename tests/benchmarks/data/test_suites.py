@@ -355,7 +355,7 @@ def test_an_overview_tells_the_sizes_of_a_task_or_what_is_wrong_with_it(bundle):
 def test_an_overview_of_larger_images_tells_of_their_files(tmp_path):
     rows = {row["task"]: row for row in SUITES["large"].overview(BUNDLE_FOLDER)}
     assert rows["cars"] == {"task": "cars", "file": "large/cars.npz", "": "there"}
-    assert list(rows) == list(SIZES)[:8]
+    assert set(rows) == set(SIZES)
     assert "cars.npz is missing" in str(SUITES["large"].overview(tmp_path)[5][""])
     assert SUITES["large"].overview()[5] == {"task": "cars", "file": "large/cars.npz"}
 

@@ -15,9 +15,8 @@ from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.studies import StudyRequest, base, good_start
 from taskvec_mini.benchmarks.studies.good_start import GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, learnt_at
-from taskvec_mini.benchmarks.studies.registry import STUDIES, WEAKER
+from taskvec_mini.benchmarks.studies.registry import STUDIES
 from taskvec_mini.benchmarks.studies.task_choice import TEXT_TASKS, gaining
-from taskvec_mini.benchmarks.studies.weaker_starts import WeakerStarts
 from taskvec_mini.benchmarks.training import Settings
 
 RECORDED = Path(__file__).parents[3] / "book" / "recorded"
@@ -161,13 +160,14 @@ def test_what_a_merge_forgets_adds_up_to_its_accuracy_in_training(recentre):
 
 
 def test_weaker_starts_have_the_same_seeds_and_their_own_encoders(finetuned):
-    study = WeakerStarts("small", {"as it is": WHOLE, "doubled": dataclasses.replace(WHOLE, ages=(1,))})
-    study.seeds = (0,)
+    study = base.Several(
+        "small", {"as it is": WHOLE, "doubled": dataclasses.replace(WHOLE, ages=(1,))}, seeds=(0,)
+    )
     results = study.run(StudyRequest())
-    assert results["starts"]["as it is"]["merged"] == finetuned[0]["merged"]
-    assert results["starts"]["doubled"]["epochs"] == [0.5]
+    assert results["studies"]["as it is"]["merged"] == finetuned[0]["merged"]
+    assert results["studies"]["doubled"]["epochs"] == [0.5]
     assert set(study.settings) == {"as it is", "doubled"}
-    assert {start.seeds for start in WEAKER.values()} == {(0, 1, 2)}
+    assert STUDIES["06_weaker_starts"].seeds == (0, 1, 2)
 
 
 def test_the_tasks_of_the_study_are_those_that_the_record_of_the_choice_names():
