@@ -27,10 +27,15 @@ RESPONSE = """async (root) => {
 }"""
 
 
+FITTING = """() => [...document.querySelectorAll(".explore-chart")].every(
+  room => room.querySelector("svg").getBoundingClientRect().width <= room.clientWidth + 3)"""
+
+
 def opened(visit: Any, url: str, **settings: Any) -> Any:
-    """A visited page on which nothing waits for a guess."""
+    """A visited page on which nothing waits for a guess, and every chart fits the page again."""
     seen = visit(url, **settings)
     seen.page.evaluate("document.querySelectorAll('.guess-show').forEach(button => button.click())")
+    seen.page.wait_for_function(FITTING)  # a chart that was hidden is drawn anew a moment after it is shown
     return seen
 
 

@@ -92,6 +92,7 @@ class GoodStart(Study):
         recipe: of finetuning, but for the seed; its epochs are parts of a pass.
         ages: the numbers of such parts after which models are judged.
         rules: names in `CANDIDATES`.
+        options: for those of the rules that take them, beside the candidates' own.
         jointly: whether joint training stands beside.
     """
 
@@ -102,6 +103,7 @@ class GoodStart(Study):
     recipe: Settings = TEXT_SETTINGS
     ages: Sequence[int] = (1, 2, 4, 8, 16)
     rules: Sequence[str] = tuple(CANDIDATES)
+    options: Mapping[str, Any] = field(default_factory=dict)
     jointly: bool = True
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class GoodStart(Study):
             self.settings = {
                 **about,
                 "tasks": list(self.tasks.tasks),
-                "candidates": {name: asdict(CANDIDATES[name]) for name in self.rules},
+                "candidates": {name: asdict(self.candidate(name)) for name in self.rules},
                 "scaling_coefs": list(SCALING_COEFS),
             }
             results["start"][key] = suite.scores(None, suite.tasks)
@@ -193,13 +195,21 @@ class GoodStart(Study):
         """Passes over the training examples, as a key of the results."""
         return f"{age / self.recipe.parts:g}"
 
+    def candidate(self, rule: str) -> Candidate:
+        """One of `CANDIDATES`, with those of `options` that its rule takes."""
+        found = CANDIDATES[rule]
+        taken = merging.RULES[found.rule].options
+        more = {name: value for name, value in self.options.items() if name in taken}
+        return replace(found, options={**found.options, **more})
+
     def merges(self, suite: Suite, runs: Mapping[str, Run]) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Age, rule and `merged` of every merge of one seed, youngest first."""
         best: dict[str, float] = {}
         for age, rule in itertools.product(self.ages, self.rules):
-            if CANDIDATES[rule].every_age or age in (self.recipe.parts, self.ages[-1]):
+            candidate = self.candidate(rule)
+            if candidate.every_age or age in (self.recipe.parts, self.ages[-1]):
                 found = self.merged(suite, runs, age=age, rule=rule, first=best.get(rule))
-                best[rule] = found["scaling_coef"] or CANDIDATES[rule].first
+                best[rule] = found["scaling_coef"] or candidate.first
                 yield age, rule, found
 
     def merged(
@@ -214,7 +224,7 @@ class GoodStart(Study):
             rule: one of `CANDIDATES`.
             first: the coefficient where the search begins; by default the candidate's own.
         """
-        candidate = CANDIDATES[rule]
+        candidate = self.candidate(rule)
         begin = candidate.first if first is None else first
         names = "" if len(runs) == len(suite.tasks) else f"_{'_'.join(runs)}"
 
@@ -234,6 +244,14 @@ class GoodStart(Study):
         about = {**self.about(suite), "candidate": asdict(candidate), "first": begin}
         found: dict[str, Any] = suite.kept(f"merged_{age}_{rule}{names}", compute, about=about)
         return found
+
+    def merged_model(
+        self, suite: Suite, runs: Mapping[str, Run], *, age: int, rule: str, scaling_coef: float
+    ) -> dict[str, Tensor]:
+        """The parameters of a merge whose coefficient is known."""
+        vectors = {name: run.task_vector(age) for name, run in runs.items()}
+        start, merged = untuned_merge(suite, vectors, candidate=self.candidate(rule))
+        return merged.apply_to(start, scaling_coef)
 
 
 def probe_scores(suite: Suite) -> dict[str, float]:

@@ -21,7 +21,7 @@ from taskvec_mini import trajectories
 from taskvec_mini.benchmarks.encoders import Parameters, embed, holding, state_of
 from taskvec_mini.benchmarks.heads import centre_of
 from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, rounded, say
-from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, GoodStart, untuned_merge
+from taskvec_mini.benchmarks.studies.good_start import GoodStart
 from taskvec_mini.benchmarks.training import Run, full_batch_gradient
 
 TOGETHER = 50  # inputs in a pass with gradients: few, for a transformer keeps much for each
@@ -151,7 +151,7 @@ class Forgotten(Study):
                 for age, rule, found in whole.merges(suite, runs)
                 if age in (whole.recipe.parts, whole.ages[-1]) and rule in self.rules
             }
-            model = cache(partial(merged_model, suite, runs))  # made once, and not at all if all is kept
+            model = cache(partial(whole.merged_model, suite, runs))  # made once at most
             for name in runs:
                 models = {which: partial(model, **merge) for which, merge in merges.items()}
                 groups = suite.kept(
@@ -245,12 +245,3 @@ def learnt_at(right: Tensor) -> Tensor:
         tensor([0, 1, 2, 3])
     """
     return (right.flip(0).int().cummin(0).values == 0).sum(0)
-
-
-def merged_model(
-    suite: Suite, runs: Mapping[str, Run], *, age: int, rule: str, scaling_coef: float
-) -> dict[str, Tensor]:
-    """The parameters of a merge whose coefficient is known."""
-    vectors = {name: run.task_vector(age) for name, run in runs.items()}
-    start, merged = untuned_merge(suite, vectors, candidate=CANDIDATES[rule])
-    return merged.apply_to(start, scaling_coef)

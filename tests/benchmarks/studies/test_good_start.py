@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from taskvec_mini import merging
 from taskvec_mini.benchmarks.data import DATA_VARIABLE
@@ -114,6 +115,24 @@ def test_a_coefficient_is_a_top_of_the_grid_in_validation(small):
         assert row["val_mean"] == pytest.approx(tried[best], abs=1e-5)
         on_test = mean_accuracy(suite, merged.apply_to(start, best), split="test", limit=60)
         assert sum(row["test"].values()) / 2 == pytest.approx(on_test, abs=1e-5)
+
+
+def test_options_reach_the_rules_that_take_them():
+    """Kernels of pocket are merged otherwise as matrices than in the mean; the plain mean has no such option."""
+    plain, unrolled = study(rules=("mean", "iso_c")), study(options={"kernels": "matrix"})
+    assert unrolled.candidate("iso_c").options == {"kernels": "matrix"}
+    assert unrolled.candidate("mean") == plain.candidate("mean") == CANDIDATES["mean"]
+    assert unrolled.candidate("dare").options == {"drop_rate": 0.9}
+    suite, runs = plain.specialists(load_backbone("random-pocket"), StudyRequest(), seed=0)
+    models = [
+        each.merged_model(suite, runs, age=2, rule="iso_c", scaling_coef=1.0) for each in (plain, unrolled)
+    ]
+    vectors = [run.task_vector(2) for run in runs.values()]
+    start = state_of(suite.backbone.model)
+    for kernels, model in zip(("mean", "matrix"), models, strict=True):
+        expected = merging.iso_c(vectors, kernels=kernels).apply_to(start, 1.0)
+        assert all(torch.equal(model[name], expected[name]) for name in expected)
+    assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 @needs_texts
