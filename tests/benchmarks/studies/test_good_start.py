@@ -118,7 +118,7 @@ def test_a_coefficient_is_a_top_of_the_grid_in_validation(small):
 
 
 def test_options_reach_the_rules_that_take_them():
-    """Kernels of pocket are merged otherwise as matrices than in the mean; the plain mean has no such option."""
+    """Kernels as matrices are merged otherwise than in the mean; the plain mean has no such option."""
     plain, unrolled = study(rules=("mean", "iso_c")), study(options={"kernels": "matrix"})
     assert unrolled.candidate("iso_c").options == {"kernels": "matrix"}
     assert unrolled.candidate("mean") == plain.candidate("mean") == CANDIDATES["mean"]
