@@ -106,6 +106,18 @@ def check_forgotten(results, settings, seeds):
             assert {f"{rule}, {age}" for rule in settings["rules"] for age in ("1", end)} <= set(right)
 
 
+def check_readings(results, seeds, *, each):
+    """The start is wrong and the specialist right; the merge in some rows, not in others."""
+    rows = results["rows"]
+    assert {(row["seed"], row["task"]) for row in rows} <= set(itertools.product(seeds, results["tasks"]))
+    assert rows
+    for row in rows:
+        assert row["specialist"] == row["class"] != row["start"]
+        assert row["example"]
+    kinds = [(row["seed"], row["task"], row["merge"] == row["class"]) for row in rows]
+    assert all(kinds.count(kind) <= each for kind in kinds)
+
+
 # --- 05_first_epoch --------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.figures.shown import BookFigure
+from taskvec_mini.figures.shown import BookFigure, fit_columns
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 from taskvec_mini.tasks import Task
 
@@ -94,20 +94,20 @@ def draw_paths(
         contours(axes, surface)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    legend_below(figure, [axes])  # no contour goes through it there
+    legend_below(figure, [axes])
     return figure
 
 
 def draw_scatter(across: Tensor, panels: Mapping[str, Tensor], *, xlabel: str, ylabel: str) -> Figure:
     """A panel for each vector (D,): its entries against those of `across` (D,), with the diagonal."""
-    figure, grid = new_figure(1, len(panels), figsize=(7, 3.2), squeeze=False)
+    figure, grid = new_figure(1, len(panels), figsize=(7, 3.4), squeeze=False)
     for axes, (title, up), colour in zip(grid[0], panels.items(), cycle(COLOURS), strict=False):
         axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5)
         axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="equal")
         axes.set_title(title)
         axes.set_xlabel(xlabel)
     grid[0][0].set_ylabel(ylabel)
-    grid[0][0].legend()
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -120,14 +120,14 @@ def draw_slopes(
     guides: Mapping[str, Callable[[float], float]] | None = None,
 ) -> Figure:
     """Errors against step sizes on two logarithmic axes: an order of convergence is a slope."""
-    figure, axes = new_figure(figsize=(6.5, 3.6))
+    figure, axes = new_figure(figsize=(6.5, 3.9))
     for i, (label, values) in enumerate(errors.items()):
         axes.loglog(step_sizes, values, label=label, **series_style(i))
     for label, guide in (guides or {}).items():
         axes.loglog(step_sizes, [guide(step) for step in step_sizes], ":", color=GREY, label=label)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.legend()
+    legend_below(figure, [axes])
     return figure
 
 
@@ -140,7 +140,7 @@ def draw_bars(
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Horizontal bars, one a label, in the order given from the top; `marks` are vertical reference lines."""
-    figure, axes = new_figure(figsize=(7, 0.6 + 0.32 * len(values)))
+    figure, axes = new_figure(figsize=(7, (0.9 if marks else 0.6) + 0.32 * len(values)))
     places = np.arange(len(values))[::-1]
     bars = axes.barh(places, list(values.values()), color=COLOURS[0], height=0.65)
     axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=9, color=GREY)
@@ -153,7 +153,7 @@ def draw_bars(
     axes.set_xlabel(xlabel)
     axes.grid(axis="y", visible=False)
     if marks:
-        axes.legend()
+        legend_below(figure, [axes])
     return figure
 
 
@@ -165,13 +165,16 @@ def new_figure(*shape: int, **settings: Any) -> tuple[BookFigure, Any]:
 
 
 def legend_below(figure: Figure, panels: Sequence[Axes], *, columns: int = 3) -> None:
-    """One legend below all panels, each label once; above four labels, in so many columns."""
+    """One legend below all panels, each label once; above four labels, in so many columns at most.
+
+    There no curve can go through it, however the figure is laid out.
+    """
     found: dict[str, Artist] = {}
     for axes in panels:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(str(label), line)
-    ncols = len(found) if len(found) <= 4 else columns
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols)
+    legend = figure.legend(list(found.values()), list(found), loc="outside lower center")
+    fit_columns(legend, len(found) if len(found) <= 4 else columns)
 
 
 def contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:

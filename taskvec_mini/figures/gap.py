@@ -46,7 +46,7 @@ def draw_parting(
     contours(axes, surface)
     axes.set_xlabel("θ₁")
     axes.set_ylabel("θ₂")
-    legend_below(figure, [axes])  # no contour goes through it there
+    legend_below(figure, [axes])
     return figure
 
 
@@ -114,6 +114,5 @@ def draw_landscape(
         axes.set_xlabel(labels[0])
         axes.grid(False)
     grid[0][0].set_ylabel(labels[1])
-    handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    legend_below(figure, grid[0])
     return figure

@@ -8,7 +8,8 @@ from itertools import cycle
 import numpy as np
 from matplotlib.figure import Figure
 
-from taskvec_mini.figures.common import new_figure
+from taskvec_mini.figures.common import legend_below, new_figure
+from taskvec_mini.figures.shown import fit_columns
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 
 
@@ -57,7 +58,7 @@ def draw_dots(
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(xlabel)
-    figure.legend(loc="outside upper center", ncols=len(values))
+    fit_columns(figure.legend(loc="outside upper center"), len(values))
     return figure
 
 
@@ -75,7 +76,7 @@ def draw_budgets(
         references: label -> height of a grey line.
         xlabel, ylabel: names of the axes.
     """
-    figure, axes = new_figure(figsize=(6.6, 3.8))
+    figure, axes = new_figure(figsize=(6.6, 4.1))
     for i, (label, curve) in enumerate(curves.items()):
         axes.plot(list(curve), list(curve.values()), label=label, **{**series_style(i), "markersize": 4})
     right = max(budget for curve in curves.values() for budget in curve)
@@ -84,5 +85,5 @@ def draw_budgets(
         axes.annotate(label, (right, height), (0, 3), textcoords="offset points", ha="right", fontsize=9)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.legend(loc="center right")
+    legend_below(figure, [axes])
     return figure

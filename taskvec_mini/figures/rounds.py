@@ -76,7 +76,7 @@ def draw_splits(
     axes.set_xticks(places, list(splits))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(figure, [axes], columns=2)
     return figure
 
 

@@ -16,6 +16,7 @@ LARGEST_SVG = 200_000  # bytes; above it the picture of pixels alone is kept
 PIXELS_PER_INCH = 120  # at which a page shows a figure if it has room
 NARROW = "application/vnd.taskvec-mini.narrow+svg"  # the second drawing, for book/_ext/phone_figures.py
 NARROW_WIDTH = 3.4  # inches: text of 9 points is 13 pixels high on a screen 390 pixels wide
+BETWEEN = 0.25  # inches between stacked panels, so that a title is seen to belong to the panel below it
 
 
 class BookFigure(Figure):
@@ -77,30 +78,39 @@ def _row_of_panels(figure: Figure) -> list[Axes]:
 
 @contextmanager
 def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
-    """The figure with its panels one below the other, legends of one or two columns; as before afterwards."""
+    """The figure with its panels one below the other, nothing cut or blank; as before afterwards."""
     width, size_up = figure.get_size_inches()
     specs = [axes.get_subplotspec() for axes in panels]
     hidden = [axes for axes in panels[1:] if not axes.yaxis.get_tick_params().get("labelleft", True)]
     unnamed = [axes for axes in hidden if not axes.get_ylabel()]
-    legends = [(owner, legend) for owner in (figure, *panels) for legend in _legends(owner)]
-    rows = sum(len(legend.get_texts()) for _, legend in legends if legend.axes is None)
+    words = [words for axes in panels for words in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    written = [(text, text.get_text(), text.get_position()) for text in words]
+    legends = [legend for owner in (figure, *panels) for legend in _legends(owner)]
+    rows = sum(len(legend.get_texts()) for legend in legends if legend.axes is None)
     height = size_up  # of each panel; a long list of rows keeps its own
     if size_up < 4.5:
         height = min(size_up, 3.0 if len(panels) > 1 else 3.4)
-    grid = figure.add_gridspec(len(panels), 1)
-    figure.set_size_inches(NARROW_WIDTH, height * len(panels) + 0.16 * rows)
+    height = height * len(panels) + BETWEEN * (len(panels) - 1) + 0.16 * rows
+    grid = figure.add_gridspec(len(panels), 1, hspace=BETWEEN * len(panels) / height)
+    figure.set_size_inches(NARROW_WIDTH, height)
     for row, axes in enumerate(panels):
         axes.set_subplotspec(grid[row, 0])
     for axes in hidden:
         axes.yaxis.set_tick_params(labelleft=True)
     for axes in unnamed:
         axes.set_ylabel(panels[0].get_ylabel())
-    columns = [_set_columns(legend, min(legend._ncols, 1 if _long(legend) else 2)) for _, legend in legends]  # type: ignore[attr-defined]
+    columns = [fit_columns(legend, min(legend._ncols, 2)) for legend in legends]  # type: ignore[attr-defined]
+    _without_bands(figure, panels)
+    for axes in panels:
+        _within(figure, axes)
     try:
         yield
     finally:
-        for (_, legend), before in zip(legends, columns, strict=True):
+        for legend, before in zip(legends, columns, strict=True):
             _set_columns(legend, before)
+        for text, own, place in written:
+            text.set_text(own)
+            text.set_position(place)
         for axes in unnamed:
             axes.set_ylabel("")
         for axes in hidden:
@@ -111,6 +121,35 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
         figure.set_size_inches(width, size_up)
 
 
+def _without_bands(figure: Figure, panels: list[Axes]) -> None:
+    """Take the height away that panels of a fixed aspect leave blank in their places."""
+    figure.draw_without_rendering()
+    share = sum(axes.get_position(original=True).height - axes.get_position().height for axes in panels)
+    figure.set_size_inches(NARROW_WIDTH, figure.get_figheight() * (1 - share))
+    figure.draw_without_rendering()
+
+
+def _within(figure: Figure, axes: Axes) -> None:
+    """Move a title or a label that would be cut at the figure's edge; break one that is wider than the figure."""
+    for text in (axes.title, axes.xaxis.label):
+        if text.get_window_extent().width > figure.bbox.width:
+            text.set_text(_in_two_lines(text.get_text()))
+        box, (across, up) = text.get_window_extent(), text.get_position()
+        move = max(figure.bbox.x0 - box.x0, 0) + min(figure.bbox.x1 - box.x1, 0)
+        text.set_position((across + move / axes.bbox.width, up))
+    if axes.yaxis.label.get_window_extent().height > axes.get_tightbbox().height:
+        axes.set_ylabel(_in_two_lines(axes.get_ylabel()))
+
+
+def _in_two_lines(text: str) -> str:
+    """The text broken at the blank that is nearest to its middle."""
+    blanks = [i for i, letter in enumerate(text) if letter == " "]
+    if not blanks:
+        return text
+    middle = min(blanks, key=lambda i: abs(i - len(text) / 2))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
+
+
 def _legends(owner: Any) -> list[Legend]:
     if isinstance(owner, Axes):
         legend = owner.get_legend()
@@ -118,16 +157,26 @@ def _legends(owner: Any) -> list[Legend]:
     return list(owner.legends)
 
 
-def _long(legend: Legend) -> bool:
-    return max((len(text.get_text()) for text in legend.get_texts()), default=0) > 18
+def fit_columns(legend: Legend, most: int) -> int:
+    """Lay a legend out in the fewest rows at which it fits its figure, in `most` columns at most.
 
-
-def _set_columns(legend: Legend, columns: int) -> int:
-    """Lay a legend out anew in so many columns; the number it had."""
+    The number of columns that it had is returned.
+    """
     before: int = legend._ncols  # type: ignore[attr-defined]
+    count, figure = len(legend.get_texts()), legend.get_figure(root=True)
+    for rows in range(1, count + 1):
+        columns = -(-count // rows)
+        if columns <= most:
+            _set_columns(legend, columns)
+            if figure is None or legend.get_window_extent().width <= figure.bbox.width:
+                break
+    return before
+
+
+def _set_columns(legend: Legend, columns: int) -> None:
+    """Lay a legend out anew in so many columns."""
     legend.set_ncols(columns)
     title: Any = legend.get_title().get_text() or None  # None: without a line for it
     legend._init_legend_box(legend.legend_handles, [text.get_text() for text in legend.get_texts()])  # type: ignore[attr-defined]
     legend._legend_box.set_offset(legend._findoffset)  # type: ignore[attr-defined]
     legend.set_title(title)
-    return before

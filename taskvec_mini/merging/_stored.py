@@ -15,7 +15,14 @@ import torch
 
 from taskvec_mini import _checks, _files, _states
 from taskvec_mini.errors import InputTypeError, UserError
-from taskvec_mini.merging.adapters import Adapter, check_names, check_orientations, check_ties
+from taskvec_mini.merging.adapters import (
+    Adapter,
+    check_names,
+    check_orientations,
+    check_ties,
+    is_tied,
+    without_hidden_names,
+)
 from taskvec_mini.merging.model_files import (
     FLOATS,
     AdapterReader,
@@ -154,6 +161,8 @@ def stored_layout(
     carried = _carried(start, carry=carry, exclude=exclude, statistics=statistics)
     wanted = [name for name in start.parts if name not in carried]
     twins = _twins(start, wanted)
+    if is_tied(_config(start)) is False:  # then they are copies, as when a tied model has been untied
+        twins = {name: first for name, first in twins.items() if not (_is_head(name) or _is_head(first))}
     names = [{name: name for name in wanted}]
     for model in models[1:]:
         if model.adapter is not None:
@@ -206,11 +215,8 @@ def _refuse_quantised(models: list[ModelFiles]) -> None:
     """An error if weights are codes, whose differences mean nothing."""
     remedy = "merge the models as they were before quantisation, or load them and save them dequantised"
     for model in models:
-        config = model.folder / "config.json" if model.folder else None
-        if config and config.is_file():
-            about = _files.read_json(config, what="configuration", remedy="copy the model again")
-            if about.get("quantization_config"):
-                raise InputTypeError(f"{model.path} is quantised, says its config.json; {remedy}")
+        if _config(model).get("quantization_config"):
+            raise InputTypeError(f"{model.path} is quantised, says its config.json; {remedy}")
         for name, part in model.parts.items():
             whole = part.kind.startswith(("I", "U")) and len(part.shape) > 1 and part.kind in ("I8", "U8")
             named = part.kind[0] in "IU" and name.rpartition(".")[2] in _PACKED
@@ -219,6 +225,15 @@ def _refuse_quantised(models: list[ModelFiles]) -> None:
                     f"{name!r} in {part.file} is {part.kind}, which cannot be merged: these are quantised "
                     f"weights, whose differences mean nothing; {remedy}, as one of {', '.join(FLOATS)}"
                 )
+
+
+def _config(model: ModelFiles) -> dict[str, Any]:
+    """What the config.json beside a model says, if there is one."""
+    file = model.folder / "config.json" if model.folder else None
+    if file is None or not file.is_file():
+        return {}
+    found: dict[str, Any] = _files.read_json(file, what="configuration", remedy="copy the model again")
+    return found
 
 
 def _carried(start: ModelFiles, *, carry: bool, exclude: Sequence[str], statistics: str) -> dict[str, str]:
@@ -297,18 +312,18 @@ def _changed_names(
     alone = [name for name in found if name not in own and name not in start.parts]
     if alone:
         notes.append(f"{model.path}: left away, as the pretrained model has none of it: {_listed(alone)}")
-    for name in [name for name in own if name not in start.parts and own[name] in adapter.saved]:
-        whole = adapter.saved[own.pop(name)]
-        twins_of_it = [each for each, known in own.items() if each in start.parts and known in adapter.saved]
-        if not any(torch.equal(whole, adapter.saved[own[each]]) for each in twins_of_it):
+    shapes = {name: part.shape for name, part in start.parts.items()}
+    own = without_hidden_names(adapter, own, shapes=shapes, config=_config(start))
+    for name, known in own.items():
+        if name not in start.parts and known in adapter.saved and known not in adapter.factors:
             raise UserError(
                 f"{model.path} holds {name!r}, trained whole (modules_to_save), but {start.path} has none; "
                 + _remedy(name, "which leaves it away")
             )
     check_names(adapter, own, start.parts)
-    check_orientations(adapter, {known: start.parts[name].shape for name, known in own.items()})
+    check_orientations(adapter, {known: shapes[name] for name, known in own.items()})
     for name, known in own.items():
-        adapter.check_fit(known, start.parts[name].shape)
+        adapter.check_fit(known, shapes[name])
         if name in carried and known in adapter.factors:
             raise InputTypeError(
                 f"the adapter {model.path} changes {name!r}, which is not merged: {carried[name]}; give "
@@ -385,9 +400,14 @@ def _leave_out(
         del own[name]
 
 
+def _is_head(name: str) -> bool:
+    """Whether this is the weight of an output head that may be tied to the input embedding."""
+    return name.endswith(("lm_head.weight", "decoder.weight", "embed_out.weight"))
+
+
 def _remedy(name: str, result: str) -> str:
     """What to do about a tensor that one model lacks."""
-    if name.endswith(("lm_head.weight", "decoder.weight")):
+    if _is_head(name):
         cause = "one of the two models is tied and the other is not: untie or tie both, or "
     else:
         cause = "use models of one architecture, or "

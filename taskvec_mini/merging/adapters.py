@@ -41,6 +41,11 @@ _UNDERSTOOD = {  # the settings that `difference` follows, and those that change
     "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core",
     "qalora_group_size", "eva_config", "loftq_config", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
+_UNTIE = (
+    "untie the model first (a copy under each name in its file, and tie_word_embeddings false in its "
+    "config.json) and merge the folders"
+)
+_LANGUAGE_MODEL = re.compile("CausalLM|LMHead|MaskedLM|ConditionalGeneration|PreTraining|DoubleHeads")
 _OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts that change the base's weights
 
 
@@ -53,6 +58,8 @@ class Adapter:
         config: what its adapter_config.json says.
         factors: the factors of each changed tensor of the base model, by its name.
         saved: tensors of the base model that were trained whole, by their names: biases, saved modules.
+        beneath: those of `saved` that lie beneath factors. PEFT writes them into the base model's own tensor;
+            a saved module has a tensor of its own instead, also where the base model's is tied to another.
         sha256: of the file of its weights.
     """
 
@@ -60,6 +67,7 @@ class Adapter:
     config: dict[str, Any]
     factors: dict[str, dict[str, Tensor]]
     saved: dict[str, Tensor] = field(default_factory=dict)
+    beneath: frozenset[str] = frozenset()
     sha256: str = ""
 
     @property
@@ -162,6 +170,15 @@ class Adapter:
         if name in self.factors:
             self.scaling(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the base model's tensor, as far as the adapter knows: that of a linear layer."""
+        whole = self.saved.get(name, self.factors.get(name, {}).get("bias"))
+        if whole is not None:
+            return tuple(whole.shape)
+        left, right = self._matrices(name)
+        shape = (len(left), right.shape[1])
+        return shape[::-1] if "lora_embedding_A" in self.factors[name] else shape
+
     def _matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """B (out, rank) and A (rank, in) of one matrix; a convolution's are flattened."""
         factors = self.factors[name]
@@ -229,6 +246,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     tensors, file = _adapter_tensors(place, remedy=again)
     factors: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, Tensor] = {}
+    beneath = set()
     for key, tensor in tensors.items():
         if not key.startswith(_PREFIX):
             raise UserError(f"{file} holds {key!r}, which does not begin with {_PREFIX!r}; {again}")
@@ -239,12 +257,15 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         elif found:
             factors.setdefault(f"{found['module']}.weight", {})[found["factor"]] = tensor
         else:
-            saved[name.replace(".base_layer.", ".")] = tensor
+            plain = name.replace(".base_layer.", ".")
+            saved[plain] = tensor
+            if plain != name:
+                beneath.add(plain)
     for name, parts in factors.items():
         pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}, {"bias"})
         if set(parts) - {"lora_magnitude_vector"} not in pairs:
             raise UserError(f"{file} holds only {sorted(parts)} of {name!r}; copy the adapter again")
-    return Adapter(place, config, factors, saved, sha256=_files.sha256(file))
+    return Adapter(place, config, factors, saved, frozenset(beneath), sha256=_files.sha256(file))
 
 
 def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model) -> list[TaskVector]:
@@ -269,20 +290,25 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
     adapters = [read_adapter(folder) for folder in _checks.not_empty("the list of adapters", folders)]
     whole: Mapping[str, Tensor] = _states.full_state(pretrained)[0]
     state = whole
+    shapes = {name: tuple(part.shape) for name, part in whole.items()}
+    plain = [{name: name for name in adapter.names} for adapter in adapters]
     if isinstance(pretrained, nn.Module):
         state = {name: part.detach() for name, part in pretrained.named_parameters()}
-    changed = {name for adapter in adapters for name in adapter.names}
-    for adapter in adapters:
-        check_names(adapter, adapter.names, state)
-        tables = [  # ties begin at one; to look for copies of every matrix would take long
-            name
-            for name in adapter.names
-            if whole[name].ndim > 1 and (name in adapter.saved or "lora_embedding_A" in adapter.factors[name])
+        known = {name for name, _ in pretrained.named_parameters(remove_duplicate=False)}
+    else:
+        plain = [
+            without_hidden_names(adapter, own, shapes=shapes, config={})
+            for adapter, own in zip(adapters, plain, strict=True)
         ]
-        tied: dict[str, list[str]] = {}
-        for name, first in _states.copies(whole, tables, others=whole).items():
-            tied.setdefault(first, [first]).append(name)
-        check_ties(adapter, tied.values(), own={name: name for name in adapter.names})
+        known = set(whole)
+    for adapter, own in zip(adapters, plain, strict=True):
+        check_names(adapter, own, known)
+    tied = _tied_names(adapters, plain, whole=whole)
+    for adapter, own in zip(adapters, plain, strict=True):
+        check_ties(adapter, tied, own=own)
+    first = {name: group[0] for group in tied for name in group}
+    owned = [{first.get(name, name): each for name, each in own.items()} for own in plain]
+    changed = {name for own in owned for name in own}
     names = [name for name in state if name in changed]
     for name in names:
         _states.check_supported(name, state[name])
@@ -294,8 +320,8 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
     layout = tuple((name, tuple(state[name].shape)) for name in names)
     wide = torch.float64 if any(state[name].dtype == torch.float64 for name in names) else torch.float32
     vectors = []
-    for adapter in adapters:
-        orientations = _orientations(adapter, pretrained, state=state)
+    for adapter, own in zip(adapters, owned, strict=True):
+        orientations = _orientations(adapter, pretrained, shapes={own[n]: shapes[n] for n in own})
         flat = _memory.empty(
             (sum(math.prod(shape) for _, shape in layout),), dtype=wide, device=state[names[0]].device
         )
@@ -303,8 +329,9 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
         place = 0
         for name, shape in layout:
             size = math.prod(shape)
-            if name in adapter.names:
-                part = adapter.difference(name, state[name].cpu(), transposed=orientations.get(name))
+            if name in own:
+                turned = orientations.get(own[name])
+                part = adapter.difference(own[name], state[name].cpu(), transposed=turned)
                 flat[place : place + size] = part.reshape(-1)
             place += size
         _checks.check_finite(f"the difference of the adapter in {adapter.folder}", flat)
@@ -371,12 +398,13 @@ def check_names(adapter: Adapter, names: Collection[str], known: Collection[str]
 def check_ties(adapter: Adapter, tied: Iterable[Collection[str]], *, own: Mapping[str, str]) -> None:
     """An error where weights are tied in the model and would come apart with the adapter.
 
-    PEFT adds a product to the one tensor that all tied names stand for. A tensor that was trained whole it
-    puts in the place of one name alone; and two products under two names it adds up.
+    PEFT adds a product to the one tensor that all tied names stand for, and writes into it what it saved
+    beneath the factors. A module that was trained whole it puts in the place of one name alone; and two
+    products under two names it adds up.
 
     Args:
         adapter: the adapter.
-        tied: groups of names that stand for one tensor.
+        tied: groups of names that stand for one tensor. A name by itself is tied to one that is not there.
         own: from the names in the model to those that the adapter knows.
 
     Raises:
@@ -384,15 +412,109 @@ def check_ties(adapter: Adapter, tied: Iterable[Collection[str]], *, own: Mappin
     """
     for names in tied:
         changed = [name for name in names if name in own]
-        saved = [adapter.saved[own[name]] for name in changed if own[name] in adapter.saved]
-        alike = len(saved) == len(names) and all(torch.equal(each, saved[0]) for each in saved)
+        whole = [own[name] for name in changed if own[name] in adapter.saved]
+        apart = [adapter.saved[name] for name in whole if name not in adapter.beneath]
+        alike = len(apart) == max(2, len(names)) and all(torch.equal(each, apart[0]) for each in apart)
         products = [name for name in changed if own[name] in adapter.factors]
-        if (saved and not alike) or (saved and products) or len(products) > 1:
+        if (apart and not alike) or (apart and products) or len(products) > 1:
+            what = f"{' and '.join(map(repr, names))} are one tensor"
+            if len(names) == 1:
+                what = f"{names[0]!r} is the input embedding and the output head in one"
             raise UserError(
                 f"the adapter in {adapter.folder} changes {changed[0]!r} as a tensor of its own, but in "
-                f"pretrained {' and '.join(map(repr, names))} are one tensor (tied weights); give the model "
-                "untied, with tie_word_embeddings=False and a copy under each name"
+                f"pretrained {what} (tied weights); {_UNTIE}"
             )
+
+
+def without_hidden_names(
+    adapter: Adapter,
+    own: Mapping[str, str],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+) -> dict[str, str]:
+    """From a model's names to those that an adapter knows, without names that the model lacks as they are tied.
+
+    A language model's file may hold its table of words once, for the input embedding and for the output head,
+    and an adapter may change it under either name. What is tied can only be told from the model's class.
+
+    Args:
+        adapter: the adapter.
+        own: from the model's names, also those that it lacks, to those that the adapter knows.
+        shapes: of all tensors that the model holds.
+        config: what its config.json says, if there is one.
+
+    Raises:
+        UserError: where the two names would come apart with the adapter; see `check_ties`.
+    """
+    names = dict(own)
+    table = _shared_table(adapter, shapes, config=config)
+    if table is not None:
+        hidden = [name for name in own if name not in shapes and adapter.shape(own[name]) == shapes[table]]
+        check_ties(adapter, [[table, *hidden]], own=own)
+        for name in hidden:
+            names.setdefault(table, names.pop(name))
+    for name, known in own.items():
+        if name in names and name not in shapes and known in adapter.saved and known not in adapter.factors:
+            twins = [each for each in names if each in shapes and own.get(each) in adapter.saved]
+            if any(torch.equal(adapter.saved[known], adapter.saved[own[each]]) for each in twins):
+                del names[name]
+    return names
+
+
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether a config.json says that input embedding and output head are one; None where it is silent."""
+    said = [
+        bool(part["tie_word_embeddings"])
+        for part in (config, config.get("text_config") or {})
+        if part.get("tie_word_embeddings") is not None
+    ]
+    return any(said) if said else None
+
+
+def _shared_table(
+    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, config: Mapping[str, Any]
+) -> str | None:
+    """The one table of words of a language model that holds it once, for both of its ends; else None."""
+    about = adapter.config.get("auto_mapping") or {}
+    kinds = (
+        [about["base_model_class"]] if about.get("base_model_class") else config.get("architectures") or []
+    )
+    task = adapter.config.get("task_type")
+    if task in {None, "FEATURE_EXTRACTION"}:
+        speaks = any(_LANGUAGE_MODEL.search(kind) for kind in kinds)
+    else:
+        speaks = task in {"CAUSAL_LM", "SEQ_2_SEQ_LM"}
+    if not speaks or is_tied(config) is False:
+        return None
+    outside = {  # of the stacks of blocks, whose names have numbers
+        name: shape for name, shape in shapes.items() if len(shape) == 2 and not re.search(r"\.\d+\.", name)
+    }
+    words = (config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size")
+    if words is None:
+        words = max((shape[0] for shape in outside.values()), default=0)
+    tables = [name for name, shape in outside.items() if shape[0] == words]
+    return tables[0] if len(tables) == 1 else None
+
+
+def _tied_names(
+    adapters: list[Adapter], owned: list[dict[str, str]], *, whole: Mapping[str, Tensor]
+) -> list[list[str]]:
+    """Groups of names that stand for one table, in the order of the model, where an adapter changes it."""
+    tables = {  # ties begin at one; to look for copies of every matrix would take long
+        name: None
+        for adapter, own in zip(adapters, owned, strict=True)
+        for name, known in own.items()
+        if whole[name].ndim > 1 and (known in adapter.saved or "lora_embedding_A" in adapter.factors[known])
+    }
+    groups: list[set[str]] = []
+    for pair in _states.copies(whole, tables, others=whole).items():
+        group = next((each for each in groups if not each.isdisjoint(pair)), None)
+        if group is None:
+            groups.append(set(pair))
+        else:
+            group.update(pair)
+    return [[name for name in whole if name in group] for group in groups]
 
 
 def check_orientations(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -424,7 +546,9 @@ def check_orientations(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) 
             )
 
 
-def _orientations(adapter: Adapter, pretrained: Model, *, state: Mapping[str, Tensor]) -> dict[str, bool]:
+def _orientations(
+    adapter: Adapter, pretrained: Model, *, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, bool]:
     """Which matrices are stored as (in, out), where a module tells; an error where nothing does."""
     if isinstance(pretrained, nn.Module):
         modules = dict(pretrained.named_modules())
@@ -433,7 +557,7 @@ def _orientations(adapter: Adapter, pretrained: Model, *, state: Mapping[str, Te
             for name, parts in adapter.factors.items()
             if "lora_A" in parts
         }
-    check_orientations(adapter, {name: tuple(state[name].shape) for name in adapter.factors})
+    check_orientations(adapter, shapes)
     return {}
 
 

@@ -141,7 +141,7 @@ def load_tasks(
         ImageTask('digits', 10 classes, 8x8, 100 train, 135 val, 449 test)
     """
     asked = _checks.named_choice("suite", suite, SUITES)
-    known = asked.tasks if asked.find is None else asked.find(_place(asked, folder))
+    known = asked.tasks if asked.find is None else asked.find(data_folder(asked, folder))
     wanted = known[: asked.most] if names is None else [names] if isinstance(names, str) else names
     chosen = _checks.not_empty("names", wanted)
     for name in chosen:
@@ -152,7 +152,7 @@ def load_tasks(
         limit = _checks.whole_number("limit", limit)
     if tokenizer is not None and asked.unit != "texts":
         raise UserError(f"suite {suite!r} has no texts to cut into tokens; leave tokenizer=... out")
-    place = _place(asked, folder) if asked.needs_folder else Path()
+    place = data_folder(asked, folder) if asked.needs_folder else Path()
     if asked.read is None:
         return dict(hub.load(chosen, place, limit=limit, seed=seed))
     if asked.unit == "texts" and tokenizer is None:
@@ -178,8 +178,17 @@ def load_tasks(
     return found
 
 
-def _place(asked: Suite, folder: str | os.PathLike[str] | None) -> Path:
-    """The folder of the data; an error says how to give one, and what else there is."""
+def data_folder(asked: Suite, folder: str | os.PathLike[str] | None) -> Path:
+    """The folder of a suite's data.
+
+    Args:
+        asked: the suite.
+        folder: of the data; None for the one that the environment variable TASKVEC_MINI_DATA names.
+
+    Raises:
+        UserError: if none is given; the message says how, and what else there is.
+        MissingFileError: if there is no such folder.
+    """
     given = os.environ.get(DATA_VARIABLE) if folder is None else folder
     without = (
         f"{asked.how_to_get}; suite='digits' needs no folder (on the command line: --data FOLDER, "

@@ -1,4 +1,4 @@
-"""What else the specialists of `GoodStart` tell: their pairs and paths, and what a merge of them forgets.
+"""What else the specialists of `GoodStart` tell: pairs, paths, single readings, and what merges forget.
 
 Their checkpoints and merges are read again where they are finished; only what is new is computed.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import trajectories
+from taskvec_mini.benchmarks.data import SUITES, Task, TextTask, texts
+from taskvec_mini.benchmarks.data.suites import data_folder
 from taskvec_mini.benchmarks.encoders import Parameters, embed, holding, state_of
 from taskvec_mini.benchmarks.heads import centre_of
 from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, rounded, say
@@ -184,12 +187,12 @@ class Forgotten(Study):
         answers: dict[str, Answers] = {}
         history = []
         for age in ages:
-            found = self._answers(suite, name, run.state(age) if age else None)
+            found = answers_of(suite, name, run.state(age) if age else None, limit=self.examples)
             history.append(found.right)
             if age in (0, whole.recipe.parts, whole.ages[-1]):
                 answers[f"individual, {whole.epoch(age)}" if age else "start"] = found
         for which, parameters in models.items():
-            answers[which] = self._answers(suite, name, parameters())
+            answers[which] = answers_of(suite, name, parameters(), limit=self.examples)
         learnt = learnt_at(torch.stack(history))
         groups = []
         for place in sorted(set(learnt.tolist())):
@@ -206,18 +209,82 @@ class Forgotten(Study):
             )
         return groups
 
-    def _answers(self, suite: Suite, name: str, parameters: Parameters | None) -> Answers:
-        """What a model answers to the first training examples of a task, by its frozen head."""
-        head, task = suite.heads[name], suite.tasks[name]
-        inputs, labels = task.part("train")
-        with holding(suite.backbone.model, parameters):
-            embeddings = embed(suite.backbone, inputs[: self.examples])
-        if suite.recentre:
-            embeddings = embeddings + (centre_of(head) - embeddings[: suite.recentre].mean(0))
-        logits, labels = head(embeddings), labels[: self.examples]
-        return Answers(
-            right=logits.argmax(1) == labels, loss=F.cross_entropy(logits, labels, reduction="none").detach()
-        )
+
+@dataclass(eq=False)
+class Readings(Study):
+    """What the start, a specialist and the merge read in the same test examples, after one pass.
+
+    Of each task the first examples are kept that the start has wrong and its specialist right, and of these
+    `each` that the merge has right too and `each` that it has wrong. Only tasks whose licence allows it.
+
+    Attributes:
+        description: what it measures.
+        specialists: the study whose specialists they are.
+        tasks: whose examples may be shown.
+        rule: one of `CANDIDATES`, with its tuned coefficient.
+        each: so many of each kind and task, at most.
+    """
+
+    description: str
+    specialists: GoodStart
+    tasks: Sequence[str]
+    rule: str = "iso_c"
+    each: int = 2
+    seeds: tuple[int, ...] = (0,)
+
+    def run(self, request: StudyRequest) -> dict[str, Any]:
+        """One seed: examples, and no statistics."""
+        whole = self.specialists
+        rows = []
+        for seed, suite, runs in whole.every_seed(request, self.seeds):
+            self.data = suite.data
+            self.settings = {**whole.about(suite), "rule": self.rule, "epoch": 1.0, "each": self.each}
+            age = whole.recipe.parts
+            found = next(
+                each for at, rule, each in whole.merges(suite, runs) if (at, rule) == (age, self.rule)
+            )
+            merge = whole.merged_model(
+                suite, runs, age=age, rule=self.rule, scaling_coef=found["scaling_coef"]
+            )
+            for name in self.tasks:
+                models = {"start": None, "specialist": runs[name].state(age), "merge": merge}
+                rows += [
+                    {"seed": seed, **row} for row in self._rows(suite, name, models, folder=request.data)
+                ]
+                say(f"seed {seed}, {name}: {rows[-1]}")
+        return {"seeds": list(self.seeds), "tasks": list(self.tasks), "epoch": 1.0, "rows": rows}
+
+    def _rows(
+        self, suite: Suite, name: str, models: Mapping[str, Parameters | None], *, folder: Path | None
+    ) -> list[dict[str, Any]]:
+        """The chosen examples of one task, each with its class and with what every model takes it for."""
+        task = suite.tasks[name]
+        read = {
+            which: answers_of(suite, name, parameters, part="test", limit=suite.test)
+            for which, parameters in models.items()
+        }
+        learnt = ~read["start"].right & read["specialist"].right
+        both, lost = learnt & read["merge"].right, learnt & ~read["merge"].right
+        rows = []
+        for place in [place for kind in (both, lost) for place in kind.nonzero()[: self.each, 0].tolist()]:
+            answers = {which: task.class_names[int(answer.labels[place])] for which, answer in read.items()}
+            rows.append(
+                {
+                    "task": name,
+                    "place": place,
+                    "class": task.class_names[int(task.part("test")[1][place])],
+                    **answers,
+                    "example": test_example(task, place, folder=folder),
+                }
+            )
+        return rows
+
+
+def test_example(task: Task, place: int, *, folder: Path | None) -> Any:
+    """A test example as JSON: the text as it was written, or an image as numbers from 0 to 255."""
+    if not isinstance(task, TextTask):
+        return task.part("test")[0][place].tolist()
+    return texts.read_files(task.name, data_folder(SUITES["text"], folder))[1][1].texts[place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +292,40 @@ class Answers:
     """What a model answers to N examples.
 
     Attributes:
+        labels: its answers (N,).
         right: whether rightly (N,).
         loss: cross-entropy (N,).
     """
 
+    labels: Tensor
     right: Tensor
     loss: Tensor
+
+
+def answers_of(
+    suite: Suite, name: str, parameters: Parameters | None, *, part: str = "train", limit: int
+) -> Answers:
+    """What a model answers to the first examples of a task, by its frozen head, centred as in judging.
+
+    Args:
+        suite: the tasks of one seed.
+        name: of the task.
+        parameters: of the model; None for the start.
+        part: of the task.
+        limit: examples, at most.
+    """
+    head, task = suite.heads[name], suite.tasks[name]
+    inputs, labels = task.part(part)
+    with holding(suite.backbone.model, parameters):
+        embeddings = embed(suite.backbone, inputs[:limit])
+        if suite.recentre:
+            seen = embed(suite.backbone, task.part("train")[0][: suite.recentre])
+            embeddings = embeddings + (centre_of(head) - seen.mean(0))
+    logits, labels = head(embeddings).detach(), labels[:limit]
+    found = logits.argmax(1)
+    return Answers(
+        labels=found, right=found == labels, loss=F.cross_entropy(logits, labels, reduction="none")
+    )
 
 
 def learnt_at(right: Tensor) -> Tensor:

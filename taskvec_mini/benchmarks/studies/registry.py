@@ -15,7 +15,7 @@ from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
 from taskvec_mini.benchmarks.studies.exchange import TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
-from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths
+from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
 from taskvec_mini.benchmarks.studies.rounds import Rounds
 from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
 from taskvec_mini.benchmarks.studies.task_choice import (
@@ -87,6 +87,11 @@ STUDIES: dict[str, Study] = {
     "06_minilm_forgotten": Forgotten(
         "which training examples its merges forget, by when the specialists learnt them (chapter 6)",
         specialists=MINILM,
+    ),
+    "06_minilm_readings": Readings(
+        "texts that its start has wrong, as a specialist and the merge read them (chapter 6)",
+        specialists=MINILM,
+        tasks=("banking77", "clinc10"),
     ),
     "06_weaker_starts": Several(
         "the same after one epoch, from encoders of which less is pretrained (chapter 6)", WEAKER

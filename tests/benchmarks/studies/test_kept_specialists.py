@@ -14,7 +14,7 @@ from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
 from taskvec_mini.benchmarks.studies import StudyRequest, base, good_start
 from taskvec_mini.benchmarks.studies.good_start import GoodStart
-from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, learnt_at
+from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings, learnt_at
 from taskvec_mini.benchmarks.studies.registry import STUDIES
 from taskvec_mini.benchmarks.studies.task_choice import TEXT_TASKS, gaining
 from taskvec_mini.benchmarks.training import Settings
@@ -157,6 +157,34 @@ def test_what_a_merge_forgets_adds_up_to_its_accuracy_in_training(recentre):
                 assert row["right"]["start"] == row["examples"]
             if row["learnt"] not in ("0", "never"):
                 assert row["loss"]["individual, 2"] < row["loss"]["start"]
+
+
+def test_examples_that_are_shown_are_the_first_that_specialists_learnt(finetuned):
+    _, suite, runs = finetuned
+    study = Readings("small", specialists=WHOLE, tasks=("mirrored", "inverted"), rule="mean")
+    results = run_of(study)
+    study_checks.check_readings(results, (0,), each=2)
+    coef = WHOLE.merged(suite, runs, age=2, rule="mean")["scaling_coef"]
+    merged = merging.mean([run.task_vector(2) for run in runs.values()])
+    merge = merged.apply_to(state_of(suite.backbone.model), coef)
+    for name in study.tasks:
+        images, labels = (part[:60] for part in suite.tasks[name].part("test"))
+        read = {}
+        for which, state in (("start", None), ("specialist", runs[name].state(2)), ("merge", merge)):
+            backbone = load_backbone("random-pocket")
+            if state is not None:
+                backbone.model.load_state_dict(state, strict=False)
+            read[which] = suite.heads[name](backbone.model(backbone.prepare(images))).argmax(1)
+        learnt = (read["start"] != labels) & (read["specialist"] == labels)
+        by_hand = []
+        for kept in (True, False):
+            by_hand += [i for i in range(60) if learnt[i] and (read["merge"] == labels)[i] == kept][:2]
+        rows = [row for row in results["rows"] if row["task"] == name]
+        assert [row["place"] for row in rows] == by_hand
+        for row in rows:
+            assert torch.tensor(row["example"]).equal(images[row["place"]].int())
+            for which, answers in read.items():
+                assert row[which] == suite.tasks[name].class_names[answers[row["place"]]]
 
 
 def test_weaker_starts_have_the_same_seeds_and_their_own_encoders(finetuned):
