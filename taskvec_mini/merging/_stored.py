@@ -314,6 +314,7 @@ def _changed_names(
         notes.append(f"{model.path}: left away, as the pretrained model has none of it: {_listed(alone)}")
     shapes = {name: part.shape for name, part in start.parts.items()}
     own = without_hidden_names(adapter, own, shapes=shapes, config=_config(start))
+    own = {name: known for name, known in own.items() if not _excluded(name, exclude)}
     for name, known in own.items():
         if name not in start.parts and known in adapter.saved and known not in adapter.factors:
             raise UserError(

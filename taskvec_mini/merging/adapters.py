@@ -15,7 +15,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -395,7 +395,7 @@ def check_names(adapter: Adapter, names: Collection[str], known: Collection[str]
     )
 
 
-def check_ties(adapter: Adapter, tied: Iterable[Collection[str]], *, own: Mapping[str, str]) -> None:
+def check_ties(adapter: Adapter, tied: Iterable[Sequence[str]], *, own: Mapping[str, str]) -> None:
     """An error where weights are tied in the model and would come apart with the adapter.
 
     PEFT adds a product to the one tensor that all tied names stand for, and writes into it what it saved
@@ -433,10 +433,10 @@ def without_hidden_names(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
 ) -> dict[str, str]:
-    """From a model's names to those that an adapter knows, without names that the model lacks as they are tied.
+    """From a model's names to an adapter's, without those that the model lacks because they are tied.
 
     A language model's file may hold its table of words once, for the input embedding and for the output head,
-    and an adapter may change it under either name. What is tied can only be told from the model's class.
+    and an adapter may change it under either name. Whether it is so can only be told from the model's class.
 
     Args:
         adapter: the adapter.
@@ -476,10 +476,8 @@ def _shared_table(
     adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], *, config: Mapping[str, Any]
 ) -> str | None:
     """The one table of words of a language model that holds it once, for both of its ends; else None."""
-    about = adapter.config.get("auto_mapping") or {}
-    kinds = (
-        [about["base_model_class"]] if about.get("base_model_class") else config.get("architectures") or []
-    )
+    trained = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
+    kinds = [trained] if trained else config.get("architectures") or []
     task = adapter.config.get("task_type")
     if task in {None, "FEATURE_EXTRACTION"}:
         speaks = any(_LANGUAGE_MODEL.search(kind) for kind in kinds)

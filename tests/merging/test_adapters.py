@@ -12,7 +12,7 @@ from torch import nn
 
 from taskvec_mini import TaskVector
 from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
-from taskvec_mini.merging import ties
+from taskvec_mini.merging import merge_models, ties
 from taskvec_mini.merging.adapters import adapter_vector, adapter_vectors, read_adapter
 
 peft = pytest.importorskip("peft")
@@ -156,6 +156,126 @@ def test_a_square_matrix_among_contradictions_needs_the_module(gpt2, tmp_path):
     expected = adapter_vector(tmp_path, gpt2.state_dict())
     change_config(tmp_path, fan_in_fan_out=False)
     assert torch.equal(adapter_vector(tmp_path, gpt2).flat, expected.flat)
+
+
+# --- tied weights ----------------------------------------------------------------------------------------
+
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TIED = {"q": ["q_proj"], "table": ["q_proj", "embed_tokens"], "head": ["q_proj", "lm_head"]}
+IN_STEP = {  # what changes both ends of the model alike
+    "a product on the embedding": {"target_modules": TIED["table"]},
+    "DoRA on the embedding": {"target_modules": TIED["table"], "use_dora": True},
+    "a product on the head": {"target_modules": TIED["head"]},
+    "both trained whole, in step": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+}
+APART = {  # what would untie them
+    "the embedding trained whole": {"modules_to_save": ["embed_tokens"]},
+    "the same, of a kind of task": {"modules_to_save": ["embed_tokens"], "task_type": "CAUSAL_LM"},
+    "the head trained whole": {"modules_to_save": ["lm_head"]},
+    "both trained whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "a product on each": {"target_modules": ["embed_tokens", "lm_head"]},
+    "a product and a whole head": {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.LlamaConfig(vocab_size=40, tie_word_embeddings=True, pad_token_id=2, **sizes)
+    return seeded(transformers.LlamaForCausalLM(config))
+
+
+def starts(llama, folder):
+    """The model as what is in memory, and as files: with both of the tied names, with one, with the other."""
+    both = {name: part.clone() for name, part in llama.state_dict().items()}
+    one = {name: part for name, part in both.items() if name != HEAD}
+    other = {name: part for name, part in both.items() if name != TABLE}
+    llama.save_pretrained(folder / "base")
+    assert set(safetensors.torch.load_file(folder / "base" / "model.safetensors")) == set(one)
+    files = [folder / "base"]
+    for name, state in {"both": both, "one": one, "other": other}.items():
+        files.append(folder / f"{name}.safetensors")
+        safetensors.torch.save_file(state, files[-1])
+    return [llama, both, one, other], files
+
+
+@pytest.mark.parametrize("settings", IN_STEP.values(), ids=IN_STEP)
+def test_what_changes_tied_weights_in_step_is_followed_wherever_the_names_stand(llama, tmp_path, settings):
+    """PEFT also saves the tensor beneath the factors of an embedding, which is not "trained whole"."""
+    expected = trained(llama, tmp_path / "lora", **{"target_modules": TIED["q"], **settings})
+    torch.testing.assert_close(expected[TABLE], expected[HEAD])
+    assert not torch.equal(expected[TABLE], llama.state_dict()[TABLE])
+    in_memory, files = starts(llama, tmp_path)
+    for start in in_memory:
+        vector = adapter_vector(tmp_path / "lora", start)
+        assert len({TABLE, HEAD} & set(dict(vector.layout))) == 1, "a tied weight counts once"
+        found = vector.apply_to(start)
+        assert_same(found, {name: expected[name] for name in found})
+    for number, file in enumerate(files):
+        merge_models(file, [tmp_path / "lora"], out=tmp_path / str(number), progress=False)
+        written = next((tmp_path / str(number)).glob("*.safetensors"))
+        found = safetensors.torch.load_file(written)
+        assert {TABLE, HEAD} & set(found)
+        assert_same(found, {name: expected[name] for name in found})
+
+
+@pytest.mark.parametrize("settings", APART.values(), ids=APART)
+def test_what_would_untie_weights_is_refused_also_where_the_file_holds_one_name(llama, tmp_path, settings):
+    trained(llama, tmp_path / "lora", **{"target_modules": TIED["q"], **settings})
+    in_memory, files = starts(llama, tmp_path)
+    message = rf"'({TABLE}|{HEAD})' as a tensor of its own, but in pretrained .*tied weights.*untie the model"
+    for start in in_memory:
+        with pytest.raises(UserError, match=message):
+            adapter_vector(tmp_path / "lora", start)
+    for file in files:
+        with pytest.raises(UserError, match=message):
+            merge_models(file, [tmp_path / "lora"], out=tmp_path / "merged", progress=False)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("settings", APART.values(), ids=APART)
+def test_the_remedy_of_that_refusal_works(llama, tmp_path, settings):
+    """An untied copy of the model, as a folder: what the adapter was trained as, tensor by tensor."""
+    trained(llama, tmp_path / "lora", **{"target_modules": TIED["q"], **settings})
+    model = copy.deepcopy(llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "untied")
+    merge_models(tmp_path / "untied", [tmp_path / "lora"], out=tmp_path / "merged", progress=False)
+    found = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "lora")
+    assert_same(found, wrapped.merge_and_unload().state_dict())
+    assert not torch.equal(found[TABLE], found[HEAD])
+
+
+def test_two_adapters_change_one_table_under_its_two_names(llama, tmp_path):
+    for name in ("table", "head"):
+        trained(llama, tmp_path / name, target_modules=TIED[name], seed=len(name))
+    folders = [tmp_path / "table", tmp_path / "head"]
+    in_memory, files = starts(llama, tmp_path)
+    alone = [adapter_vector(folder, llama).apply_to(llama)[TABLE] for folder in folders]
+    start = llama.state_dict()[TABLE]
+    expected = alone[0] + alone[1] - start
+    for state in in_memory:
+        found = sum(adapter_vectors(folders, state)).apply_to(state)
+        for name in {TABLE, HEAD} & set(found):
+            torch.testing.assert_close(found[name], expected)
+    for number, file in enumerate(files):
+        merge_models(file, folders, out=tmp_path / str(number), rule="task_arithmetic", progress=False)
+        found = safetensors.torch.load_file(next((tmp_path / str(number)).glob("*.safetensors")))
+        for name in {TABLE, HEAD} & set(found):
+            torch.testing.assert_close(found[name], expected)
+
+
+def test_an_embedding_trained_whole_is_followed_where_no_head_is_tied_to_it(bert, tmp_path):
+    """Classifiers say tie_word_embeddings=True in their config.json too; so the class has to tell."""
+    for number, task in enumerate((None, "SEQ_CLS")):
+        settings = {"target_modules": ["query"], "modules_to_save": ["word_embeddings"], "task_type": task}
+        expected = trained(bert, tmp_path / f"lora{number}", **settings)
+        bert.save_pretrained(tmp_path / "base")
+        out = tmp_path / f"merged{number}"
+        merge_models(tmp_path / "base", [tmp_path / f"lora{number}"], out=out, progress=False)
+        assert_same(safetensors.torch.load_file(out / "model.safetensors"), expected)
 
 
 # --- several adapters ------------------------------------------------------------------------------------
