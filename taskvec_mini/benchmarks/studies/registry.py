@@ -7,7 +7,7 @@ from functools import partial
 
 from taskvec_mini.benchmarks.data import SUITES
 from taskvec_mini.benchmarks.encoders.minilm import first_layers, redrawn_layers
-from taskvec_mini.benchmarks.studies.ablations import Probes, Search
+from taskvec_mini.benchmarks.studies.ablations import Probes, Search, Spread
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Several, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
@@ -17,10 +17,12 @@ from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEp
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
 from taskvec_mini.benchmarks.studies.rounds import Rounds
-from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
+from taskvec_mini.benchmarks.studies.subsets import Subsets, some_subsets
 from taskvec_mini.benchmarks.studies.task_choice import (
     IMAGE_EPOCH,
+    IMAGE_RATE,
     IMAGE_SUITE,
+    IMAGE_TASKS,
     TEXT_SUITE,
     TEXT_TASKS,
     TaskChoice,
@@ -30,6 +32,15 @@ MINILM = GoodStart(
     "texts from a well-pretrained start: merges, specialists and probes, by rule and age (chapter 6)",
     tasks=replace(TEXT_SUITE, tasks=TEXT_TASKS, validation=120),  # a coefficient needs fewer than a choice
     rules=tuple(name for name in CANDIDATES if name != "wudi_300_steps"),  # its steps take minutes a merge
+)
+EFFICIENTNET = GoodStart(
+    "images from a well-pretrained start: merges, specialists and probes, by rule and age (chapter 6)",
+    backbone="efficientnet-lite0",
+    tasks=replace(IMAGE_SUITE, tasks=IMAGE_TASKS, limit=1500, validation=120),
+    recipe=replace(IMAGE_EPOCH, learning_rate=IMAGE_RATE, epochs=4 * PARTS, parts=PARTS),
+    ages=(2, 4, 8, 16),
+    rules=MINILM.rules,
+    options={"kernels": "matrix"},
 )
 ONE_PASS = replace(MINILM, ages=(PARTS,), rules=("mean", "iso_c"), jointly=False)
 WEAKER: dict[str, GoodStart] = {  # by what is left of the pretraining
@@ -70,11 +81,6 @@ STUDIES: dict[str, Study] = {
     "06_what_a_merge_needs": Subsets(
         "merged accuracy against the number of tasks, their kinship and the head's centre (chapter 6)",
         subsets=some_subsets(SUITES["bundle"].default_tasks),
-        frozen=True,
-    ),
-    "06_most_to_gain": Subsets(
-        "merged accuracy of the four to seven tasks with most to gain (chapter 6)",
-        subsets=[MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)],
     ),
     "06_search": Search(),
     "06_minilm_tasks": TaskChoice(
@@ -100,6 +106,16 @@ STUDIES: dict[str, Study] = {
         "the size of the images and the centre of the heads, by what specialists reach (chapter 6)",
         IMAGE_SEARCH,
         seeds=(0,),
+    ),
+    "06_efficientnet": EFFICIENTNET,
+    "06_efficientnet_readings": Readings(
+        "images that its start has wrong, as a specialist and the merge read them (chapter 6)",
+        specialists=EFFICIENTNET,
+        tasks=("mnist", "fashion_mnist", "sign_digits"),
+    ),
+    "05_efficientnet_paths": Paths(
+        "norms and directions from age to age on images, from a well-pretrained start (chapter 5)",
+        specialists=EFFICIENTNET,
     ),
     "06_efficientnet_tasks": TaskChoice(
         "ten tasks on images for a well-pretrained encoder, each by itself: what it has to learn (chapter 6)",
@@ -147,6 +163,7 @@ STUDIES: dict[str, Study] = {
         recipes=TEXT_RECIPES,
         budget=2,
     ),
+    "09_spread": Spread(),
     "clip": Clip(),
     "encoder_probes": Probes(),
 }

@@ -1,4 +1,4 @@
-"""What a merge needs: fewer tasks, kin and strangers, tasks with much to gain, heads whose centre follows."""
+"""What a merge needs: fewer tasks, kin and strangers, heads whose centre follows."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ from taskvec_mini.benchmarks.studies.base import (
 )
 
 AGES = (1, 8)  # epochs after which merges are made
-MOST_TO_GAIN = ("gtsrb", "streetchars", "mnist", "rsscn7", "cifar10", "cars", "dtd10")  # in 06_early_or_late
 SUBSET_SIZES, SUBSETS = (2, 3, 5), 3
 
 
 @dataclass(eq=False)
 class Subsets(Study):
-    """The other studies behind chapter 6: merges of some of the tasks, with the encoders of all eight.
+    """Merges of some of the tasks, with the encoders of all eight.
+
+    All eight are also merged and judged by heads whose centre stays where the pretrained one was.
 
     Attributes:
         description: what it measures.
         subsets: the names in each merge.
-        frozen: whether all tasks are also merged and judged by heads whose centre stays where the pretrained
-            one was.
     """
 
     description: str
     subsets: Sequence[Sequence[str]]
-    frozen: bool = False
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other; encoders that `EarlyOrLate` finished are read again."""
@@ -55,10 +53,8 @@ class Subsets(Study):
                 for names in self.subsets
                 for rule in TWO_RULES
             ]
-            judges = {"moved": suite}
-            if self.frozen:
-                merges += [("frozen", epoch, tuple(suite.tasks), "mean") for epoch in AGES]
-                judges["frozen"] = replace(suite, recentre=0)
+            merges += [("frozen", epoch, tuple(suite.tasks), "mean") for epoch in AGES]
+            judges = {"moved": suite, "frozen": replace(suite, recentre=0)}
             zero_shot = {centre: judge.scores(None, judge.tasks) for centre, judge in judges.items()}
             individual: dict[tuple[str, int, str], float] = {}
             for centre, epoch, names, rule in merges:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 import study_checks
 from small_encoder import tiny_backbone
@@ -46,6 +47,19 @@ def test_the_search_changes_what_it_says(tmp_path, small):
         alone = finetune(backbone, head, task, settings=settings, progress=False)
         row = next(row for row in results["rows"] if row["variant"] == name)
         assert row["individual"]["cars"] == counted(alone.state(), head, task, recentre=recentre)
+
+
+def test_the_spread_changes_the_threads_alone_and_puts_them_back(tmp_path, small, monkeypatch):
+    used = []
+    monkeypatch.setattr(ablations.torch, "set_num_threads", used.append)
+    study = ablations.Spread()
+    results = run(study, seeds=(0,))
+    assert used == [1, 2, torch.get_num_threads()]
+    check_record(tmp_path, results, study)
+    found = [{name: row[name] for name in ("zero_shot", "individual", "merged")} for row in results["rows"]]
+    chosen = run(ablations.Search(), seeds=(0,))["rows"][0]
+    chosen.pop("variant")
+    assert found == [chosen, chosen], "with as many threads all numbers are the same"
 
 
 def test_variants_name_settings_that_exist():

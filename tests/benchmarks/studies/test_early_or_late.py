@@ -27,7 +27,7 @@ from taskvec_mini.benchmarks.studies import base
 from taskvec_mini.benchmarks.studies import subsets as study_subsets
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.rounds import Rounds
-from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, Subsets, some_subsets
+from taskvec_mini.benchmarks.studies.subsets import Subsets, some_subsets
 from taskvec_mini.benchmarks.training import Trainer, finetune
 
 
@@ -50,17 +50,12 @@ def test_the_studies_of_merging(tmp_path, monkeypatch):
     check_again(tmp_path / "again", early, monkeypatch)
     by_hand = check_a_merge_by_hand(early)
     monkeypatch.setattr(Trainer, "epoch", lambda *_: pytest.fail("finished encoders are trained again"))
-    study = Subsets("some tasks", subsets=some_subsets(CORE), frozen=True)
+    study = Subsets("some tasks", subsets=some_subsets(CORE))
     needs = run(study)
     study_checks.check_some_tasks(needs, study.settings, (0, 1), some_subsets(CORE))
     study_checks.check_same_encoders(early, needs)
     check_frozen_heads_by_hand(needs, *by_hand)
     check_record(tmp_path, needs, study, CORE)
-    sets = [MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)]
-    study = Subsets("most to gain", subsets=sets)
-    gain = run(study, seeds=(1,))
-    study_checks.check_some_tasks(gain, study.settings, (1,), sets, frozen=False)
-    study_checks.check_same_encoders(early, gain)
 
 
 def check_again(folder, results, monkeypatch):

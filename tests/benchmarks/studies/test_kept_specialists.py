@@ -12,11 +12,11 @@ import study_checks
 from taskvec_mini import merging, records
 from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
-from taskvec_mini.benchmarks.studies import StudyRequest, base, good_start
+from taskvec_mini.benchmarks.studies import StudyRequest, base
 from taskvec_mini.benchmarks.studies.good_start import GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings, learnt_at
 from taskvec_mini.benchmarks.studies.registry import STUDIES
-from taskvec_mini.benchmarks.studies.task_choice import TEXT_TASKS, gaining
+from taskvec_mini.benchmarks.studies.task_choice import IMAGE_TASKS, TEXT_TASKS, gaining
 from taskvec_mini.benchmarks.training import Settings
 
 RECORDED = Path(__file__).parents[3] / "book" / "recorded"
@@ -198,12 +198,20 @@ def test_weaker_starts_have_the_same_seeds_and_their_own_encoders(finetuned):
     assert STUDIES["06_weaker_starts"].seeds == (0, 1, 2)
 
 
-def test_the_tasks_of_the_study_are_those_that_the_record_of_the_choice_names():
-    results = records.read(RECORDED / "06_minilm_tasks.json")["results"]
-    assert (
-        STUDIES["06_minilm"].tasks.tasks
-        == TEXT_TASKS
-        == tuple(gaining(results["rows"], rate=results["rate"]))
-    )
-    assert STUDIES["06_minilm"].recipe.learning_rate == results["rate"]
-    assert good_start.CANDIDATES.keys() >= {"mean", "iso_c"}
+@pytest.mark.parametrize(("name", "tasks"), [("06_minilm", TEXT_TASKS), ("06_efficientnet", IMAGE_TASKS)])
+def test_the_tasks_of_the_study_are_those_that_the_record_of_the_choice_names(name, tasks):
+    results = records.read(RECORDED / f"{name}_tasks.json")["results"]
+    assert STUDIES[name].tasks.tasks == tasks == tuple(gaining(results["rows"], rate=results["rate"]))
+    assert STUDIES[name].recipe.learning_rate == results["rate"]
+
+
+def test_the_size_and_the_centre_are_those_with_the_best_specialists():
+    studies = records.read(RECORDED / "06_efficientnet_search.json")["results"]["studies"]
+
+    def reached(name):
+        return sum(accuracy for row in studies[name]["rows"] for accuracy in row["individual"].values())
+
+    assert max(studies, key=reached) == "96 pixels, centre moved"
+    chosen = STUDIES["06_efficientnet"]
+    assert load_backbone(chosen.backbone).image_size == 96
+    assert (chosen.recipe.centre, chosen.tasks.recentre > 0) == ("batch", True)

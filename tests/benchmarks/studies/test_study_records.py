@@ -10,13 +10,13 @@ from conftest import ROOT
 from small_studies import CORE
 from taskvec_mini import records
 from taskvec_mini.benchmarks.data import SUITES, file_checksums
-from taskvec_mini.benchmarks.data.suites import bundle_files
+from taskvec_mini.benchmarks.data.suites import bundle_files, large_files
 from taskvec_mini.benchmarks.studies import STUDIES, base
-from taskvec_mini.benchmarks.studies.subsets import MOST_TO_GAIN, some_subsets
-from taskvec_mini.benchmarks.studies.task_choice import TEXT_TASKS
+from taskvec_mini.benchmarks.studies.subsets import some_subsets
+from taskvec_mini.benchmarks.studies.task_choice import IMAGE_TASKS, TEXT_TASKS
 
 FOLDER = ROOT / "book" / "recorded"
-RECORDED = sorted([*FOLDER.glob("0[567]_*.json"), *FOLDER.glob("encoder_probes.json")])
+RECORDED = sorted([*FOLDER.glob("0[5679]_*.json"), *FOLDER.glob("encoder_probes.json")])
 each_record = pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
 
 
@@ -25,7 +25,9 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
-    if "text" in path.stem or "minilm" in path.stem:
+    if "efficientnet" in path.stem:
+        files = {name: large_files()[name].sha256 for name in images_of(path.stem)}
+    elif "text" in path.stem or "minilm" in path.stem or path.stem == "06_weaker_starts":
         files = {}
         for name in texts_of(path.stem):
             files |= file_checksums(name)
@@ -41,6 +43,12 @@ def texts_of(study):
     return chosen.get(study, base.TEXTS.tasks if study == "07_text_rounds" else TEXT_TASKS)
 
 
+def images_of(study):
+    """The tasks of a study of large images."""
+    before_the_choice = ("06_efficientnet_search", "06_efficientnet_tasks")
+    return SUITES["large"].tasks if study in before_the_choice else IMAGE_TASKS
+
+
 @each_record
 def test_a_record_is_consistent_in_itself(path):
     record = records.read(path)
@@ -51,18 +59,32 @@ def test_a_record_is_consistent_in_itself(path):
     if path.stem == "encoder_probes":
         study_checks.check_probes(results, settings, CORE)
         return
-    if path.stem == "06_minilm_tasks":
-        study_checks.check_task_choice(results, settings, SUITES["text"].tasks)
+    if path.stem == "09_spread":
+        study_checks.check_spread(results, settings, CORE)
+        return
+    if path.stem.endswith("_tasks"):
+        names = SUITES["text" if "minilm" in path.stem else "large"].tasks
+        study_checks.check_task_choice(results, settings, names)
+        return
+    if path.stem == "06_efficientnet_search":
+        study_checks.check_image_search(results, settings, SUITES["large"].tasks)
+        return
+    if path.stem.endswith("_readings"):
+        study_checks.check_readings(results, seeds, each=settings["each"])
         return
     assert seeds == (0, 1, 2)
-    if "minilm" in path.stem:
-        assert results["tasks"] == list(TEXT_TASKS)
-        {
-            "06_minilm": partial(study_checks.check_good_start, settings=settings),
-            "06_minilm_pairs": study_checks.check_pairs,
-            "06_minilm_forgotten": partial(study_checks.check_forgotten, settings=settings),
-            "05_minilm_paths": study_checks.check_paths_between_ages,
-        }[path.stem](results, seeds=seeds)
+    if path.stem == "06_weaker_starts":
+        study_checks.check_weaker_starts(results, settings, seeds, names=TEXT_TASKS)
+        return
+    if "minilm" in path.stem or "efficientnet" in path.stem:
+        assert results["tasks"] == list(TEXT_TASKS if "minilm" in path.stem else IMAGE_TASKS)
+        check = {
+            "": partial(study_checks.check_good_start, settings=settings),
+            "pairs": study_checks.check_pairs,
+            "forgotten": partial(study_checks.check_forgotten, settings=settings),
+            "paths": study_checks.check_paths_between_ages,
+        }[path.stem.partition("minilm")[2][1:] or path.stem.partition("efficientnet")[2][1:]]
+        check(results, seeds=seeds)
         return
     assert results["tasks"] == list(base.TEXTS.tasks if path.stem.startswith("07_text") else CORE)
     check = {
@@ -75,28 +97,12 @@ def test_a_record_is_consistent_in_itself(path):
         "07_text_rounds": study_checks.check_rounds,
         "07_rounds_regmean": study_checks.check_rounds,
         "06_what_a_merge_needs": partial(study_checks.check_some_tasks, subsets=some_subsets(CORE)),
-        "06_most_to_gain": partial(
-            study_checks.check_some_tasks,
-            subsets=[MOST_TO_GAIN[:size] for size in (4, 5, 6, 7)],
-            frozen=False,
-        ),
     }[path.stem]
     check(results, settings, seeds)
 
 
-@pytest.mark.parametrize("name", ["06_what_a_merge_needs", "06_most_to_gain"])
-def test_the_records_of_chapter_6_judge_the_same_encoders(name):
-    study_checks.check_same_encoders(results_of("06_early_or_late"), results_of(name))
-
-
-def test_the_tasks_with_most_to_gain_are_those_of_the_record():
-    """Ordered by what eight epochs brought to the specialists, over zero shots, in the mean of all seeds."""
-    early = results_of("06_early_or_late")
-    gains = {
-        name: sum(early["individual"][s]["8"][name] - early["zero_shot"][s][name] for s in ("0", "1", "2"))
-        for name in early["tasks"]
-    }
-    assert tuple(sorted(gains, key=gains.get, reverse=True)[:7]) == MOST_TO_GAIN
+def test_the_records_of_chapter_6_judge_the_same_encoders():
+    study_checks.check_same_encoders(results_of("06_early_or_late"), results_of("06_what_a_merge_needs"))
 
 
 def results_of(name):
