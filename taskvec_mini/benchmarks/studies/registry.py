@@ -163,7 +163,7 @@ STUDIES: dict[str, Study] = {
         recipes=TEXT_RECIPES,
         budget=2,
     ),
-    "09_spread": Spread(),
+    "spread": Spread(),
     "clip": Clip(),
     "encoder_probes": Probes(),
 }

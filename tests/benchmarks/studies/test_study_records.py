@@ -16,7 +16,9 @@ from taskvec_mini.benchmarks.studies.subsets import some_subsets
 from taskvec_mini.benchmarks.studies.task_choice import IMAGE_TASKS, TEXT_TASKS
 
 FOLDER = ROOT / "book" / "recorded"
-RECORDED = sorted([*FOLDER.glob("0[5679]_*.json"), *FOLDER.glob("encoder_probes.json")])
+RECORDED = sorted(
+    [*FOLDER.glob("0[567]_*.json"), *FOLDER.glob("encoder_probes.json"), *FOLDER.glob("spread.json")]
+)
 each_record = pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
 
 
@@ -59,7 +61,7 @@ def test_a_record_is_consistent_in_itself(path):
     if path.stem == "encoder_probes":
         study_checks.check_probes(results, settings, CORE)
         return
-    if path.stem == "09_spread":
+    if path.stem == "spread":
         study_checks.check_spread(results, settings, CORE)
         return
     if path.stem.endswith("_tasks"):
