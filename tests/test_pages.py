@@ -6,6 +6,7 @@ import re
 import tomllib
 from typing import Any
 
+import nbformat
 import pytest
 
 from conftest import CHAPTERS, ROOT, extension
@@ -143,6 +144,23 @@ def test_the_pages_do_not_contradict_the_chapters() -> None:
     folded = [cell for text in chapters.values() for cell in re.findall(r'"cellView": "form"', text)]
     assert folded, "solutions and drawers are folded in Colab"
     assert "no folded solutions" not in pages["how_to_run_this_book.md"]
+
+
+def test_the_words_of_the_glossary_are_those_of_the_book() -> None:
+    """A word counts where a page, a cell or what it printed has it, also as a part of a name in code."""
+    page = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    block = page.partition("```{glossary}")[2].partition("\n```")[0]
+    entries = re.findall(r"^([^\s:].*)$", block, re.MULTILINE)
+    assert len(entries) >= 60
+    pages = [each for each in (ROOT / "book").rglob("*.md") if each.name != "glossary.md"]
+    texts = [each.read_text(encoding="utf-8") for each in pages]
+    for path in CHAPTERS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            texts += [cell.source, *(output.get("text", "") for output in cell.get("outputs", []))]
+    book = re.sub(r"[\s_*-]+", " ", " ".join(texts)).lower()
+    for entry in entries:
+        words = " ".join(reversed(entry.replace("-", " ").lower().split(", ")))  # "accuracy, normalised"
+        assert re.search(rf"\b{re.escape(words)}", book), f"nothing in the book says {entry!r}"
 
 
 def test_a_screen_that_gets_the_wide_drawing_is_wide_enough_for_its_letters() -> None:
