@@ -199,8 +199,15 @@ class Adapter:
         """
         factors = self.factors.get(name, {})
         for whole in (self.saved.get(name), factors.get("bias")):
-            if whole is not None:
-                _checks.check_shapes(f"{name} in {self.folder}", shape, tuple(whole.shape))
+            if whole is None:
+                continue
+            if whole.ndim == len(shape) == 2 and whole.shape != shape and whole.shape[1] == shape[1]:
+                raise UserError(
+                    f"shapes differ at {name!r}: {shape} in pretrained against {tuple(whole.shape)} in "
+                    f"{self.folder}; if a vocabulary grew, give the pretrained model the same new rows "
+                    f"(model.resize_token_embeddings({len(whole)}))"
+                )
+            _checks.check_shapes(f"{name} in {self.folder}", shape, tuple(whole.shape))
         if not factors or "bias" in factors:
             return False
         left, right = self._matrices(name)
@@ -288,8 +295,11 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
             differ; if only the module, not its state dict, tells whether a square matrix is transposed.
     """
     adapters = [read_adapter(folder) for folder in _checks.not_empty("the list of adapters", folders)]
-    whole: Mapping[str, Tensor] = _states.full_state(pretrained)[0]
-    state = whole
+    full = _states.full_state(pretrained)[0]
+    whole = {name: part for name, part in full.items() if isinstance(part, Tensor)}  # a module may keep more
+    for name, part in whole.items():
+        _states.check_supported(name, part)
+    state: Mapping[str, Tensor] = whole
     shapes = {name: tuple(part.shape) for name, part in whole.items()}
     plain = [{name: name for name in adapter.names} for adapter in adapters]
     if isinstance(pretrained, nn.Module):
@@ -311,7 +321,6 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
     changed = {name for own in owned for name in own}
     names = [name for name in state if name in changed]
     for name in names:
-        _states.check_supported(name, state[name])
         if not state[name].is_floating_point():
             raise InputTypeError(
                 f"{name!r} is {state[name].dtype} in pretrained; give the base model with floating-point "

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,7 +14,14 @@ from torch import nn
 from taskvec_mini import TaskVector
 from taskvec_mini.errors import InputTypeError, MissingFileError, UserError
 from taskvec_mini.merging import merge_models, ties
-from taskvec_mini.merging.adapters import adapter_vector, adapter_vectors, read_adapter
+from taskvec_mini.merging.adapters import (
+    Adapter,
+    adapter_vector,
+    adapter_vectors,
+    read_adapter,
+    without_hidden_names,
+)
+from taskvec_mini.merging.model_files import AdapterReader, find_model
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -34,6 +42,23 @@ def gpt2():
         vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=10, bos_token_id=0, eos_token_id=0
     )
     return seeded(transformers.GPT2LMHeadModel(config))
+
+
+class Remembering(nn.Module):
+    """A module that keeps more than tensors in its state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3, 2)
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return self.line(x)
 
 
 class Convolutions(nn.Module):
@@ -90,6 +115,10 @@ BERT = {
         "rank_pattern": {"query": 4, r"layer\.1\..*\.dense": 3},
         "alpha_pattern": {"value": 5, r"layer\.0\.output\.dense": 7},
     },
+    "patterns that nearly fit, and two that do": {  # the first that fits to the end of a name, dot before it
+        "target_modules": ["query", "key", "value"],
+        "alpha_pattern": {"layer": 11, "uery": 13, "query|key": 5, "self.query": 7, "value": 2.5},
+    },
     "rank pattern with rsLoRA": {
         "target_modules": ["query", "value"],
         "use_rslora": True,
@@ -137,6 +166,15 @@ def test_convolutions_are_matrices_of_patches(tmp_path, use_dora):
     assert_same(adapter_vector(tmp_path, model).apply_to(model), expected)
 
 
+def test_what_a_module_keeps_beside_tensors_is_in_nobodys_way(tmp_path):
+    model = seeded(Remembering())
+    wrapped = with_adapter(model, target_modules=["line"])
+    wrapped.save_pretrained(tmp_path)
+    expected = wrapped.merge_and_unload().line.weight
+    found = dict(adapter_vector(tmp_path, model).items())["line.weight"]
+    torch.testing.assert_close(model.line.weight + found, expected)
+
+
 def test_a_convolution_in_groups_is_refused_by_name(tmp_path):
     model = seeded(Convolutions())
     with_adapter(model, target_modules=["groups"]).save_pretrained(tmp_path)
@@ -156,6 +194,74 @@ def test_a_square_matrix_among_contradictions_needs_the_module(gpt2, tmp_path):
     expected = adapter_vector(tmp_path, gpt2.state_dict())
     change_config(tmp_path, fan_in_fan_out=False)
     assert torch.equal(adapter_vector(tmp_path, gpt2).flat, expected.flat)
+
+
+# --- rows, and pieces of rows ----------------------------------------------------------------------------
+
+BY_ROWS = {
+    "a product": ("bert", {"target_modules": ["query", "dense"]}),
+    "an embedding": ("bert", {"target_modules": ["word_embeddings"]}),
+    "DoRA": ("bert", {"target_modules": ["dense"], "use_dora": True}),
+    "biases": ("bert", {"target_modules": ["query"], "lora_bias": True, "bias": "lora_only"}),
+    "a saved module": ("bert", {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}),
+    "transposed": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "DoRA, transposed": ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True}),
+}
+
+
+@pytest.mark.parametrize(("model", "settings"), BY_ROWS.values(), ids=BY_ROWS)
+@pytest.mark.parametrize("size", [3, 11, 1000])
+def test_what_is_read_piece_by_piece_is_what_peft_merges(tmp_path, request, model, settings, size):
+    """Pieces end in the middle of rows, as those of large tensors do; nothing is left from an earlier one."""
+    base = request.getfixturevalue(model)
+    expected = trained(base, tmp_path / "lora", **settings)
+    state = {name: part.double() for name, part in base.state_dict().items()}
+    base.save_pretrained(tmp_path / "base")
+    files = find_model(tmp_path / "base")
+    adapter = read_adapter(tmp_path / "lora")
+    reader = AdapterReader(adapter, base=files, names={name: name for name in adapter.names})
+    untouched = next(name for name in files.parts if name not in adapter.names)
+    for name in [*adapter.names, untouched]:
+        whole = (expected[name].double() - state[name]).reshape(-1)
+        found = torch.full_like(whole, math.nan)
+        for first in range(0, len(whole), size):
+            reader.read(name, first, out=found[first : first + size].numpy())
+        torch.testing.assert_close(found, whole, atol=2e-6, rtol=2e-6, msg=name)
+    reader.close()
+
+
+def test_products_and_differences_are_taken_in_float64_and_rounded_once(bert, tmp_path):
+    """Factors in half precision too: their product is not."""
+    settings = {"target_modules": ["query"], "modules_to_save": ["classifier"]}
+    trained(bert, tmp_path, **settings)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {name: part.bfloat16() for name, part in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(tensors, file)
+    wide = copy.deepcopy(bert).double()
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter += torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) * 1e-9
+    found = dict(adapter_vector(tmp_path, wide).items())
+    query = "bert.encoder.layer.0.attention.self.query"
+    left, right = (tensors[f"base_model.model.{query}.lora_{side}.weight"].double() for side in "BA")
+    torch.testing.assert_close(found[f"{query}.weight"], left @ right * 1.5, rtol=1e-13, atol=1e-15)
+    head = tensors["base_model.model.classifier.weight"].double() - wide.classifier.weight.detach()
+    torch.testing.assert_close(found["classifier.weight"], head, rtol=1e-14, atol=0)
+    mixed = {**bert.state_dict(), "classifier.weight": wide.classifier.weight.detach()}
+    assert adapter_vector(tmp_path, mixed).flat.dtype == torch.float64
+    size = sum(part.nbytes for part in tensors.values())
+    assert read_adapter(tmp_path).nbytes == size
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_table_saved_beneath_its_factors_replaces_that_of_the_model(llama, tmp_path, use_dora):
+    """As PEFT loads it: onto another model than the one that was trained, the saved table goes along."""
+    trained(llama, tmp_path / "lora", target_modules=TIED["table"], use_dora=use_dora)
+    other = seeded(copy.deepcopy(llama), seed=5)
+    merged = peft.PeftModel.from_pretrained(copy.deepcopy(other), tmp_path / "lora").merge_and_unload()
+    found = adapter_vector(tmp_path / "lora", other).apply_to(other)
+    assert_same(found, merged.state_dict())
+    assert not torch.equal(other.state_dict()[TABLE], llama.state_dict()[TABLE])
 
 
 # --- tied weights ----------------------------------------------------------------------------------------
@@ -267,6 +373,56 @@ def test_two_adapters_change_one_table_under_its_two_names(llama, tmp_path):
             torch.testing.assert_close(found[name], expected)
 
 
+WORDS = {"embed.weight": (40, 8), "positions.weight": (16, 8), "layers.0.up.weight": (64, 8)}
+GEMMA = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"vocab_size": 40}}
+
+
+@pytest.mark.parametrize(
+    ("about", "config", "shapes", "refused"),
+    [
+        ({"task_type": "CAUSAL_LM"}, {}, WORDS, True),
+        ({"task_type": "SEQ_2_SEQ_LM"}, {}, WORDS, True),
+        ({"task_type": "TOKEN_CLS"}, {"architectures": ["BertForMaskedLM"]}, WORDS, False),
+        ({"task_type": "FEATURE_EXTRACTION"}, {"architectures": ["BertForMaskedLM"]}, WORDS, True),
+        ({"task_type": "FEATURE_EXTRACTION"}, {"architectures": ["BertModel"]}, WORDS, False),
+        ({}, {}, WORDS, False),
+        ({}, {"architectures": ["GPT2LMHeadModel"]}, WORDS, True),
+        (
+            {"auto_mapping": {"base_model_class": "BertModel"}},
+            {"architectures": ["BertLMHead"]},
+            WORDS,
+            False,
+        ),
+        ({"task_type": "CAUSAL_LM"}, {"tie_word_embeddings": False}, WORDS, False),
+        ({"task_type": "CAUSAL_LM"}, {"text_config": {"tie_word_embeddings": False}}, WORDS, False),
+        ({"task_type": "CAUSAL_LM"}, {"tie_word_embeddings": True}, WORDS, True),
+        ({"task_type": "CAUSAL_LM"}, {}, {**WORDS, "lm_head.weight": (40, 8)}, False),
+        ({"task_type": "CAUSAL_LM"}, {}, {**WORDS, "positions.weight": (99, 8)}, False),  # it seems the table
+        ({"task_type": "CAUSAL_LM"}, {"vocab_size": 40}, {**WORDS, "positions.weight": (99, 8)}, True),
+        ({}, GEMMA, {**WORDS, "positions.weight": (99, 8)}, True),
+    ],
+)
+def test_whether_a_file_hides_a_tied_name_is_told_by_class_and_table(about, config, shapes, refused):
+    saved = {"embed.weight": torch.ones(40, 8)}
+    adapter = Adapter(Path("lora"), {"r": 2, "lora_alpha": 2, **about}, {}, saved)
+    own = {"embed.weight": "embed.weight"}
+    if refused:
+        with pytest.raises(UserError, match=r"'embed\.weight' is the input embedding and the output head"):
+            without_hidden_names(adapter, own, shapes=shapes, config=config)
+    else:
+        assert without_hidden_names(adapter, own, shapes=shapes, config=config) == own
+
+
+def test_a_table_that_is_excluded_stays_also_where_the_adapter_calls_it_the_head(llama, tmp_path):
+    trained(llama, tmp_path / "lora", target_modules=TIED["head"])
+    _, (base, *_) = starts(llama, tmp_path)
+    merge_models(base, [tmp_path / "lora"], out=tmp_path / "out", exclude=TABLE, progress=False)
+    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found[TABLE], llama.state_dict()[TABLE])
+    query = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(found[query], llama.state_dict()[query])
+
+
 def test_an_embedding_trained_whole_is_followed_where_no_head_is_tied_to_it(bert, tmp_path):
     """Classifiers say tie_word_embeddings=True in their config.json too; so the class has to tell."""
     for number, task in enumerate((None, "SEQ_CLS")):
@@ -287,6 +443,8 @@ def test_a_merge_is_the_sum_of_products_and_never_the_product_of_sums(bert, tmp_
     trained(bert, tmp_path / "b", seed=2, target_modules=["query", "value"], r=4)
     first, second = adapter_vectors([tmp_path / "a", tmp_path / "b"], bert)
     assert first.layout == second.layout
+    changed = [name for name, _ in first.layout]
+    assert changed == [name for name, _ in bert.named_parameters() if name in changed]
     merged = dict((0.5 * first - 2 * second).items())
     a, b = (safetensors.torch.load_file(tmp_path / x / "adapter_model.safetensors") for x in "ab")
     for layer in range(2):
@@ -378,7 +536,10 @@ def saved(bert, tmp_path):
             {"init_lora_weights": "pissa_niter_4"},
             r"init_lora_weights='pissa_niter_4' training began from changed",
         ),
-        ({"init_lora_weights": "olora"}, r"init_lora_weights='olora'"),
+        ({"init_lora_weights": "OLoRA"}, r"init_lora_weights='olora'"),
+        ({"init_lora_weights": "corda"}, r"init_lora_weights='corda'"),
+        ({"init_lora_weights": "loftq"}, r"init_lora_weights='loftq'"),
+        ({"init_lora_weights": "lora_ga"}, r"init_lora_weights='lora_ga'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -399,6 +560,53 @@ def test_a_rank_that_does_not_fit_the_factors_is_refused(saved, bert):
     with pytest.raises(
         UserError, match=r"the rank 8, but its factors have 2; copy both files of the adapter again"
     ):
+        adapter_vector(saved, bert)
+
+
+def test_a_rank_that_does_not_fit_an_embedding_is_refused_too(bert, tmp_path):
+    trained(bert, tmp_path, target_modules=["word_embeddings"])
+    change_config(tmp_path, r=4)
+    with pytest.raises(UserError, match=r"the rank 4, but its factors have 2"):
+        adapter_vector(tmp_path, bert)
+
+
+def test_a_vocabulary_that_grew_is_refused_with_the_remedy(bert, tmp_path):
+    grown = copy.deepcopy(bert)
+    grown.resize_token_embeddings(33)
+    trained(grown, tmp_path, target_modules=["query"], modules_to_save=["word_embeddings"])
+    with pytest.raises(
+        UserError, match=r"\(30, 8\) in pretrained against \(33, 8\).*resize_token_embeddings"
+    ):
+        adapter_vector(tmp_path, bert)
+    trained(bert, tmp_path, target_modules=["query"], modules_to_save=["classifier"])
+    name = "classifier.bias"
+    with pytest.raises(UserError, match=rf"shapes differ at '{name} in .*\(3,\) against \(2,\)"):
+        adapter_vector(tmp_path, {**bert.state_dict(), name: torch.zeros(3)})
+
+
+def test_a_base_model_without_plain_weights_is_refused(saved, bert):
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    with pytest.raises(InputTypeError, match=rf"'{name}' is torch\.int8 in pretrained; give the base model"):
+        adapter_vector(saved, {**bert.state_dict(), name: torch.zeros(8, 8, dtype=torch.int8)})
+    with pytest.raises(InputTypeError, match=rf"'{name}' is a tensor of layout torch\.sparse"):
+        adapter_vector(saved, {**bert.state_dict(), name: torch.ones(8, 8).to_sparse()})
+
+
+def test_odd_names_and_numbers_in_an_adapter_are_named(saved, bert):
+    file = saved / "adapter_model.safetensors"
+    sound = safetensors.torch.load_file(file)
+    name = next(each for each in sound if "lora_B" in each)
+    safetensors.torch.save_file({**sound, name: sound[name] * math.nan}, file)
+    with pytest.raises(UserError, match=r"the difference of the adapter in .* NaN"):
+        adapter_vector(saved, bert)
+    safetensors.torch.save_file({**sound, "query.lora_A.weight": torch.ones(2, 8)}, file)
+    with pytest.raises(
+        UserError, match=r"holds 'query\.lora_A\.weight', which does not begin with 'base_model"
+    ):
+        adapter_vector(saved, bert)
+    key = "base_model.model.bert.pooler.dense.lora_magnitude_vector"
+    safetensors.torch.save_file({**sound, key: torch.ones(8)}, file)
+    with pytest.raises(UserError, match=r"holds only \['lora_magnitude_vector'\] of 'bert\.pooler\.dense"):
         adapter_vector(saved, bert)
 
 
