@@ -50,7 +50,7 @@ home: export BOOK_ADDRESS = $(value URL)
 home: $(READY)  ## give the book a public address: make home URL=https://github.com/OWNER/NAME
 	@$(PY) scripts/home.py
 
-vendor: $(READY)  ## fetch the browser libraries in book/_vendor again (needs npm)
+vendor: $(READY)  ## fetch the browser libraries in book/_static/vendor again (needs npm)
 	@$(PY) scripts/vendor_js.py
 
 serve: $(READY)  ## serve the built site on this machine (PORT=8000)
