@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from taskvec_mini.figures.common import contours, legend_below, new_figure
+from taskvec_mini.figures.shown import NARROW_WIDTH
 from taskvec_mini.figures.style import COLOURS, GREY, SEQUENTIAL, series_style
 
 
@@ -36,18 +41,53 @@ def draw_parting(
         )
     axes.plot(multitask[:, 0], multitask[:, 1], label="multitask descent", **series_style(2))
     axes.plot(merged[:, 0], merged[:, 1], label="merge", **series_style(3))
-    for epoch, (here, there) in enumerate(zip(merged, multitask, strict=True)):
+    for here, there in zip(merged, multitask, strict=True):
         axes.plot(*zip(here, there, strict=True), color=GREY, linewidth=1, zorder=1)
-        if epoch in (1, len(merged) - 1):
-            at = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
-            axes.annotate(f"epoch {epoch}", here, (0, -17), **at)
     axes.set_aspect("equal")
     axes.margins(0.12)
     contours(axes, surface)
     axes.set_xlabel("θ₁")
     axes.set_ylabel("θ₂")
     legend_below(figure, [axes])
+    for epoch in dict.fromkeys((1, len(merged) - 1)):
+        _name_beside(figure, merged[epoch], name=f"epoch {epoch}")
     return figure
+
+
+def _name_beside(figure: Figure, point: Tensor, *, name: str) -> None:
+    """Write a name near a point of the panel, best below, where neither a line nor another name is.
+
+    A figure for a phone is drawn with the same distances in points but shorter lines: both are looked at.
+    """
+    (axes,), (x, y) = figure.axes, point.tolist()
+    centred: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
+    text = axes.annotate(name, (x, y), (0, 0), fontsize=9, **centred)
+    figure.draw_without_rendering()
+    box = text.get_window_extent()
+    half = np.array([box.width, box.height]) / 2 * 72 / figure.dpi + 2
+    lines = [np.asarray(line.get_xydata()) for line in axes.lines]
+    shares = np.linspace(0, 1, 50)[:, None]
+    dots = np.concatenate([a + shares * (b - a) for line in lines for a, b in pairwise(line)])
+    limits = np.stack([axes.get_xlim(), axes.get_ylim()], 1)
+    others = [other for other in axes.texts if isinstance(other, Annotation) and other is not text]
+
+    def room(place: tuple[float, float]) -> float:
+        """0 where nothing touches the name at this place, else minus the points that are missing."""
+        found = []
+        for width in (axes.bbox.width * 72 / figure.dpi, 72 * NARROW_WIDTH * 0.8):
+            scale = width / (limits[1, 0] - limits[0, 0])
+            away = np.abs((dots - (x, y)) * scale - place) - half
+            inside = ((limits - (x, y)) * scale - place) * [[-1], [1]] - half
+            found += [away.max(1).min(), inside.min()]
+            for other in others:
+                centre = (np.array(other.xy) - (x, y)) * scale + other.get_position()
+                found.append((np.abs(centre - place) - 2 * half).max())
+        return float(min(0.0, *found))
+
+    heights = (-27, -23, -19, -15, -11, 0, 11, 15, 19, 23, 27)
+    places = [(across, up) for across in range(-32, 33, 4) for up in heights]
+    places.sort(key=lambda place: math.hypot(*place) + (place[1] >= 0) * 8)  # below is better by 8 points
+    text.set_position(max(places, key=room))  # the first of those that are equally good
 
 
 def draw_panels(
@@ -112,6 +152,7 @@ def draw_landscape(
             axes.plot(path[:, 0], path[:, 1], label=label, path_effects=[rim], **style)
         axes.set_title(title)
         axes.set_xlabel(labels[0])
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(False)
     grid[0][0].set_ylabel(labels[1])
     legend_below(figure, grid[0])

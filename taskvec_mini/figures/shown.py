@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 
 LARGEST_SVG = 200_000  # bytes; above it the picture of pixels alone is kept
 PIXELS_PER_INCH = 120  # at which a page shows a figure if it has room
@@ -101,8 +103,7 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
         axes.set_ylabel(panels[0].get_ylabel())
     columns = [fit_columns(legend, min(legend._ncols, 2)) for legend in legends]  # type: ignore[attr-defined]
     _without_bands(figure, panels)
-    for axes in panels:
-        _within(figure, axes)
+    _within(figure, panels)
     try:
         yield
     finally:
@@ -122,32 +123,38 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
 
 
 def _without_bands(figure: Figure, panels: list[Axes]) -> None:
-    """Take the height away that panels of a fixed aspect leave blank in their places."""
+    """Take the height away that panels of a fixed aspect leave blank above and below them."""
     figure.draw_without_rendering()
-    share = sum(axes.get_position(original=True).height - axes.get_position().height for axes in panels)
-    figure.set_size_inches(NARROW_WIDTH, figure.get_figheight() * (1 - share))
+    blank = 0.0
+    for axes in panels:
+        place = axes.get_position(original=True).transformed(figure.transFigure)
+        seen = axes.get_tightbbox()
+        if seen is not None:
+            blank += max(seen.y0 - place.y0, 0) + max(place.y1 - seen.y1, 0)
+    figure.set_size_inches(NARROW_WIDTH, figure.get_figheight() - blank / figure.dpi)
     figure.draw_without_rendering()
 
 
-def _within(figure: Figure, axes: Axes) -> None:
-    """Move a title or a label that would be cut at the figure's edge; break one that is wider than the figure."""
-    for text in (axes.title, axes.xaxis.label):
-        if text.get_window_extent().width > figure.bbox.width:
-            text.set_text(_in_two_lines(text.get_text()))
-        box, (across, up) = text.get_window_extent(), text.get_position()
-        move = max(figure.bbox.x0 - box.x0, 0) + min(figure.bbox.x1 - box.x1, 0)
-        text.set_position((across + move / axes.bbox.width, up))
-    if axes.yaxis.label.get_window_extent().height > axes.get_tightbbox().height:
-        axes.set_ylabel(_in_two_lines(axes.get_ylabel()))
+def _within(figure: Figure, panels: list[Axes]) -> None:
+    """Break titles and labels that are too long, and move those that would be cut at the figure's edge."""
+    for axes in panels:
+        upright = axes.yaxis.label
+        sizes = [(text, text.get_window_extent().width, figure.bbox.width) for text in _across(axes)]
+        sizes.append((upright, upright.get_window_extent().height, axes.bbox.height))
+        for text, length, room in sizes:
+            if length > room:
+                words = text.get_text()
+                text.set_text(textwrap.fill(words, width=max(1, int(0.95 * len(words) * room / length))))
+    figure.draw_without_rendering()
+    for axes in panels:
+        for text in _across(axes):
+            box, (across, up) = text.get_window_extent(), text.get_position()
+            move = max(figure.bbox.x0 - box.x0, 0) + min(figure.bbox.x1 - box.x1, 0)
+            text.set_position((across + move / axes.bbox.width, up))
 
 
-def _in_two_lines(text: str) -> str:
-    """The text broken at the blank that is nearest to its middle."""
-    blanks = [i for i, letter in enumerate(text) if letter == " "]
-    if not blanks:
-        return text
-    middle = min(blanks, key=lambda i: abs(i - len(text) / 2))
-    return f"{text[:middle]}\n{text[middle + 1 :]}"
+def _across(axes: Axes) -> tuple[Text, Text]:
+    return axes.title, axes.xaxis.label
 
 
 def _legends(owner: Any) -> list[Legend]:

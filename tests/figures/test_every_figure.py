@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from drawings import picture
+from drawings import faults, gaps, picture
 from taskvec_mini import figures
+from taskvec_mini.figures import shown
 
 TESTS = [import_module("test_figures")]
 TESTS += [
@@ -40,3 +41,16 @@ def test_a_drawing_has_its_words_and_comes_out_the_same_again(name):
         assert len(np.unique(shown.reshape(-1, 4), axis=0)) > 10
         assert np.array_equal(shown, picture(draw()))
         assert dict(mpl.rcParams) == defaults
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_nothing_is_cut_struck_through_or_blank_on_a_desk_and_on_a_phone(name):
+    with mpl.rc_context():
+        figures.use_book_style()
+        figure = DRAWINGS[name][0]()
+        assert faults(figure) == []
+        panels = shown._row_of_panels(figure)
+        if figure.stacks and panels:
+            with shown._stacked(figure, panels):
+                assert faults(figure) == []
+                assert all(gap > 0.2 for gap in gaps(panels))

@@ -12,7 +12,7 @@ from taskvec_mini.tasks import digit_tasks
 
 TASKS = list(digit_tasks().values())
 MANY = [f"number {i}" for i in range(8)]  # more than there are colours
-STEPS = [0.1, 0.05, 0.025]
+STEPS = [0.1, 0.01, 0.001]
 
 
 def bowl(x, y):
@@ -43,7 +43,7 @@ DRAWINGS = {
         guides={"slope 2": lambda step: step**2},
     ),
     "bars": lambda: figures.draw_bars(
-        {"float64": 1e-16, "float32": 1e-7}, xlabel="relative error", marks={"2⁻⁵²": 2.0**-52}
+        {"float64": 1e-14, "float32": 1e-7}, xlabel="relative error", marks={"2⁻⁵²": 2.0**-52}
     ),
     "linear bars": lambda: figures.draw_bars({"a": 1.0, "b": -2.0}, xlabel="x", log=False, form="{:.0f}"),
 }
@@ -55,7 +55,7 @@ WORDS = {
     "plain paths": {"a", "b", "one", "other"},
     "scatter": {"across", "up", "one", "other", "equal"},
     "slopes": {"learning rate η", "relative error", "gap", "rest", "slope 2"},
-    "bars": {"relative error", "float64", "float32", "1.0e-16", "1.0e-07", "2⁻⁵²"},
+    "bars": {"relative error", "float64", "float32", "1.0e-14", "1.0e-07", "2⁻⁵²"},
     "linear bars": {"x", "a", "b", "1", "-2"},
 }
 

@@ -6,10 +6,14 @@ import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
+import torch
 from IPython.core.formatters import DisplayFormatter
 
+from drawings import faults, gaps
+from scripts import execute
 from taskvec_mini import figures
 from taskvec_mini.figures import shown
 
@@ -73,6 +77,73 @@ def test_stacking_puts_one_panel_below_the_other_names_every_axis_and_leaves_no_
     assert after == before
     figure.draw_without_rendering()
     assert left.get_window_extent().x1 < right.get_window_extent().x0
+
+
+LONG = {f"a label of many words, number {i}": [10.0**-i, 0.1 * i] for i in range(1, 5)}
+
+
+def test_a_legend_has_as_many_columns_as_fit_and_no_curve_goes_through_it():
+    figure = figures.draw_slopes([1e-3, 1.0], LONG)
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert faults(figure) == []
+    assert legend._ncols == 2
+    with shown._stacked(figure, [axes]):
+        assert faults(figure) == []
+        assert legend._ncols == 1
+    assert legend._ncols == 2
+    axes.legend(loc="center")  # what the two lines above would find
+    assert faults(figure)
+
+
+@pytest.mark.parametrize("words", ["a label nearly as wide as its figure", "word " * 15 + "end"])
+def test_long_titles_and_labels_are_moved_or_broken_and_come_back(words):
+    figure, (left, right) = figures.new_figure(1, 2, figsize=(14, 3.4))
+    left.set(yticks=[0, 1], yticklabels=["0", "a long name of a row"], title=words)
+    right.set(ylabel=words, xlabel=words)
+    texts = [left.title, right.yaxis.label, right.xaxis.label]
+    before = [text.get_position()[0] for text in (texts[0], texts[2])]
+    with shown._stacked(figure, [left, right]):
+        assert faults(figure) == []
+        assert all(gap > 0.2 for gap in gaps([left, right]))
+    assert [text.get_text() for text in texts] == [words] * 3
+    assert [text.get_position()[0] for text in (texts[0], texts[2])] == before
+
+
+@pytest.mark.parametrize("height", [0.2, 1.0, 4.0])
+def test_panels_of_a_fixed_aspect_leave_no_bands_and_keep_their_width(height):
+    figure, axes = figures.new_figure(figsize=(6.4, 4.2))
+    axes.plot([0, 2], [0, height], label="a line")
+    axes.set(aspect="equal", xlabel="across", ylabel="up")
+    figure.legend(loc="outside lower center")
+    with shown._stacked(figure, [axes]):
+        assert faults(figure) == []
+        if height <= 1:  # a steep one is as high as it may be
+            assert axes.get_window_extent().width > 0.75 * figure.bbox.width
+
+
+def test_the_names_of_epochs_stand_clear_of_lines_where_a_path_turns_back():
+    """The paths of chapter 10: below the last merge there is no room."""
+    merged = torch.tensor([[2.0, 1.5], [0.81, 1.97], [0.45, 2.2], [0.32, 2.35], [0.26, 2.48]])
+    multitask = torch.tensor([[2.0, 1.5], [0.81, 1.97], [0.46, 2.2], [0.36, 2.33], [0.34, 2.44]])
+    tasks = {
+        "task 1": torch.tensor([[2.0, 1.5], [0.81, 1.97], [0.48, 2.4], [0.39, 2.8], [0.36, 3.16]]),
+        "task 2": torch.tensor([[2.0, 1.5], [0.81, 1.97], [0.42, 1.99], [0.25, 1.9], [0.16, 1.79]]),
+    }
+    figure = figures.draw_parting(tasks, merged, multitask, surface=lambda x, y: x**2 + y**2)
+    assert faults(figure) == []
+    with shown._stacked(figure, figure.axes):
+        assert faults(figure) == []
+
+
+def test_captions_name_no_side_where_panels_are_stacked_on_a_phone():
+    sides = re.compile(r"(?<!is )\b(left|right)\b(?! out)", re.IGNORECASE)
+    found = []
+    for path in execute.chapters(execute.ROOT / "book"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if any(shown.NARROW in output.get("data", {}) for output in cell.get("outputs", ())):
+                caption = cell.metadata["mystnb"]["figure"]["caption"]
+                found += [f"{path.name}: {caption}"] if sides.search(caption) else []
+    assert found == []
 
 
 def test_what_cannot_be_stacked_has_no_second_drawing():
