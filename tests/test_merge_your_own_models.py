@@ -10,8 +10,9 @@ import torch
 
 from conftest import ROOT
 from small_vectors import source
-from taskvec_mini import command, records
+from taskvec_mini import command, merging, records
 from taskvec_mini.merging import RULES
+from taskvec_mini.merging.model_files import find_model
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -86,6 +87,9 @@ def test_the_recipes_run_and_give_what_the_page_says(tmp_path, monkeypatch):
     assert commands >= 6
 
     start, movies, questions, rude = map(parameters, ("base", "movies", "questions", "rude"))
+    for name, part in parameters("movies-merged").items():
+        expected = movies[name] if "classifier" in name else (movies[name] + questions[name]) / 2
+        torch.testing.assert_close(part, expected, atol=1e-6, rtol=1e-5)
     for made in ("merged", "merged-in-python"):
         for name, part in parameters(made).items():
             torch.testing.assert_close(part, (movies[name] + questions[name]) / 2, atol=1e-6, rtol=1e-5)
@@ -98,6 +102,35 @@ def test_the_recipes_run_and_give_what_the_page_says(tmp_path, monkeypatch):
     assert names["chosen"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert names["means"][names["best"]] == max(names["means"].values())
     assert not [each for each in os.listdir() if each.endswith(".part") or each.startswith(".")]
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft
+def test_the_command_at_the_top_of_the_readme_merges_models_and_adapters(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^python -m taskvec_mini merge .*$", text, re.MULTILINE)
+    assert text.index(line) < text.index("## The scorecard")
+    make_models(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(shlex.split(line)[3:]) == 0
+    start, movies = parameters("base"), parameters("movies")
+    model = transformers.BertForSequenceClassification.from_pretrained("base")
+    adapter = merging.adapter_vector("questions-lora", model)
+    changed = dict(adapter.items())
+    for name, part in parameters("merged").items():
+        expected = start[name] + (movies[name] - start[name] + changed.get(name, 0)) / 2
+        torch.testing.assert_close(part, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_recipe_for_tied_weights_unties_them(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.LlamaConfig(vocab_size=20, tie_word_embeddings=True, pad_token_id=0, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    text = PAGE.read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```\n(import torch.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recipe, PAGE.name, "exec"), {})
+    names = find_model("base-untied").parts
+    assert set(names) - set(find_model("base").parts) == {"lm_head.weight"}
 
 
 def test_the_remedies_on_the_page_are_options_of_the_command(capsys):
