@@ -117,7 +117,7 @@ BERT = {
     },
     "patterns that nearly fit, and two that do": {  # the first that fits to the end of a name, dot before it
         "target_modules": ["query", "key", "value"],
-        "alpha_pattern": {"layer": 11, "uery": 13, "query|key": 5, "self.query": 7, "value": 2.5},
+        "alpha_pattern": {"ery": 13, "layer": 11, "query|key": 5, "self.query": 7, "value": 2.5},
     },
     "rank pattern with rsLoRA": {
         "target_modules": ["query", "value"],
@@ -235,16 +235,18 @@ def test_products_and_differences_are_taken_in_float64_and_rounded_once(bert, tm
     settings = {"target_modules": ["query"], "modules_to_save": ["classifier"]}
     trained(bert, tmp_path, **settings)
     file = tmp_path / "adapter_model.safetensors"
-    tensors = {name: part.bfloat16() for name, part in safetensors.torch.load_file(file).items()}
+    tensors = safetensors.torch.load_file(file)
+    tensors = {name: part.bfloat16() if "layer.0" in name else part for name, part in tensors.items()}
     safetensors.torch.save_file(tensors, file)
     wide = copy.deepcopy(bert).double()
     with torch.no_grad():
         for parameter in wide.parameters():
             parameter += torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) * 1e-9
     found = dict(adapter_vector(tmp_path, wide).items())
-    query = "bert.encoder.layer.0.attention.self.query"
-    left, right = (tensors[f"base_model.model.{query}.lora_{side}.weight"].double() for side in "BA")
-    torch.testing.assert_close(found[f"{query}.weight"], left @ right * 1.5, rtol=1e-13, atol=1e-15)
+    for layer in range(2):
+        query = f"bert.encoder.layer.{layer}.attention.self.query"
+        left, right = (tensors[f"base_model.model.{query}.lora_{side}.weight"].double() for side in "BA")
+        torch.testing.assert_close(found[f"{query}.weight"], left @ right * 1.5, rtol=1e-13, atol=1e-15)
     head = tensors["base_model.model.classifier.weight"].double() - wide.classifier.weight.detach()
     torch.testing.assert_close(found["classifier.weight"], head, rtol=1e-14, atol=0)
     mixed = {**bert.state_dict(), "classifier.weight": wide.classifier.weight.detach()}
@@ -432,6 +434,15 @@ def test_an_embedding_trained_whole_is_followed_where_no_head_is_tied_to_it(bert
         out = tmp_path / f"merged{number}"
         merge_models(tmp_path / "base", [tmp_path / f"lora{number}"], out=out, progress=False)
         assert_same(safetensors.torch.load_file(out / "model.safetensors"), expected)
+
+
+def test_the_configuration_is_asked_only_where_neither_shape_nor_module_tells(bert, gpt2, tmp_path):
+    expected = trained(gpt2, tmp_path / "a", target_modules=["c_attn"], fan_in_fan_out=True)
+    change_config(tmp_path / "a", fan_in_fan_out=False)  # c_attn is not square
+    assert_same(adapter_vector(tmp_path / "a", gpt2.state_dict()).apply_to(gpt2), expected)
+    expected = trained(bert, tmp_path / "b", target_modules=["query"])
+    change_config(tmp_path / "b", fan_in_fan_out=True)  # query is square, and a linear layer
+    assert_same(adapter_vector(tmp_path / "b", bert).apply_to(bert), expected)
 
 
 # --- several adapters ------------------------------------------------------------------------------------
