@@ -9,6 +9,7 @@ names and the dtypes of the pretrained model, so what loads that one loads the r
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -430,13 +431,23 @@ def _other_tokenizers(models: Sequence[ModelFiles]) -> list[str]:
             assert start is not None
             assert model.folder is not None
             ours, theirs = start / name, model.folder / name
-            if ours.is_file() and theirs.is_file() and ours.read_bytes() != theirs.read_bytes():
+            if ours.is_file() and theirs.is_file() and _tokenizer(ours) != _tokenizer(theirs):
                 notes.append(
                     f"{model.path}: its {name} differs from the pretrained model's, which is copied; where "
                     "tokens have other numbers, rows of the embedding mean other things"
                 )
                 break
     return notes
+
+
+def _tokenizer(file: FilePath) -> Any:
+    """What a tokenizer's file says of tokens: how it was last called to pad or to cut is left out."""
+    content = file.read_bytes()
+    try:
+        found = json.loads(content)
+        return {key: value for key, value in found.items() if key not in ("padding", "truncation")}
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return content
 
 
 def _hashes(models: Sequence[ModelFiles]) -> list[dict[str, Any]]:

@@ -506,6 +506,19 @@ def test_other_tokenizers_deserve_a_word(tmp_path):
     assert "mnist: its vocab.txt differs" in note
 
 
+def test_a_tokenizer_that_was_called_to_pad_is_the_same(tmp_path):
+    pretrained, finetuned = family(tmp_path, "bert")
+    told = {"model": {"vocab": {"a": 0, "b": 1}}, "padding": None, "truncation": None}
+    for folder in (pretrained, finetuned[1]):
+        (folder / "tokenizer.json").write_text(json.dumps(told))
+        told["padding"] = {"strategy": "BatchLongest", "pad_id": 0}
+    assert quiet(pretrained, finetuned, out=tmp_path / "merged")["notes"] == []
+    told["model"]["vocab"] = {"a": 1, "b": 0}
+    (finetuned[1] / "tokenizer.json").write_text(json.dumps(told))
+    (note,) = quiet(pretrained, finetuned, out=tmp_path / "second")["notes"]
+    assert "mnist: its tokenizer.json differs" in note
+
+
 def test_shards_are_all_there_and_as_the_index_says(tmp_path):
     pretrained, finetuned = family(tmp_path, "bert", shard="8KB")
     shards = sorted(pretrained.glob("*.safetensors"))
