@@ -389,14 +389,13 @@ def test_chapter_6_draws_the_record_of_a_reader(tmp_path, clock):
     path = tmp_path / "clip.json"
     records.write(path, results, command="record", seeds=[0], seconds=1.0, settings=study.settings)
     scope = {"figures": figures}
-    exec(chapter_6("06_minilm.json"), scope)
-    asked = 'records.read(folder / "06_early_or_late.json")'
-    own = chapter_6(asked).replace(asked, f"records.read({str(path)!r})")
-    exec(own, scope)
+    exec(chapter_6("class Merges"), scope)
+    asked = 'Merges("06_early_or_late"'
+    exec(chapter_6(asked).replace(asked, f"Merges({str(path.with_suffix(''))!r}"), scope)
     exec(chapter_6("def nearest"), scope)
-    names = scope["tasks"]
+    names = scope["pocket"].names
     assert names == results["tasks"]
-    assert scope["reference"]("joint") == [
+    assert scope["pocket"].level("joint") == [
         pytest.approx(sum(results["joint"]["0"][epoch].values()) / 2) for epoch in ("1", "3")
     ]
     bars = scope["merge_at"](epochs=3, scaling_coef=2.0)

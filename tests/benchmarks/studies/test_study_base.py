@@ -107,13 +107,14 @@ def test_encoders_may_lie_in_the_folder_that_is_asked_for(monkeypatch, tmp_path,
     class FoundError(Exception):
         pass
 
-    def load_backbone(_name, *, folder):
+    def load_backbone(_name, *, folder, **_):
         assert folder == tmp_path
         raise FoundError
 
     study = STUDIES[name]
     monkeypatch.setattr(base, "load_tasks", lambda *_, **__: {})
-    for module in (sys.modules[type(study).__module__], good_start):  # some begin with its encoder
+    kinds = {type(each) for each in (study, *getattr(study, "studies", {}).values())}
+    for module in (*(sys.modules[kind.__module__] for kind in kinds), good_start):  # some begin with its own
         monkeypatch.setattr(module, "load_backbone", load_backbone, raising=False)
     with pytest.raises(FoundError):
         study.run(base.StudyRequest(data=tmp_path))
