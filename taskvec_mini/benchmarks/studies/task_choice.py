@@ -28,17 +28,8 @@ from taskvec_mini.benchmarks.studies.base import (
 from taskvec_mini.benchmarks.training import Settings, Speed, finetune
 
 MARGIN = 0.05  # by which finetuning has to beat a linear probe on the frozen start, on validation examples
-TEXT_SUITE = SuiteSettings(
-    suite="text",
-    tasks=SUITES["text"].tasks,
-    limit=2000,
-    validation=200,
-    test=400,
-    shots=None,
-    recentre=0,
-    precision="bfloat16",
-    judged_in="bfloat16",
-)
+JUDGED = SuiteSettings(limit=2000, validation=200, test=400, shots=None, judged_in="bfloat16")
+TEXT_SUITE = replace(JUDGED, suite="text", tasks=SUITES["text"].tasks, recentre=0, precision="bfloat16")
 TEXT_TASKS = (
     "trec6",
     "cola",
@@ -48,16 +39,7 @@ TEXT_TASKS = (
     "sms_spam",
     "emotion",
 )  # `gaining` in the record
-IMAGE_SUITE = SuiteSettings(
-    suite="large",
-    tasks=SUITES["large"].tasks,
-    limit=2000,
-    validation=200,
-    test=400,
-    shots=None,
-    recentre=100,
-    judged_in="bfloat16",
-)
+IMAGE_SUITE = replace(JUDGED, suite="large", tasks=SUITES["large"].tasks)
 IMAGE_TASKS = SUITES["large"].tasks  # `gaining` in the record: all ten, and four beat their probe
 IMAGE_RATE = 3e-4  # the best of that record
 IMAGE_EPOCH = Settings(learning_rate=1e-4, epochs=1, batch_size=32, centre="batch")
