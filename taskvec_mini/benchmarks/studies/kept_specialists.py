@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -234,7 +234,7 @@ class Readings(Study):
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """One seed: examples, and no statistics."""
-        whole = self.specialists
+        whole = replace(self.specialists, rules=(self.rule,))  # no other merge is looked at
         rows = []
         for seed, suite, runs in whole.every_seed(request, self.seeds):
             self.data = suite.data
