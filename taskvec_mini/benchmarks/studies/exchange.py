@@ -20,19 +20,40 @@ from taskvec_mini.benchmarks.studies.base import (
     say,
 )
 from taskvec_mini.benchmarks.studies.rounds import alternate_tasks, round_record
-from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE
-from taskvec_mini.benchmarks.training import Settings, finetune_jointly
+from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TEXT_SUITE, TEXT_TASKS, TaskChoice
+from taskvec_mini.benchmarks.training import Settings, Speed, finetune_jointly
 
 FROZEN = replace(RECIPE, centre="frozen")  # a batch of its own centre has no full gradient to exchange
+IMAGES_OF_FOUR = replace(IMAGES, tasks=IMAGES.tasks[:4], share=1.0, limit=1000)
+TEXTS_OF_FOUR = replace(TEXT_SUITE, tasks=TEXT_TASKS[:4], limit=500, test=200)
+SGD_RATES = (0.003, 0.01, 0.03, 0.1)  # tried by `10_exchange_rates`, for momentum at a tenth
 RECIPES: Mapping[str, Settings] = {
     "sgd": replace(FROZEN, optimizer="sgd", learning_rate=0.03),
     "momentum": replace(FROZEN, optimizer="sgd", momentum=0.9, learning_rate=3e-3),
     "adamw": FROZEN,
 }
-TEXTS_OF_FOUR = replace(TEXT_SUITE, tasks=TEXT_SUITE.tasks[:4], limit=500, test=200, precision="float32")
 TEXT_RECIPES: Mapping[str, Settings] = {
     "sgd": replace(TEXT_EPOCH, optimizer="sgd", learning_rate=0.03),
     "adamw": TEXT_EPOCH,
+}
+RATES: Mapping[str, TaskChoice] = {  # the rates of descent, by what specialists reach after one epoch
+    "images, sgd": TaskChoice(
+        "one of the optimisers",
+        backbone="pocket",
+        tasks=IMAGES_OF_FOUR,
+        recipe=replace(RECIPES["sgd"], epochs=1),
+        rates=SGD_RATES,
+    ),
+    "images, momentum": TaskChoice(
+        "one of the optimisers",
+        backbone="pocket",
+        tasks=IMAGES_OF_FOUR,
+        recipe=replace(RECIPES["momentum"], epochs=1),
+        rates=tuple(rate / 10 for rate in SGD_RATES),
+    ),
+    "texts, sgd": TaskChoice(
+        "one of the optimisers", tasks=TEXTS_OF_FOUR, recipe=TEXT_RECIPES["sgd"], rates=SGD_RATES
+    ),
 }
 
 
@@ -55,7 +76,7 @@ class Exchange(Study):
 
     description: str
     backbone: str = "pocket"
-    tasks: SuiteSettings = IMAGES
+    tasks: SuiteSettings = IMAGES_OF_FOUR
     recipes: Mapping[str, Settings] = field(default_factory=lambda: RECIPES)
     budget: int = 4
 
@@ -105,7 +126,13 @@ class Exchange(Study):
 def _joint(suite: Suite, recipe: Settings) -> dict[str, Any]:
     """Joint training; it exchanges a gradient in each of its steps, which the row counts."""
     run = finetune_jointly(
-        suite.backbone, suite.heads, suite.tasks, settings=recipe, keep=[recipe.epochs], progress=False
+        suite.backbone,
+        suite.heads,
+        suite.tasks,
+        settings=recipe,
+        keep=[recipe.epochs],
+        speed=Speed(precision=suite.precision),
+        progress=False,
     )
     return {
         "test": suite.scores(run.state(), suite.tasks),
@@ -124,5 +151,6 @@ def _alternated(suite: Suite, recipe: Settings, *, rounds: int, exchange: bool) 
         merge=merging.mean,
         measure=lambda theta: suite.scores(theta, suite.tasks),
         control_variates=exchange,
+        precision=suite.precision,
     )
     return {"test": dict(history[-1].measured), "history": [round_record(each) for each in history]}

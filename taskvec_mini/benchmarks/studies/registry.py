@@ -11,8 +11,8 @@ from taskvec_mini.benchmarks.studies.ablations import Probes, Search, Spread
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Several, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
+from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
-from taskvec_mini.benchmarks.studies.exchange import TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
@@ -152,12 +152,17 @@ STUDIES: dict[str, Study] = {
         recipe=TEXT_RECIPE,
         post_hoc=True,
     ),
+    "10_exchange_rates": Several(
+        "learning rates of SGD for rounds with an exchange, by what specialists reach (chapter 10)",
+        RATES,
+        seeds=(0,),
+    ),
     "10_exchange_images": Exchange(
-        "rounds whose tasks exchange a gradient, on images: three optimisers, some two hours (chapter 10)",
+        "rounds whose tasks exchange a gradient, on four tasks of images: three optimisers (chapter 10)",
         recipes=EXCHANGE_RECIPES,
     ),
     "10_exchange_texts": Exchange(
-        "the same on four tasks of texts with MiniLM: two optimisers, some two hours (chapter 10)",
+        "the same on four tasks of texts with MiniLM: two optimisers (chapter 10)",
         backbone="minilm",
         tasks=TEXTS_OF_FOUR,
         recipes=TEXT_RECIPES,

@@ -43,6 +43,7 @@ from taskvec_mini.benchmarks.studies.base import (
 from taskvec_mini.benchmarks.training import (
     ExtraLoss,
     Settings,
+    Speed,
     finetune,
     finetune_jointly,
     full_batch_gradient,
@@ -144,6 +145,7 @@ class Rounds(Study):
             merge=partial(merge_vectors, self.rule),
             measure=lambda theta: suite.scores(theta, suite.tasks),
             folder_of=folder_of,
+            precision=suite.precision,
         )
         before = dict(TaskVector(history[-2].theta, last.layout).items())
         return {
@@ -173,6 +175,7 @@ class Rounds(Study):
             rounds=self.budget,
             merge=partial(merge_vectors, self.rule),
             measure=lambda theta: suite.scores(theta, suite.tasks),
+            precision=suite.precision,
         )
         joint = finetune_jointly(
             backbone,
@@ -180,6 +183,7 @@ class Rounds(Study):
             held_out,
             settings=replace(settings, epochs=self.budget),
             keep=[self.budget],
+            speed=Speed(precision=suite.precision),
             progress=False,
         )
         return {
@@ -206,6 +210,7 @@ def alternate_tasks(
     measure: Callable[[Tensor], Mapping[str, float]] | None = None,
     folder_of: Callable[[int, str], Path] | None = None,
     control_variates: bool = False,
+    precision: str = "float32",
 ) -> tuple[list[Round], TaskVector]:
     """`alternating.alternate` on benchmark tasks: all rounds, and what the last of them merged to.
 
@@ -223,6 +228,7 @@ def alternate_tasks(
         control_variates: at the start of every round the tasks exchange the gradients of their whole training
             losses, and task t trains on its loss plus ⟨ḡ − g_t, θ⟩ (SCAFFOLD: Karimireddy et al., ICML 2020).
             The optimiser sees that sum: exact for full-batch descent, a guide with momentum or AdamW.
+        precision: of products in finetuning, as in `Speed`; what is exchanged is float32 always.
 
     Raises:
         DivergedError, UserError, OSError: as `finetune` does.
@@ -281,6 +287,7 @@ def alternate_tasks(
                     settings=replace(settings, seed=settings.seed + _SEEDS_APART * (number - 1)),
                     keep=[settings.epochs],
                     folder=folder_of(number, name) if folder_of else None,
+                    speed=Speed(precision=precision),
                     progress=False,
                     extra_loss=pulls.get(name),
                 )
