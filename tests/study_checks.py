@@ -150,6 +150,31 @@ def check_readings(results, seeds, *, each):
     assert all(kinds.count(kind) <= each for kind in kinds)
 
 
+# --- 10_exchange -----------------------------------------------------------------------------------------
+
+
+def check_exchange(results, settings, seeds):
+    """Every optimiser with joint training and each kind of rounds; an exchange doubles what is sent."""
+    names, budget = results["tasks"], results["budget"]
+    kinds = [(None, None), *itertools.product((1, budget), (False, True))]
+    assert [
+        (row["seed"], row["optimizer"], (row.get("rounds"), row.get("exchange"))) for row in results["rows"]
+    ] == list(itertools.product(seeds, settings["recipes"], kinds))
+    for seed in seeds:
+        check_shares(results["start"][str(seed)], names)
+    for row in results["rows"]:
+        check_shares(row["test"], names)
+        if row["training"] == "joint":
+            assert row["steps"] > 0
+            continue
+        assert row["test"] == row["history"][-1]["test"]
+        assert row["history"][0]["test"] == results["start"][str(row["seed"])]
+        sent = 2 * len(names) * results["parameters"] * row["rounds"] * (2 if row["exchange"] else 1)
+        assert row["history"][-1]["floats_communicated"] == sent
+        extra = len(names) * row["rounds"] if row["exchange"] else 0
+        assert row["history"][-1]["gradient_evaluations"] == len(names) * budget + extra
+
+
 # --- 05_first_epoch --------------------------------------------------------------------------------------
 
 

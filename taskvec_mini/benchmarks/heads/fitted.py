@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.benchmarks.data import PARTS, Task
+from taskvec_mini.benchmarks.data import PARTS, Task, unit_of
 from taskvec_mini.benchmarks.encoders import Encoder, embed
 from taskvec_mini.benchmarks.heads.base import LinearHead, PrototypeHead
 from taskvec_mini.errors import UserError
@@ -144,7 +144,7 @@ def _mean(rows: Tensor) -> Tensor:
 
 
 def check_classes(task: Task) -> None:
-    """Whether every class has a training image, without which nothing would point to it.
+    """Whether every class has a training example, without which nothing would point to it.
 
     Raises:
         UserError: if one has none.
@@ -152,7 +152,9 @@ def check_classes(task: Task) -> None:
     counts = torch.bincount(task.part("train")[1], minlength=len(task.class_names))
     missing = [name for name, count in zip(task.class_names, counts.tolist(), strict=True) if count == 0]
     if missing:
+        examples = unit_of([task])
         raise UserError(
-            f"task {task.name!r} has no training image of {len(missing)} of its {len(counts)} classes, the "
-            f"first {missing[0]!r}; take more training images (a higher limit, on the command line --limit)"
+            f"task {task.name!r} has no training {examples.removesuffix('s')} of {len(missing)} of its "
+            f"{len(counts)} classes, the first {missing[0]!r}; take more training {examples} (a higher "
+            "limit, on the command line --limit)"
         )

@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
+import study_checks
+from conftest import ROOT
 from small_studies import FEW, FEW_IMAGES, RECIPE, check_record, load_small, make_small, run
+from taskvec_mini import records
 from taskvec_mini.benchmarks.studies import exchange as study_exchange
 from taskvec_mini.benchmarks.studies.exchange import Exchange
 from taskvec_mini.benchmarks.studies.registry import STUDIES
@@ -27,7 +30,7 @@ def test_the_study_of_exchanges(small, tmp_path, monkeypatch):
     study = Exchange("small", tasks=FEW_IMAGES, recipes={"gd": GD, "adamw": ADAMW}, budget=2)
     results = run(study)
     check_record(tmp_path, results, study)
-    assert len(results["rows"]) == 2 * 2 * 5
+    study_checks.check_exchange(results, study.settings, (0, 1))
     for seed in (0, 1):
         (joint,) = rows_of(results, seed=seed, optimizer="gd", training="joint")
         (exact,) = rows_of(results, seed=seed, optimizer="gd", rounds=1, exchange=True)
@@ -56,3 +59,15 @@ def test_the_registered_ones_ask_for_what_chapter_ten_says():
     assert set(images.recipes) == {"sgd", "momentum", "adamw"}
     assert images.recipes["momentum"].momentum == 0.9
     assert texts.seeds == images.seeds == (0, 1, 2)
+
+
+def test_the_rates_of_sgd_are_those_that_the_search_found_best():
+    found = records.read(ROOT / "book" / "recorded" / "10_exchange_rates.json")["results"]["studies"]
+    texts, images = STUDIES["10_exchange_texts"], STUDIES["10_exchange_images"]
+    chosen = {"images, sgd": images.recipes["sgd"], "images, momentum": images.recipes["momentum"]}
+    chosen["texts, sgd"] = texts.recipes["sgd"]
+    for name, recipe in chosen.items():
+        rows = found[name]["rows"]
+        means = {rate: sum(row["individual"][rate] for row in rows) for rate in rows[0]["individual"]}
+        assert max(means, key=means.get) == f"{recipe.learning_rate:g}" == f"{found[name]['rate']:g}"
+        assert [row["task"] for row in rows] == list((texts if "texts" in name else images).tasks.tasks)

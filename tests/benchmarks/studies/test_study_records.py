@@ -16,9 +16,7 @@ from taskvec_mini.benchmarks.studies.subsets import some_subsets
 from taskvec_mini.benchmarks.studies.task_choice import IMAGE_TASKS, TEXT_TASKS
 
 FOLDER = ROOT / "book" / "recorded"
-RECORDED = sorted(
-    [*FOLDER.glob("0[567]_*.json"), *FOLDER.glob("encoder_probes.json"), *FOLDER.glob("spread.json")]
-)
+RECORDED = sorted(path for path in FOLDER.glob("*.json") if path.stem in STUDIES)
 each_record = pytest.mark.parametrize("path", RECORDED, ids=[path.stem for path in RECORDED])
 
 
@@ -27,7 +25,9 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
-    if "efficientnet" in path.stem:
+    if path.stem.startswith("10_exchange"):
+        files = files_of_the_exchange(path.stem)
+    elif "efficientnet" in path.stem:
         files = {name: large_files()[name].sha256 for name in images_of(path.stem)}
     elif "text" in path.stem or "minilm" in path.stem or path.stem == "06_weaker_starts":
         files = {}
@@ -37,6 +37,18 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
         files = {f"{name}.npz": bundle_files()[name].sha256 for name in CORE}
     assert record["data"] == files
     assert record["seconds"] > 1
+
+
+def files_of_the_exchange(study):
+    """The files of its four tasks of images, of its four of texts, or of both."""
+    texts, images = STUDIES["10_exchange_texts"].tasks.tasks, STUDIES["10_exchange_images"].tasks.tasks
+    files = {}
+    if study != "10_exchange_texts":
+        files |= {f"{name}.npz": bundle_files()[name].sha256 for name in images}
+    if study != "10_exchange_images":
+        for name in texts:
+            files |= file_checksums(name)
+    return files
 
 
 def texts_of(study):
@@ -57,6 +69,13 @@ def test_a_record_is_consistent_in_itself(path):
     results, settings, seeds = record["results"], record["settings"], tuple(record["seeds"])
     if path.stem == "06_search":
         study_checks.check_search(results, {**settings, "grids": base.SCALING_COEFS}, CORE)
+        return
+    if path.stem == "10_exchange_rates":
+        for name, found in results["studies"].items():
+            study_checks.check_task_choice(found, settings[name], [row["task"] for row in found["rows"]])
+        return
+    if path.stem.startswith("10_exchange"):
+        study_checks.check_exchange(results, settings, seeds)
         return
     if path.stem == "encoder_probes":
         study_checks.check_probes(results, settings, CORE)
