@@ -1,4 +1,4 @@
-"""Two tasks on short texts in which the last layer of MiniLM learns: for tests and benchmarks of the theory."""
+"""Two tasks on short texts in which the last layer of MiniLM learns, to try the theory on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TOKENS = 6  # of each text, so that nothing is padding
 WEATHER = ("It will rain all day tomorrow", "The sun shines on the hills", "Snow fell on the town at night")
 MONEY = ("My card was charged twice today", "How can I open an account", "The bank raised its rates again")
 ASKED = (
-    "Where is the nearest station please",
+    "Where is the nearest station now",
     "When does the last train leave",
-    "Who wrote this book for children",
+    "Who wrote this book for us",
 )
 TOLD = ("The station is behind the park", "The last train leaves at ten", "A teacher wrote this book alone")
 

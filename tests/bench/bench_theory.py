@@ -69,8 +69,8 @@ def row(losses: list[FlatLoss], start: Tensor, epochs: int) -> str:
 def main() -> None:
     """Print a table: one row a model and number of epochs."""
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), best of {RUNS}; 1,797 digits a task, "
-        "of the texts six"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), best of {RUNS}; "
+        "1,797 digits a task, of the texts six"
     )
     names = "".join(f"{call.__name__:>14}" for call in (*CALLS, variance_gap))
     print(f"{'model':<26} {'T':>2} {'k':>3}  finetuning{names}")
