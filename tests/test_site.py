@@ -170,7 +170,7 @@ def check_nothing_is_cut(seen: Visit, width: int) -> None:
 
 
 @every_page
-def test_on_a_phone_nothing_is_cut_and_letters_are_large_enough(
+def test_on_a_phone_and_a_tablet_nothing_is_cut_and_letters_are_large_enough(
     site: Path, address: str, visit: Any, page: str, record_property: Any
 ) -> None:
     seen = visit(f"{address}/{page}", width=390)
@@ -178,6 +178,8 @@ def test_on_a_phone_nothing_is_cut_and_letters_are_large_enough(
     if page in CHAPTER_PAGES:
         check_letters(seen, site)
     check_nothing_is_cut(seen, 390)
+    seen.page.set_viewport_size({"width": 768, "height": 1024})
+    check_nothing_is_cut(seen, 768)
 
 
 def test_what_is_cut_would_be_found(address: str, visit: Any) -> None:
