@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import axe_playwright_python.base
+import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -268,6 +269,25 @@ def test_a_printed_table_is_found_with_its_caption_and_comes_out_cell_by_cell() 
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert extension("printed_tables").replaced(text, caption="") == [("text", text)]
+
+
+def test_no_chapter_prints_a_table_that_stays_text() -> None:
+    """Text of five columns and more is a table, whoever calls `table` for it."""
+    tables = extension("printed_tables")
+    found = 0
+    for path in CHAPTERS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            given = cell.metadata.get("taskvec_mini", {})
+            for output in cell.get("outputs", []):
+                if output.get("name") != "stdout":
+                    continue
+                lines = output.text.rstrip("\n").split("\n")
+                place = tables.find_table(lines)
+                if place and len(tables.columns(lines[slice(*place)])) >= 5:
+                    found += 1
+                    assert tables.prints_table(cell.source, given), f"{path.stem}: {cell.source[:60]}"
+    assert found > 20
+    assert not tables.prints_table("show(images)", {})
 
 
 def test_the_columns_of_every_stored_table_are_those_its_rows_have() -> None:

@@ -2,7 +2,8 @@
 
 `taskvec_mini.scores.table` writes aligned text, which a notebook shows as it is and nbval compares. On a page
 the columns are found again: two blanks or more, in every line, stand between them. A line printed just above
-the table is its caption, unless the cell's metadata give one: {"taskvec_mini": {"caption": "…"}}.
+the table is its caption, unless the cell's metadata give one: {"taskvec_mini": {"caption": "…"}}. A cell that
+calls `table` through a function of another cell has to have one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from docutils import nodes
 
 CALL = re.compile(r"(?<!\w)(?<!reported\.)table\(")  # reported.table reads a file
 NUMBER = re.compile(r"^[+\-−×]?\d.*$|^—?$")
+
+
+def prints_table(code: str, given: dict[str, Any]) -> bool:
+    """Whether a cell prints tables: it calls `table`, or has a caption for one."""
+    return bool(CALL.search(code)) or "caption" in given
 
 
 def columns(lines: list[str]) -> list[tuple[int, int]]:
@@ -99,7 +105,7 @@ def _tables(app: Any, doctree: nodes.document) -> None:
             continue
         given = cell["cell_metadata"].get("taskvec_mini", {})
         for output in list(cell.findall(nodes.literal_block)):
-            if "stream" not in output["classes"] or not CALL.search(_code(cell)):
+            if "stream" not in output["classes"] or not prints_table(_code(cell), given):
                 continue
             new: list[nodes.Node] = []
             for kind, piece in replaced(output.astext(), caption=given.get("caption", "")):
