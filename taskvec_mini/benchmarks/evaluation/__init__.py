@@ -6,7 +6,8 @@ from taskvec_mini.benchmarks.evaluation.accuracy import (
     climb,
     forget_prepared_images,
     sweep,
+    task_logits,
     tune,
 )
 
-__all__ = ["Split", "accuracies", "climb", "forget_prepared_images", "sweep", "tune"]
+__all__ = ["Split", "accuracies", "climb", "forget_prepared_images", "sweep", "task_logits", "tune"]

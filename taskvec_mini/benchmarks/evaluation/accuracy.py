@@ -80,29 +80,65 @@ def accuracies(
         _checks.whole_number("limit", limit)
     if recentre:
         recentre = _checks.whole_number("recentre", recentre)
+    found = {}
+    with holding(backbone.model, parameters):
+        for name, task in tasks.items():
+            logits, labels = task_logits(
+                backbone,
+                heads[name],
+                task,
+                split=split,
+                limit=limit,
+                recentre=recentre,
+                precision=precision,
+            )
+            found[name] = float((logits.argmax(1) == labels).double().mean())
+    return found
+
+
+def task_logits(
+    backbone: Encoder,
+    head: Head,
+    task: Task,
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    recentre: int = 0,
+    precision: str = "float32",
+) -> tuple[Tensor, Tensor]:
+    """What the model answers to the examples of one task: logits (N, C) and labels (N,), in their order.
+
+    Args:
+        backbone: the encoder, under the parameters that it has.
+        head: of the task.
+        task: whose examples.
+        split: as in `accuracies`, and so are the others.
+        limit: only the first so many.
+        recentre: training images by which the head's centre is moved; 0 for none.
+        precision: of the encoder's products.
+
+    Raises:
+        UserError: if the model answers NaN, or a head that is to be recentred has no centre.
+    """
     speed = Speed(precision=precision)
     encode = partial(speed.encode, backbone.model)
-    found = {}
-    with holding(backbone.model, parameters), torch.inference_mode(), speed.products():
-        for name, task in tasks.items():
-            head = copy.deepcopy(heads[name]).to(backbone.device)
-            shift: Tensor | float = 0.0
-            if recentre:
-                first = _prepare_once(backbone, task, split="train", limit=recentre)
-                shift = centre_of(head) - torch.cat([encode(batch) for _, batch in first]).mean(0)
-            rows, answers = [], []
-            for batch_rows, batch in _prepare_once(backbone, task, split=split, limit=limit):
-                rows.append(batch_rows)
-                answers.append(head(encode(batch) + shift))
-            logits = torch.cat(answers)
-            if logits.isnan().any():
-                raise UserError(
-                    f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or "
-                    "far too large; try a smaller scaling coefficient, and look for runs that diverged"
-                )
-            labels = task.part(split)[1].cpu()[torch.cat(rows)]
-            found[name] = float((logits.argmax(1).cpu() == labels).double().mean())
-    return found
+    with torch.inference_mode(), speed.products():
+        head = copy.deepcopy(head).to(backbone.device)
+        shift: Tensor | float = 0.0
+        if recentre:
+            first = _prepare_once(backbone, task, split="train", limit=recentre)
+            shift = centre_of(head) - torch.cat([encode(batch) for _, batch in first]).mean(0)
+        rows, answers = [], []
+        for batch_rows, batch in _prepare_once(backbone, task, split=split, limit=limit):
+            rows.append(batch_rows)
+            answers.append(head(encode(batch) + shift))
+        logits = torch.cat(answers).cpu()[torch.cat(rows).argsort()]
+    if logits.isnan().any():
+        raise UserError(
+            f"the model answers NaN to images of the task {task.name!r}: its parameters are NaN or "
+            "far too large; try a smaller scaling coefficient, and look for runs that diverged"
+        )
+    return logits, task.part(split)[1][: len(logits)].cpu()
 
 
 def sweep(

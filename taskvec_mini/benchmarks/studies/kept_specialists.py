@@ -21,8 +21,8 @@ from torch import Tensor
 from taskvec_mini import trajectories
 from taskvec_mini.benchmarks.data import SUITES, Task, TextTask, texts
 from taskvec_mini.benchmarks.data.suites import data_folder
-from taskvec_mini.benchmarks.encoders import Parameters, embed, holding, state_of
-from taskvec_mini.benchmarks.heads import centre_of
+from taskvec_mini.benchmarks.encoders import Parameters, holding, state_of
+from taskvec_mini.benchmarks.evaluation import Split, task_logits
 from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, rounded, say
 from taskvec_mini.benchmarks.studies.good_start import GoodStart
 from taskvec_mini.benchmarks.training import Run, full_batch_gradient
@@ -303,7 +303,7 @@ class Answers:
 
 
 def answers_of(
-    suite: Suite, name: str, parameters: Parameters | None, *, part: str = "train", limit: int
+    suite: Suite, name: str, parameters: Parameters | None, *, part: Split = "train", limit: int
 ) -> Answers:
     """What a model answers to the first examples of a task, by its frozen head, centred as in judging.
 
@@ -314,14 +314,15 @@ def answers_of(
         part: of the task.
         limit: examples, at most.
     """
-    head, task = suite.heads[name], suite.tasks[name]
-    inputs, labels = task.part(part)
     with holding(suite.backbone.model, parameters):
-        embeddings = embed(suite.backbone, inputs[:limit])
-        if suite.recentre:
-            seen = embed(suite.backbone, task.part("train")[0][: suite.recentre])
-            embeddings = embeddings + (centre_of(head) - seen.mean(0))
-    logits, labels = head(embeddings).detach(), labels[:limit]
+        logits, labels = task_logits(
+            suite.backbone,
+            suite.heads[name],
+            suite.tasks[name],
+            split=part,
+            limit=limit,
+            recentre=suite.recentre,
+        )
     found = logits.argmax(1)
     return Answers(
         labels=found, right=found == labels, loss=F.cross_entropy(logits, labels, reduction="none")
