@@ -79,7 +79,7 @@ def draw_bands(
             axes.fill_between(reached, low, high, color=style["color"], alpha=0.18, linewidth=0)
         for number, (label, heights) in enumerate((references or {}).get(title, {}).items()):
             levels = np.broadcast_to(np.asarray(heights, dtype=float), len(places))
-            dashes = ("--", ":", "-.")[number % 3]
+            dashes = ("--", ":", "-.", "-")[number % 4]
             axes.plot(places, levels, label=label, color=GREY, linestyle=dashes, zorder=1)
         if log:
             axes.set_xscale("log", base=2)

@@ -83,6 +83,15 @@ def test_fewer_runs_than_places_belong_to_the_first_places_and_a_label_keeps_its
         assert getattr(curves(left)["ties"], look)() != getattr(curves(left)["sum"], look)()
 
 
+def test_four_references_have_four_kinds_of_line():
+    heights = {"start": 0.2, "probe": 0.4, "specialists": 0.9, "joint": 0.8}
+    (panel, *_) = figures.draw_bands(
+        EPOCHS, BANDS, xlabel="epochs", references=dict.fromkeys(BANDS, heights)
+    ).axes
+    kinds = {line.get_label(): line.get_linestyle() for line in panel.lines if line.get_label() in heights}
+    assert len(kinds) == len(set(kinds.values())) == 4
+
+
 def test_references_are_grey_and_may_change_from_place_to_place():
     lines = curves(DRAWINGS["bands"]().axes[0])
     assert list(lines["zero-shot"].get_ydata()) == [0.25] * 3
