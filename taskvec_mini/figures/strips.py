@@ -44,6 +44,6 @@ def draw_strips(strips: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Figure:
                 continue
             axes.imshow(images[i].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.spines[:].set_visible(False)
-            axes.set_xlabel(words[i], fontsize=8, labelpad=3)
+            axes.set_xlabel(words[i], fontsize=9, labelpad=3)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
