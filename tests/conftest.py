@@ -173,9 +173,9 @@ def _listen(visit: Visit, base: str) -> None:
             route.abort()
 
     def weigh(response: Any) -> None:
-        read_by_the_search = response.request.resource_type in ("fetch", "xhr") and ".html" in response.url
-        if read_by_the_search:  # for a line of each page that it finds: they are not its own weight
-            return
+        asked_by_script = response.request.resource_type in ("fetch", "xhr") and ".html" in response.url
+        if asked_by_script and "/search.html" in visit.page.url:
+            return  # the search reads the pages that it finds: they are not its own weight
         if "/_static/" not in response.url and not response.url.startswith(("data:", "blob:")):
             visit.own_bytes += len(response.body())
 

@@ -95,7 +95,10 @@ AXE = """async () => {
   const kinds = new Set();
   for (const one of document.querySelectorAll(".highlight pre span")) {
     if (one.textContent.trim().length < 2) continue;  // too short, for axe, to be text
-    const kind = `${one.className} in ${one.closest(".highlight").parentElement.className}`;
+    if (!one.checkVisibility()) continue;
+    const place = one.closest(".cell, .highlight").className;
+    const ground = getComputedStyle(one.closest("pre")).backgroundColor;
+    const kind = `${getComputedStyle(one).color} on ${ground} in ${place}: ${one.className}`;
     if (!kinds.has(kind)) one.dataset.looked = kinds.add(kind).size;
   }
   const options = {resultTypes: ["violations"]};

@@ -240,9 +240,7 @@ class Readings(Study):
             self.data = suite.data
             self.settings = {**whole.about(suite), "rule": self.rule, "epoch": 1.0, "each": self.each}
             age = whole.recipe.parts
-            found = next(
-                each for at, rule, each in whole.merges(suite, runs) if (at, rule) == (age, self.rule)
-            )
+            found = next(each for at, _, each in whole.merges(suite, runs) if at == age)
             merge = whole.merged_model(
                 suite, runs, age=age, rule=self.rule, scaling_coef=found["scaling_coef"]
             )
