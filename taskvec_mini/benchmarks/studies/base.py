@@ -152,6 +152,8 @@ class SuiteSettings:
         recentre: training inputs by which the heads' centres are moved when a model is judged; 0 for none.
         precision: of products in finetuning, as in `Speed`.
         judged_in: the same for judging, where no gradient is rounded: bfloat16 takes a third of the time.
+        runs: a word in the name of the folder of the runs, beside the encoder's: a study that trains the same
+            tasks otherwise keeps its runs apart.
     """
 
     suite: str = "bundle"
@@ -164,6 +166,7 @@ class SuiteSettings:
     recentre: int = 100
     precision: str = "float32"
     judged_in: str = "float32"
+    runs: str = ""
 
 
 IMAGES = SuiteSettings(share=0.3)
@@ -333,7 +336,7 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
         tasks=tasks,
         heads={name: prototype_head(backbone, task, shots=chosen.shots) for name, task in tasks.items()},
         seed=seed,
-        experiment=Experiment(RUNS / backbone.name).with_seed(seed),
+        experiment=Experiment(RUNS / "-".join(filter(None, (backbone.name, chosen.runs)))).with_seed(seed),
         about={
             **amount,
             f"validation_{unit}": chosen.validation,

@@ -23,6 +23,7 @@ from taskvec_mini.benchmarks.studies.task_choice import (
     IMAGE_RATE,
     IMAGE_SUITE,
     IMAGE_TASKS,
+    TEXT_EPOCH,
     TEXT_SUITE,
     TEXT_TASKS,
     TaskChoice,
@@ -42,6 +43,7 @@ EFFICIENTNET = GoodStart(
     rules=MINILM.rules,
     options={"kernels": "matrix"},
 )
+TEXT_ROUNDS = replace(TEXTS_OF_FOUR, test=400, runs="rounds")
 ONE_PASS = replace(MINILM, ages=(PARTS,), rules=("mean", "iso_c"), jointly=False)
 WEAKER: dict[str, GoodStart] = {  # by what is left of the pretraining
     "3 of 6 layers": replace(ONE_PASS, change=partial(first_layers, layers=3)),
@@ -151,6 +153,24 @@ STUDIES: dict[str, Study] = {
         tasks=TEXTS,
         recipe=TEXT_RECIPE,
         post_hoc=True,
+    ),
+    "07_minilm_rounds": Rounds(
+        "the same from a well-pretrained start, on four tasks of texts with MiniLM (chapter 7)",
+        backbone="minilm",
+        tasks=TEXT_ROUNDS,
+        recipe=TEXT_EPOCH,
+        budget=4,
+        splits=(1, 2, 4),
+        post_hoc=True,
+    ),
+    "07_minilm_rounds_tsv": Rounds(
+        "the same budget under TSV-M, of the rules the best there after four epochs (chapter 7)",
+        backbone="minilm",
+        tasks=TEXT_ROUNDS,
+        recipe=TEXT_EPOCH,
+        budget=4,
+        splits=(1, 2, 4),
+        rule="tsv",
     ),
     "10_exchange_rates": Several(
         "learning rates of SGD for rounds with an exchange, by what specialists reach (chapter 10)",
