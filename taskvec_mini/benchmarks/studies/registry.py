@@ -10,6 +10,7 @@ from taskvec_mini.benchmarks.encoders.minilm import first_layers, redrawn_layers
 from taskvec_mini.benchmarks.studies.ablations import Probes, Search, Spread
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Several, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
+from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
@@ -175,6 +176,12 @@ STUDIES: dict[str, Study] = {
     "10_exchange_rates": Several(
         "learning rates of SGD for rounds with an exchange, by what specialists reach (chapter 10)",
         RATES,
+        seeds=(0,),
+    ),
+    "10_descent_rates": Several(
+        "learning rates of full-batch descent, and of momentum on texts, by what specialists reach "
+        "(chapter 10)",
+        DESCENT_RATES,
         seeds=(0,),
     ),
     "10_exchange_images": Exchange(
