@@ -182,7 +182,9 @@ def check_first_epoch(results, settings, seeds):
     tasks, epochs, runs = results["tasks"], results["epochs"], results["runs"]
     keys = [(run["seed"], run["task"], run["optimizer"]) for run in runs]
     assert keys == list(itertools.product(seeds, tasks, settings["recipes"]))
-    assert results["steps_per_epoch"] == {name: math.ceil(results["images"][name] / 32) for name in tasks}
+    sizes = results.get("images") or results["texts"]
+    batch = min(32, *(recipe["batch_size"] for recipe in settings["recipes"].values()))
+    assert results["steps_per_epoch"] == {name: math.ceil(sizes[name] / batch) for name in tasks}
     rates = {name: recipe["learning_rate"] for name, recipe in settings["recipes"].items()}
     assert results["learning_rate"] == rates
     assert all(recipe["epochs"] == epochs for recipe in settings["recipes"].values())

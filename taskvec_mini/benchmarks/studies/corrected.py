@@ -27,7 +27,9 @@ from taskvec_mini.errors import UserError
 from taskvec_mini.networks import flat_loss, flatten
 
 DESCENT = Settings(optimizer="gd", learning_rate=1e-3, epochs=4, batch_size=500)
-TEXT_DESCENT = replace(TEXT_EPOCH, optimizer="gd", learning_rate=0.1, epochs=4, batch_size=50, clip_norm=None)
+TEXT_DESCENT = replace(
+    TEXT_EPOCH, optimizer="gd", learning_rate=0.01, epochs=4, batch_size=50, clip_norm=None
+)
 DESCENT_IMAGES = replace(IMAGES_OF_FOUR, limit=500)
 DESCENT_TEXTS = replace(TEXTS_OF_FOUR, limit=100)  # one graph holds them all
 DESCENT_RATES: Mapping[str, TaskChoice] = {  # by what specialists reach at the end of the budget
@@ -39,7 +41,7 @@ DESCENT_RATES: Mapping[str, TaskChoice] = {  # by what specialists reach at the 
         rates=(3e-4, 1e-3, 3e-3, 0.01, 0.03),
     ),
     "texts, gd": TaskChoice(
-        "one of the encoders", tasks=DESCENT_TEXTS, recipe=TEXT_DESCENT, rates=(0.03, 0.1, 0.3, 1.0, 3.0)
+        "one of the encoders", tasks=DESCENT_TEXTS, recipe=TEXT_DESCENT, rates=(1e-3, 3e-3, 0.01, 0.03, 0.1)
     ),
     "texts, momentum": TaskChoice(
         "momentum in mini-batches",

@@ -14,7 +14,7 @@ from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
-from taskvec_mini.benchmarks.studies.first_epoch import RECIPES, SLOWER, FirstEpoch
+from taskvec_mini.benchmarks.studies.first_epoch import IMAGE_RATES, RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
 from taskvec_mini.benchmarks.studies.rounds import Rounds
@@ -71,6 +71,11 @@ STUDIES: dict[str, Study] = {
         "the first epoch of eight tasks under GD, SGD and AdamW (chapter 5)", recipes=RECIPES
     ),
     "05_full_batch": FirstEpoch("the same under GD at a tenth of the rate (chapter 5)", recipes=SLOWER),
+    "05_efficientnet_rates": Several(
+        "learning rates of GD and SGD for a well-pretrained encoder, by what specialists reach (chapter 5)",
+        IMAGE_RATES,
+        seeds=(0,),
+    ),
     "06_early_or_late": EarlyOrLate(
         "merged accuracy of eight tasks against epochs, rule by rule, with references (chapter 6)"
     ),

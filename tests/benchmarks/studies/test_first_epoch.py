@@ -20,12 +20,11 @@ RECIPES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     make_small(monkeypatch, tmp_path)
-    monkeypatch.setattr(first_epoch, "EPOCHS", 2)
-    monkeypatch.setattr(first_epoch, "TASKS", FEW_IMAGES)
 
 
 def small_study():
-    return first_epoch.FirstEpoch("the first epoch of a few tasks", recipes=RECIPES)
+    tasks = dataclasses.replace(FEW_IMAGES, shots=None, recentre=0)
+    return first_epoch.FirstEpoch("the first epoch of a few tasks", recipes=RECIPES, tasks=tasks)
 
 
 def test_the_study_of_the_first_epoch(tmp_path):
