@@ -156,7 +156,8 @@ def check_readings(results, seeds, *, each):
 def check_exchange(results, settings, seeds):
     """Every optimiser with joint training and each kind of rounds; an exchange doubles what is sent."""
     names, budget = results["tasks"], results["budget"]
-    kinds = [(None, None), *itertools.product((1, budget), (False, True))]
+    assert results["splits"] == [rounds for rounds in (1, 2, 4) if rounds <= budget]
+    kinds = [(None, None), *itertools.product(results["splits"], (False, True))]
     assert [
         (row["seed"], row["optimizer"], (row.get("rounds"), row.get("exchange"))) for row in results["rows"]
     ] == list(itertools.product(seeds, settings["recipes"], kinds))
@@ -173,6 +174,36 @@ def check_exchange(results, settings, seeds):
         assert row["history"][-1]["floats_communicated"] == sent
         extra = len(names) * row["rounds"] if row["exchange"] else 0
         assert row["history"][-1]["gradient_evaluations"] == len(names) * budget + extra
+
+
+WAYS = (
+    "joint",
+    "one merge",
+    "corrected at the start",
+    "corrected along the path",
+    "one merge after an exchange",
+    "rounds",
+    "rounds with an exchange",
+)
+
+
+def check_corrected(results, settings, seeds):
+    """Every way to the merge at every rate; two steps with an exchange are joint descent, up to rounding."""
+    names = results["tasks"]
+    keys = [(row["seed"], row["learning_rate"], row["training"]) for row in results["rows"]]
+    assert keys == list(itertools.product(seeds, settings["rates"], WAYS))
+    assert results["steps"] == settings["recipe"]["epochs"]
+    for seed in seeds:
+        check_shares(results["start"][str(seed)], names)
+    for row in results["rows"]:
+        check_shares(row["test"], names)
+        assert row["train_loss"] > 0
+        if row["training"] == "joint":
+            assert row["distance_to_joint"] == 0
+        elif row["training"] == "rounds with an exchange":
+            assert row["distance_to_joint"] < 2e-3
+        else:
+            assert row["distance_to_joint"] > 0
 
 
 # --- 05_first_epoch --------------------------------------------------------------------------------------

@@ -62,10 +62,10 @@ RATES: Mapping[str, TaskChoice] = {  # the rates of descent, by what specialists
 class Exchange(Study):
     """What one exchanged gradient a round buys on encoders, merged by the mean with coefficient 1.
 
-    For every optimiser a budget of epochs is spent in one round and in rounds of one epoch, without and with
-    an exchange, and on joint training; each with its gradients and with the numbers that it sends. A row that
-    is finished is kept beside the runs and read again. Corrected merges are left to the small networks:
-    their term belongs to full-batch descent, and to no optimiser.
+    For every optimiser a budget of epochs is spent in one round, in two and in more, without and with an
+    exchange, and on joint training; each with its gradients and with the numbers that it sends. (A round with
+    an exchange sends as much as two without.) A row that is finished is kept beside the runs and read again.
+    Corrected merges belong to full-batch descent, see `corrected`.
 
     Attributes:
         description: what it measures.
@@ -73,6 +73,7 @@ class Exchange(Study):
         tasks: which tasks, and how models are judged.
         recipes: of finetuning, by the name of the optimiser, but for epochs and seed.
         budget: epochs on every task.
+        splits: into how many rounds it is split.
     """
 
     description: str
@@ -80,6 +81,7 @@ class Exchange(Study):
     tasks: SuiteSettings = IMAGES_OF_FOUR
     recipes: Mapping[str, Settings] = field(default_factory=lambda: RECIPES)
     budget: int = 4
+    splits: tuple[int, ...] = (1, 2, 4)
 
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """All seeds, one after the other."""
@@ -103,7 +105,7 @@ class Exchange(Study):
                 about = {"backbone": self.backbone, **suite.about, "recipe": asdict(own)}
                 joint = suite.kept(f"exchange_{name}_joint", partial(_joint, suite, own), about=about)
                 rows.append({"seed": seed, "optimizer": name, "training": "joint", **joint})
-                for rounds in sorted({1, self.budget}):
+                for rounds in self.splits:
                     for exchange in (False, True):
                         found = suite.kept(
                             f"exchange_{name}_{rounds}_{exchange}",
@@ -115,6 +117,7 @@ class Exchange(Study):
                         say(f"{self.backbone}, seed {seed}, {name}: {rounds} rounds, exchange {exchange}")
         return {
             "budget": self.budget,
+            "splits": list(self.splits),
             "seeds": list(self.seeds),
             "start": start,
             "rows": rows,

@@ -10,7 +10,7 @@ from taskvec_mini.benchmarks.encoders.minilm import first_layers, redrawn_layers
 from taskvec_mini.benchmarks.studies.ablations import Probes, Search, Spread
 from taskvec_mini.benchmarks.studies.base import RECIPE, TEXT_EPOCHS, TEXT_RECIPE, TEXTS, Several, Study
 from taskvec_mini.benchmarks.studies.clip.study import Clip
-from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES
+from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES, DESCENT_TEXTS, TEXT_DESCENT, Corrected
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
@@ -189,16 +189,28 @@ STUDIES: dict[str, Study] = {
         DESCENT_RATES,
         seeds=(0,),
     ),
+    "10_descent_images": Corrected(
+        "full-batch descent on four tasks of images: one merge, corrected, rounds (chapter 10)",
+        rates=(1e-4, 3e-4, 1e-3),
+    ),
+    "10_descent_texts": Corrected(
+        "the same on four tasks of texts with MiniLM (chapter 10)",
+        backbone="minilm",
+        tasks=DESCENT_TEXTS,
+        recipe=TEXT_DESCENT,
+        rates=(1e-3, 3e-3, 0.01),
+    ),
     "10_exchange_images": Exchange(
         "rounds whose tasks exchange a gradient, on four tasks of images: three optimisers (chapter 10)",
         recipes=EXCHANGE_RECIPES,
     ),
     "10_exchange_texts": Exchange(
-        "the same on four tasks of texts with MiniLM: two optimisers (chapter 10)",
+        "the same on four tasks of texts with MiniLM (chapter 10)",
         backbone="minilm",
         tasks=replace(TEXTS_OF_FOUR, limit=300),  # every row trains on them anew
         recipes=TEXT_RECIPES,
         budget=2,
+        splits=(1, 2),
     ),
     "spread": Spread(),
     "clip": Clip(),

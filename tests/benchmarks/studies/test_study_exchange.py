@@ -27,7 +27,7 @@ def rows_of(results, **where):
 
 
 def test_the_study_of_exchanges(small, tmp_path, monkeypatch):
-    study = Exchange("small", tasks=FEW_IMAGES, recipes={"gd": GD, "adamw": ADAMW}, budget=2)
+    study = Exchange("small", tasks=FEW_IMAGES, recipes={"gd": GD, "adamw": ADAMW}, budget=2, splits=(1, 2))
     results = run(study)
     check_record(tmp_path, results, study)
     study_checks.check_exchange(results, study.settings, (0, 1))
@@ -49,7 +49,7 @@ def test_the_study_of_exchanges(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study_exchange, "alternate_tasks", never)
     monkeypatch.setattr(study_exchange, "finetune_jointly", never)
-    again = Exchange("small", tasks=FEW_IMAGES, recipes={"gd": GD, "adamw": ADAMW}, budget=2)
+    again = Exchange("small", tasks=FEW_IMAGES, recipes={"gd": GD, "adamw": ADAMW}, budget=2, splits=(1, 2))
     assert run(again) == results
 
 

@@ -25,6 +25,15 @@ def test_a_record_says_which_study_on_which_data_it_is(path):
     record = records.read(path)
     assert re.fullmatch(rf"python -m taskvec_mini\.benchmarks record {path.stem}( .*)?", record["command"])
     assert record["seeds"] == list(STUDIES[path.stem].seeds)
+    if path.stem.startswith("10_descent"):
+        study_checks.check_corrected(results, settings, seeds)
+        return
+    if path.stem.endswith("_descent"):
+        study_checks.check_first_epoch(results, settings, seeds)
+        return
+    if path.stem.startswith("07_minilm"):
+        study_checks.check_rounds(results, settings, seeds)
+        return
     if path.stem.startswith("10_exchange"):
         files = files_of_the_exchange(path.stem)
     elif "efficientnet" in path.stem:
@@ -70,9 +79,18 @@ def test_a_record_is_consistent_in_itself(path):
     if path.stem == "06_search":
         study_checks.check_search(results, {**settings, "grids": base.SCALING_COEFS}, CORE)
         return
-    if path.stem == "10_exchange_rates":
+    if path.stem.endswith("_rates"):
         for name, found in results["studies"].items():
             study_checks.check_task_choice(found, settings[name], [row["task"] for row in found["rows"]])
+        return
+    if path.stem.startswith("10_descent"):
+        study_checks.check_corrected(results, settings, seeds)
+        return
+    if path.stem.endswith("_descent"):
+        study_checks.check_first_epoch(results, settings, seeds)
+        return
+    if path.stem.startswith("07_minilm"):
+        study_checks.check_rounds(results, settings, seeds)
         return
     if path.stem.startswith("10_exchange"):
         study_checks.check_exchange(results, settings, seeds)
