@@ -27,7 +27,14 @@ FROZEN = replace(RECIPE, centre="frozen")  # a batch of its own centre has no fu
 IMAGES_OF_FOUR = replace(IMAGES, tasks=IMAGES.tasks[:4], share=1.0, limit=1000)
 FEW_CLASSES = tuple(name for name in TEXT_TASKS if name != "banking77")  # 500 texts do not hold its 77
 TEXTS_OF_FOUR = replace(TEXT_SUITE, tasks=FEW_CLASSES[:4], limit=500, test=200)
-SGD_RATES = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)  # tried by `10_exchange_rates`, for momentum at a tenth
+SGD_RATES = (
+    3e-4,
+    1e-3,
+    3e-3,
+    0.01,
+    0.03,
+    0.1,
+)  # tried by `10_exchange_rates`; for momentum on images a tenth
 RECIPES: Mapping[str, Settings] = {  # the rates of SGD are the best of that record
     "sgd": replace(FROZEN, optimizer="sgd", learning_rate=1e-3),
     "momentum": replace(FROZEN, optimizer="sgd", momentum=0.9, learning_rate=3e-4),
@@ -35,6 +42,7 @@ RECIPES: Mapping[str, Settings] = {  # the rates of SGD are the best of that rec
 }
 TEXT_RECIPES: Mapping[str, Settings] = {
     "sgd": replace(TEXT_EPOCH, optimizer="sgd", learning_rate=0.03),
+    "momentum": replace(TEXT_EPOCH, optimizer="sgd", momentum=0.9, learning_rate=0.01),
     "adamw": TEXT_EPOCH,
 }
 RATES: Mapping[str, TaskChoice] = {  # the rates of descent, by what specialists reach after one epoch

@@ -56,16 +56,18 @@ def test_the_study_of_exchanges(small, tmp_path, monkeypatch):
 def test_the_registered_ones_ask_for_what_chapter_ten_says():
     texts, images = STUDIES["10_exchange_texts"], STUDIES["10_exchange_images"]
     assert (texts.backbone, len(texts.tasks.tasks), texts.tasks.suite) == ("minilm", 4, "text")
-    assert set(images.recipes) == {"sgd", "momentum", "adamw"}
-    assert images.recipes["momentum"].momentum == 0.9
+    assert set(images.recipes) == set(texts.recipes) == {"sgd", "momentum", "adamw"}
+    assert images.recipes["momentum"].momentum == texts.recipes["momentum"].momentum == 0.9
     assert texts.seeds == images.seeds == (0, 1, 2)
 
 
 def test_the_rates_of_sgd_are_those_that_the_search_found_best():
-    found = records.read(ROOT / "book" / "recorded" / "10_exchange_rates.json")["results"]["studies"]
+    folder = ROOT / "book" / "recorded"
+    found = records.read(folder / "10_exchange_rates.json")["results"]["studies"]
+    found |= records.read(folder / "10_descent_rates.json")["results"]["studies"]
     texts, images = STUDIES["10_exchange_texts"], STUDIES["10_exchange_images"]
     chosen = {"images, sgd": images.recipes["sgd"], "images, momentum": images.recipes["momentum"]}
-    chosen["texts, sgd"] = texts.recipes["sgd"]
+    chosen |= {f"texts, {name}": texts.recipes[name] for name in ("sgd", "momentum")}
     for name, recipe in chosen.items():
         rows = found[name]["rows"]
         means = {rate: sum(row["individual"][rate] for row in rows) for rate in rows[0]["individual"]}
