@@ -34,7 +34,7 @@ SGD_RATES = (
     0.01,
     0.03,
     0.1,
-)  # tried by `10_exchange_rates`; for momentum on images a tenth
+)  # in `10_exchange_rates`; for momentum on images a tenth
 RECIPES: Mapping[str, Settings] = {  # the rates of SGD are the best of that record
     "sgd": replace(FROZEN, optimizer="sgd", learning_rate=1e-3),
     "momentum": replace(FROZEN, optimizer="sgd", momentum=0.9, learning_rate=3e-4),
