@@ -44,8 +44,9 @@ def suites_of(study):
     """The tasks of a study, of the specialists that it reads, or of all studies in it."""
     if isinstance(study, Several):
         return [chosen for each in study.studies.values() for chosen in suites_of(each)]
-    whole = getattr(study, "specialists", study)
-    return [getattr(whole, "tasks", base.IMAGES)]
+    if isinstance(study, Pairs | Paths | Forgotten | Readings):
+        return suites_of(study.specialists)
+    return [getattr(study, "tasks", base.IMAGES)]
 
 
 def files_of(chosen):
