@@ -106,7 +106,22 @@ def local_bounds(
     point = point_at(flat_loss(model, inputs, targets, loss=loss, outputs=outputs), centre_of(model, theta))
     moves = moves_in(point, layer_radii(radius, point.depth))
     activations = _activation_blocks(point, moves)
-    per_example, averaged = (torch.minimum(blocks, activations) for blocks in _example_blocks(point, moves))
+    # First the squares, of the loss and of each activation that bends, then the signals. `found` is
+    # (2, 2, L, L): per example and averaged, each of them for H and for −H.
+    last = point.depth - 1
+    total = _square(point, moves, m=last, factor=point.curvature, move=moves.curvature)
+    nothing = torch.zeros_like(total)  # a loss that is convex in the outputs adds nothing to −H
+    found = torch.stack([total, nothing], dim=1)
+    for m in range(last):
+        force = point.bends[m] * point.pulls[m]
+        signs = [
+            _square(point, moves, m=m, factor=part.clamp_min(0), move=moves.bends[m])
+            for part in (force, -force)
+        ]
+        found = found + torch.stack(signs, dim=1)
+    found = found + _signals(point, moves)[:, None]
+    per_example = torch.minimum(found[0], activations)
+    averaged = torch.minimum(found[1], activations)
     length, distance = float(point.gradient.norm()), math.hypot(*moves.radii)
     return LocalBounds(
         radius=tuple(moves.radii),
@@ -127,12 +142,12 @@ def largest_eigenvalue(matrices: Tensor) -> float:
     return max(0.0, float(torch.linalg.eigvalsh(matrices).max()))
 
 
-# The matrices K. Each function returns two of them, (2, L, L): the first bounds the Hessian from above, the
-# second minus the Hessian, that is the negative curvature.
-
-
 def _activation_blocks(point: Point, moves: Moves) -> Tensor:
-    """From the norms of the weights, and each example's activations, residual and loss curvature."""
+    """K from the norms of the weights, and each example's activations, residual and loss curvature.
+
+    Two matrices, (2, L, L): the first bounds the Hessian from above, the second minus the Hessian, that is
+    the negative curvature.
+    """
     norms = [norm + radius for norm, radius in zip(point.norms, moves.radii, strict=True)]
     lengths = [size + move for size, move in zip(point.lengths, moves.inputs, strict=True)]
     residual = (point.residual.norm(dim=1) + moves.residual).clamp(max=point.loss.residual)
@@ -155,23 +170,6 @@ def _activation_blocks(point: Point, moves: Moves) -> Tensor:
         loss = curvature * reach(last, layer) * reach(last, i) * both
         blocks[:, layer, i] = blocks[:, i, layer] = torch.stack([(size + loss).mean(), size.mean()])
     return blocks
-
-
-def _example_blocks(point: Point, moves: Moves) -> tuple[Tensor, Tensor]:
-    """From each example's Jacobians and signals; and with the directions of the examples as well."""
-    last = point.depth - 1
-    total = _square(point, moves, m=last, factor=point.curvature, move=moves.curvature)
-    nothing = torch.zeros_like(total)
-    found = torch.stack([total, nothing], dim=1)
-    for m in range(last):
-        force = point.bends[m] * point.pulls[m]
-        signs = [
-            _square(point, moves, m=m, factor=part.clamp_min(0), move=moves.bends[m])
-            for part in (force, -force)
-        ]
-        found = found + torch.stack(signs, dim=1)
-    found = found + _signals(point, moves)[:, None]
-    return found[0], found[1]
 
 
 def _square(point: Point, moves: Moves, *, m: int, factor: Tensor, move: Tensor) -> Tensor:
