@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines, Reference
+from taskvec_mini.explore.charts import Bars, Chart, Charts, Frame, Lines
 from taskvec_mini.explore.picture import FILLS, LEGEND_COLUMNS
 from taskvec_mini.explore.ranges import Range
 from taskvec_mini.explore.rows import Panels
@@ -74,7 +74,19 @@ def specification(
             .properties(name=f"ghost_{look}_{number}")
             for look in GHOSTS
         ]
-        references = [mark for line in chart.references for mark in _reference(line, beside=bars)]
+        references = []
+        for line in chart.references:
+            base: Any = _rule(x=line.at) if line.y is None else _rule(y=line.at)
+            references.append(base.mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=1.5, aria=False))
+            if line.y is None:
+                word = base.mark_text(align="left", baseline="top", dx=4, dy=2, aria=False)
+                word = word.encode(y=alt.value(0))
+            elif bars:  # beside the chart, where bars would hide it
+                word = base.mark_text(align="left", dx=4, aria=False).encode(x=alt.value("width"))
+            else:  # on the line, at its right end
+                word = base.mark_text(align="right", baseline="bottom", dy=-2, aria=False)
+                word = word.encode(x=alt.value("width"))
+            references.append(word.encode(text=alt.value(line.label)))
         # all rows as one CSV text: a third of the bytes of a list of objects, and columns by plain names
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -222,18 +234,3 @@ def _rule(**at: float) -> alt.Chart:
     """A mark of its own, once and not once a row: it has data of its own, one empty row."""
     chart = alt.Chart(alt.InlineData(values=[{}]))
     return chart.encode(**{axis: alt.datum(value) for axis, value in at.items()})
-
-
-def _reference(line: Reference, *, beside: bool) -> list[Any]:
-    """A line and its word: on the line at its right end, or beside the chart where bars would hide it."""
-    base = _rule(x=line.at) if line.y is None else _rule(y=line.at)
-    rule = base.mark_rule(color=GREY, strokeDash=[4, 3], strokeWidth=1.5, aria=False)
-    if line.y is None:
-        word = base.mark_text(align="left", baseline="top", dx=4, dy=2, aria=False).encode(y=alt.value(0))
-    elif beside:
-        word = base.mark_text(align="left", dx=4, aria=False).encode(x=alt.value("width"))
-    else:
-        word = base.mark_text(align="right", baseline="bottom", dy=-2, aria=False).encode(
-            x=alt.value("width")
-        )
-    return [rule, word.encode(text=alt.value(line.label))]
