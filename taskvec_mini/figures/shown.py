@@ -36,7 +36,10 @@ class BookFigure(Figure):
         light = len(svg.encode()) < LARGEST_SVG
         size = {"width": round(PIXELS_PER_INCH * self.get_figwidth())}
         data: dict[str, Any] = {"text/plain": repr(self)}
-        data["image/png"] = _png(self, dpi=PIXELS_PER_INCH if light else 2 * PIXELS_PER_INCH)
+        png = io.BytesIO()
+        dpi = PIXELS_PER_INCH if light else 2 * PIXELS_PER_INCH
+        self.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+        data["image/png"] = base64.b64encode(png.getvalue()).decode()
         if light:
             data["image/svg+xml"] = svg
         panels = _row_of_panels(self)
@@ -50,17 +53,8 @@ class BookFigure(Figure):
 
 def show_book_figures(display_formatter: Any) -> None:
     """Let IPython take a `BookFigure`'s own PNG, not the one that the backend makes of any figure."""
-    display_formatter.formatters["image/png"].for_type(BookFigure, _left_to_the_figure)
-
-
-def _left_to_the_figure(figure: BookFigure) -> None:
-    """None: no PNG from here."""
-
-
-def _png(figure: Figure, *, dpi: int) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    return base64.b64encode(file.getvalue()).decode()
+    # None says that no PNG comes from here
+    display_formatter.formatters["image/png"].for_type(BookFigure, lambda figure: None)
 
 
 def _svg(figure: Figure) -> str:
@@ -87,7 +81,8 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
     unnamed = [axes for axes in hidden if not axes.get_ylabel()]
     words = [words for axes in panels for words in (axes.title, axes.xaxis.label, axes.yaxis.label)]
     written = [(text, text.get_text(), text.get_position()) for text in words]
-    legends = [legend for owner in (figure, *panels) for legend in _legends(owner)]
+    legends_of_panels = [axes.get_legend() for axes in panels]
+    legends = [*figure.legends, *(legend for legend in legends_of_panels if legend is not None)]
     rows = sum(len(legend.get_texts()) for legend in legends if legend.axes is None)
     height = size_up  # of each panel; a long list of rows keeps its own
     if size_up < 4.5:
@@ -155,13 +150,6 @@ def _within(figure: Figure, panels: list[Axes]) -> None:
 
 def _across(axes: Axes) -> tuple[Text, Text]:
     return axes.title, axes.xaxis.label
-
-
-def _legends(owner: Any) -> list[Legend]:
-    if isinstance(owner, Axes):
-        legend = owner.get_legend()
-        return [legend] if legend is not None else []
-    return list(owner.legends)
 
 
 def fit_columns(legend: Legend, most: int) -> int:
