@@ -67,7 +67,17 @@ def named_values(words: Iterable[str], known: Mapping[str, Any], *, what: str) -
         if not known:
             raise UserError(f"{what} has no options, got {text!r}; leave --option out")
         default = _checks.named_choice(f"option of {what}", name, known)
-        chosen[name] = _value(value, default, text=text)
+        if isinstance(default, str):
+            chosen[name] = value
+            continue
+        try:
+            number = ast.literal_eval(value.capitalize() if isinstance(default, bool) else value)
+        except (ValueError, SyntaxError):
+            number = None
+        if isinstance(number, bool) != isinstance(default, bool) or not isinstance(number, int | float):
+            wanted = "true or false" if isinstance(default, bool) else "a number"
+            raise UserError(f"--option {text}: the value must be {wanted}, such as {str(default).lower()}")
+        chosen[name] = number
     return chosen
 
 
@@ -207,17 +217,3 @@ def option_of(name: str) -> str:
         '--scaling-coef'
     """
     return f"--{name.replace('_', '-')}"
-
-
-def _value(word: str, default: object, *, text: str) -> Any:
-    """A word of `--option` as a value of the default's kind."""
-    if isinstance(default, str):
-        return word
-    try:
-        value = ast.literal_eval(word.capitalize() if isinstance(default, bool) else word)
-    except (ValueError, SyntaxError):
-        value = None
-    if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, int | float):
-        wanted = "true or false" if isinstance(default, bool) else "a number"
-        raise UserError(f"--option {text}: the value must be {wanted}, such as {str(default).lower()}")
-    return value

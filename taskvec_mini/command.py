@@ -253,31 +253,26 @@ def diff(request: DiffRequest) -> merging.Differences:
             layers[layer]["cosine"] = sum(float(apart[a, b]) for a, b in pairs) / len(pairs)
     print(scores.table(layers, index="layer"))
     if request.figure is not None:
-        _draw(found, request.figure)
+        # a panel with the norm of each vector by layer, and one with the cosine of each pair
+        from taskvec_mini import figures  # matplotlib is slow to load
+
+        figures.use_book_style()
+        panels = {
+            "norm of the task vector": {
+                model: [[float(found.norms(layer)[number])] for layer in layers]
+                for number, model in enumerate(found.models)
+            }
+        }
+        if pairs:
+            panels["cosine"] = {}
+            for a, b in pairs:
+                name = f"{found.models[a]} · {found.models[b]}"
+                panels["cosine"][name] = [[float(found.cosines(layer)[a, b])] for layer in layers]
+        figure = figures.draw_bands(range(len(layers)), panels, xlabel="layer, by its number in the table")
+        with _files.replacing(request.figure) as place:
+            figure.savefig(place)
         print(f"\nfigure: {request.figure}")
     return found
-
-
-def _draw(found: merging.Differences, path: Path) -> None:
-    """A panel with the norm of each vector by layer, and one with the cosine of each pair."""
-    from taskvec_mini import figures  # matplotlib is slow to load
-
-    figures.use_book_style()
-    layers = list(found.entries)
-    norms = {
-        model: [[float(found.norms(layer)[place])] for layer in layers]
-        for place, model in enumerate(found.models)
-    }
-    panels = {"norm of the task vector": norms}
-    cosines = {
-        f"{found.models[a]} · {found.models[b]}": [[float(found.cosines(layer)[a, b])] for layer in layers]
-        for a, b in combinations(range(len(found.models)), 2)
-    }
-    if cosines:
-        panels["cosine"] = cosines
-    figure = figures.draw_bands(range(len(layers)), panels, xlabel="layer, by its number in the table")
-    with _files.replacing(path) as place:
-        figure.savefig(place)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
