@@ -30,7 +30,7 @@ from taskvec_mini.benchmarks.data import (
 )
 from taskvec_mini.benchmarks.encoders import Encoder, state_of, tokenizer_of
 from taskvec_mini.benchmarks.evaluation import accuracies, climb, forget_prepared_images, sweep
-from taskvec_mini.benchmarks.heads import Head, prototype_head
+from taskvec_mini.benchmarks.heads import Head, prototype_head, sentence_tower, zero_shot_head
 from taskvec_mini.benchmarks.training import Experiment, Run, Settings, Speed, finetune, finetune_jointly
 from taskvec_mini.vectors import TaskVector
 
@@ -149,6 +149,7 @@ class SuiteSettings:
         validation: examples a task to tune scaling coefficients on.
         test: examples a task to judge by, at most.
         shots: training examples a class from which the heads are made; None for all.
+        heads: "prototypes", made from those; or "zero-shot", made of sentences, from no example.
         recentre: training inputs by which the heads' centres are moved when a model is judged; 0 for none.
         precision: of products in finetuning, as in `Speed`.
         judged_in: the same for judging, where no gradient is rounded: bfloat16 takes a third of the time.
@@ -163,6 +164,7 @@ class SuiteSettings:
     validation: int = 200
     test: int = 800
     shots: int | None = 5
+    heads: str = "prototypes"
     recentre: int = 100
     precision: str = "float32"
     judged_in: str = "float32"
@@ -334,13 +336,13 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
     return Suite(
         backbone=backbone,
         tasks=tasks,
-        heads={name: prototype_head(backbone, task, shots=chosen.shots) for name, task in tasks.items()},
+        heads=make_heads(backbone, tasks, chosen),
         seed=seed,
         experiment=Experiment(RUNS / "-".join(filter(None, (backbone.name, chosen.runs)))).with_seed(seed),
         about={
             **amount,
             f"validation_{unit}": chosen.validation,
-            "shots": chosen.shots,
+            **({"shots": chosen.shots} if chosen.heads == "prototypes" else {"heads": chosen.heads}),
             "recentre": chosen.recentre,
             f"test_{unit}": chosen.test,
             **{
@@ -356,6 +358,14 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
         precision=chosen.precision,
         judged_in=chosen.judged_in,
     )
+
+
+def make_heads(backbone: Encoder, tasks: Mapping[str, Task], chosen: SuiteSettings) -> dict[str, Head]:
+    """The frozen heads of some tasks, all of one kind."""
+    if chosen.heads == "prototypes":
+        return {name: prototype_head(backbone, task, shots=chosen.shots) for name, task in tasks.items()}
+    tower = sentence_tower(backbone.name)  # once for all tasks: it takes ten seconds
+    return {name: zero_shot_head(tower, task) for name, task in tasks.items()}
 
 
 def study_tasks(

@@ -45,6 +45,31 @@ EFFICIENTNET = GoodStart(
     options={"kernels": "matrix"},
 )
 TEXT_ROUNDS = replace(TEXTS_OF_FOUR, test=400, runs="rounds")
+IN_WORDS = (
+    "rsscn7",
+    "dtd10",
+    "cars",
+    "scenes15",
+    "cifar10",
+    "fashion_mnist",
+)  # no signs, no digits
+SENTENCES = GoodStart(
+    "heads made of sentences: six tasks on images, finetuned and merged under them (chapter 8)",
+    backbone="efficientnet-lite0",
+    tasks=replace(
+        IMAGE_SUITE,
+        tasks=IN_WORDS,
+        limit=1000,
+        validation=120,
+        recentre=0,
+        heads="zero-shot",
+        runs="sentences",
+    ),
+    recipe=replace(IMAGE_EPOCH, learning_rate=IMAGE_RATE, epochs=4, centre="frozen"),
+    ages=(1, 4),
+    rules=("mean", "ties", "tsv", "iso_c"),
+    options=EFFICIENTNET.options,
+)
 ONE_PASS = replace(MINILM, ages=(PARTS,), rules=("mean", "iso_c"), jointly=False)
 WEAKER: dict[str, GoodStart] = {  # by what is left of the pretraining
     "3 of 6 layers": replace(ONE_PASS, change=partial(first_layers, layers=3)),
@@ -178,6 +203,7 @@ STUDIES: dict[str, Study] = {
         splits=(1, 2, 4),
         rule="tsv",
     ),
+    "08_sentences": SENTENCES,
     "10_exchange_rates": Several(
         "learning rates of SGD for rounds with an exchange, by what specialists reach (chapter 10)",
         RATES,

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from small_studies import CORE, IMAGES, RECIPE, load_small, load_tiny, make_small
-from taskvec_mini.benchmarks.encoders import state_of
+from taskvec_mini.benchmarks.encoders import load_backbone, state_of
 from taskvec_mini.benchmarks.evaluation import accuracies
+from taskvec_mini.benchmarks.heads import fit_sentence_tower
+from taskvec_mini.benchmarks.heads.templates import templates_for, words_for
 from taskvec_mini.benchmarks.studies import STUDIES, base, good_start
 from taskvec_mini.benchmarks.studies.subsets import some_subsets
 
@@ -118,3 +120,34 @@ def test_encoders_may_lie_in_the_folder_that_is_asked_for(monkeypatch, tmp_path,
         monkeypatch.setattr(module, "load_backbone", load_backbone, raising=False)
     with pytest.raises(FoundError):
         study.run(base.StudyRequest(data=tmp_path))
+
+
+def test_studies_that_train_otherwise_keep_their_runs_apart(tmp_path):
+    chosen = dataclasses.replace(IMAGES, tasks=("cars",))
+    places = {
+        word: base.make_suite(
+            load_small("pocket"), dataclasses.replace(chosen, runs=word), folder=None, seed=1
+        ).experiment
+        for word in ("", "rounds")
+    }
+    assert places[""].run("cars").path == tmp_path / "pocket" / "seed1" / "cars"
+    assert places["rounds"].run("cars").path == tmp_path / "pocket-rounds" / "seed1" / "cars"
+
+
+def test_heads_made_of_sentences_see_no_training_image(monkeypatch):
+    backbone = load_small("pocket")
+    texts = load_backbone("random-pocket-text")
+    features = backbone.model(torch.zeros(1, 3, 32, 32)).shape[1]
+    tower = fit_sentence_tower(texts, ["a cat", "a dog", "a car"], torch.eye(3, features))
+    asked = []
+    monkeypatch.setattr(base, "sentence_tower", lambda name: asked.append(name) or tower)
+    chosen = dataclasses.replace(IMAGES, tasks=("cars", "rsscn7"), heads="zero-shot", recentre=0)
+    suites = [base.make_suite(backbone, chosen, folder=None, seed=seed) for seed in (0, 1)]
+    assert asked == ["pocket", "pocket"], "one tower for all tasks"
+    for name, head in suites[0].heads.items():
+        assert torch.equal(head.prototypes, suites[1].heads[name].prototypes)
+        words = words_for(suites[0].tasks[name])
+        wanted = tower.directions(words, templates=templates_for(suites[0].tasks[name]))
+        torch.testing.assert_close(head.prototypes, wanted)
+    assert suites[0].about["heads"] == "zero-shot"
+    assert "shots" not in suites[0].about
