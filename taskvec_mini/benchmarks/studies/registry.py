@@ -220,7 +220,7 @@ STUDIES: dict[str, Study] = {
         rates=(1e-4, 3e-4, 1e-3),
     ),
     "10_descent_texts": Corrected(
-        "the same on four tasks of texts with MiniLM (chapter 10)",
+        "full-batch descent on four tasks of texts with MiniLM (chapter 10)",
         backbone="minilm",
         tasks=DESCENT_TEXTS,
         recipe=TEXT_DESCENT,

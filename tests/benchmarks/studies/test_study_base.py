@@ -137,8 +137,7 @@ def test_studies_that_train_otherwise_keep_their_runs_apart(tmp_path):
 def test_heads_made_of_sentences_see_no_training_image(monkeypatch):
     backbone = load_small("pocket")
     texts = load_backbone("random-pocket-text")
-    features = backbone.model(torch.zeros(1, 3, 32, 32)).shape[1]
-    tower = fit_sentence_tower(texts, ["a cat", "a dog", "a car"], torch.eye(3, features))
+    tower = fit_sentence_tower(texts, ["a cat", "a dog", "a car"], torch.eye(3, backbone.features))
     asked = []
     monkeypatch.setattr(base, "sentence_tower", lambda name: asked.append(name) or tower)
     chosen = dataclasses.replace(IMAGES, tasks=("cars", "rsscn7"), heads="zero-shot", recentre=0)
