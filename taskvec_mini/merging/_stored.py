@@ -166,24 +166,30 @@ def stored_layout(
     names = [{name: name for name in wanted}]
     for model in models[1:]:
         if model.adapter is not None:
-            names.append(
-                _changed_names(
-                    model,
-                    model.adapter,
-                    start=start,
-                    carried=carried,
-                    twins=twins,
-                    exclude=exclude,
-                    notes=notes,
-                )
+            own = _changed_names(
+                model,
+                model.adapter,
+                start=start,
+                carried=carried,
+                twins=twins,
+                exclude=exclude,
+                notes=notes,
             )
-            continue
-        own = _own_names(start.parts, model.parts, path=model.path, notes=notes)
-        _leave_out(model, own, start=start, carried=carried, exclude=exclude, notes=notes)
-        _find_twins(model, own, wanted=wanted, twins=twins, path=start.path, notes=notes)
-        for name in wanted:
-            _check_part(name, start.parts[name], model.parts[own[name]], path=model.path, mixed=mixed_dtypes)
-        names.append({name: own[name] for name in wanted})
+        else:
+            own = _matched_names(
+                model,
+                wanted,
+                start=start,
+                carried=carried,
+                twins=twins,
+                exclude=exclude,
+                notes=notes,
+            )
+            for name in wanted:
+                _check_part(
+                    name, start.parts[name], model.parts[own[name]], path=model.path, mixed=mixed_dtypes
+                )
+        names.append(own)
     if all(model.adapter is not None for model in models[1:]):  # then ranks are those of what they change
         changed = {name for each in names[1:] for name in each}
         carried |= {name: "no adapter changes it" for name in wanted if twins.get(name, name) not in changed}
@@ -333,21 +339,16 @@ def _changed_names(
     own = {name: known for name, known in own.items() if name not in carried}
     if not own:
         raise UserError(f"exclude leaves nothing of the adapter {model.path}; leave the adapter away instead")
-    for names in _groups(twins):
+    groups: dict[str, list[str]] = {}  # the names that stand for one tensor, the first one in front
+    for name, first in twins.items():
+        groups.setdefault(first, [first]).append(name)
+    for names in groups.values():
         if len(start.parts[names[0]].shape) > 1:
             check_ties(adapter, [names], own=own)
         elif any(name in own for name in names):  # vectors that were equal by chance
             for name in names[1:]:
                 del twins[name]
     return {twins.get(name, name): known for name, known in own.items()}
-
-
-def _groups(twins: Mapping[str, str]) -> list[list[str]]:
-    """The names that stand for one tensor, the first one in front."""
-    groups: dict[str, list[str]] = {}
-    for name, first in twins.items():
-        groups.setdefault(first, [first]).append(name)
-    return list(groups.values())
 
 
 def _common_prefix(short: Mapping[str, object], long: Mapping[str, object]) -> tuple[str, int]:
@@ -360,45 +361,60 @@ def _common_prefix(short: Mapping[str, object], long: Mapping[str, object]) -> t
     return counts.most_common(1)[0] if counts else ("", 0)
 
 
-def _leave_out(
+def _matched_names(
     model: ModelFiles,
-    own: dict[str, str],
+    wanted: Sequence[str],
     *,
     start: ModelFiles,
     carried: Mapping[str, str],
+    twins: dict[str, str],
     exclude: Sequence[str],
     notes: list[str],
-) -> None:
-    """Take away what only a finetuned model has: excluded tensors, integers, copies of tied weights.
+) -> dict[str, str]:
+    """From the tensors that are merged to those of a finetuned model, as it calls them.
 
-    Any other such tensor is an error.
+    What only this model has is left away where it is excluded, an integer or a copy of a tied weight, and an
+    error otherwise. `twins` that are not tied here are dropped.
     """
+    own = _own_names(start.parts, model.parts, path=model.path, notes=notes)
+    known = {file_name: name for name, file_name in own.items()}
     extra = [name for name in own if name not in start.parts]
-    dropped = [
-        name for name in extra if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS
-    ]
+    plain = [name for name in extra if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS]
     for name in extra:
-        if name in dropped:
+        if name in plain:
             continue
         twin = _twin_of(model, own[name])
-        known = {file_name: each for each, file_name in own.items()}
-        if twin is not None and known[twin] in start.parts and known[twin] not in carried:
-            dropped.append(name)
-            notes.append(
-                f"{model.path}: {name!r} is {known[twin]!r} once more (tied weights), and is left away"
+        if twin is None or known[twin] not in start.parts or known[twin] in carried:
+            raise UserError(
+                f"keys differ: {model.path} has {name!r}, {start.path} has not; "
+                + _remedy(name, "which leaves it away")
             )
-            continue
-        raise UserError(
-            f"keys differ: {model.path} has {name!r}, {start.path} has not; "
-            + _remedy(name, "which leaves it away")
-        )
-    plain = [
-        name for name in dropped if _excluded(name, exclude) or model.parts[own[name]].kind not in FLOATS
-    ]
+        notes.append(f"{model.path}: {name!r} is {known[twin]!r} once more (tied weights), and is left away")
     if plain:
         notes.append(f"{model.path}: left away, as the pretrained model has none of it: {_listed(plain)}")
-    for name in dropped:
-        del own[name]
+    for name in wanted:  # a tied tensor may stand in the model only once
+        if name in own:
+            continue
+        others = [each for each in wanted if twins.get(each, each) == twins.get(name, name) and each in own]
+        if not others:
+            raise UserError(
+                f"keys differ: {start.path} has {name!r}, {model.path} has not; "
+                + _remedy(name, "which keeps the pretrained model's")
+            )
+        own[name] = own[others[0]]
+        notes.append(f"{model.path}: has no {name!r} of its own; it is {others[0]!r} (tied weights)")
+    with closing(Reader(model)) as reader:
+        for name, first in list(twins.items()):
+            if own[name] == own[first] or _equal(reader, own[name], own[first]):
+                continue
+            if len(model.parts[own[name]].shape) > 1:
+                raise UserError(
+                    f"{name!r} and {first!r} are one tensor in {start.path} (tied weights) and two in "
+                    f"{model.path}; untie the pretrained model as well (tie_word_embeddings=False), or "
+                    f"pass exclude=[{name!r}] (--exclude '{name}'), which keeps the pretrained model's"
+                )
+            del twins[name]  # two vectors that were equal by chance, as biases of zeros are
+    return {name: own[name] for name in wanted}
 
 
 def _is_head(name: str) -> bool:
@@ -415,40 +431,6 @@ def _remedy(name: str, result: str) -> str:
     stem = name.rpartition(".")[0]
     pattern = f"{stem}.*" if stem and "." not in stem else name
     return f"{cause}pass exclude=[{pattern!r}] (--exclude '{pattern}'), {result}"
-
-
-def _find_twins(
-    model: ModelFiles,
-    own: dict[str, str],
-    *,
-    wanted: Sequence[str],
-    twins: dict[str, str],
-    path: Any,
-    notes: list[str],
-) -> None:
-    """Complete `own` where a tied tensor stands in a model only once; drop twins that are not tied there."""
-    for name in wanted:
-        if name in own:
-            continue
-        others = [each for each in wanted if twins.get(each, each) == twins.get(name, name) and each in own]
-        if not others:
-            raise UserError(
-                f"keys differ: {path} has {name!r}, {model.path} has not; "
-                + _remedy(name, "which keeps the pretrained model's")
-            )
-        own[name] = own[others[0]]
-        notes.append(f"{model.path}: has no {name!r} of its own; it is {others[0]!r} (tied weights)")
-    with closing(Reader(model)) as reader:
-        for name, first in list(twins.items()):
-            if own[name] == own[first] or _equal(reader, own[name], own[first]):
-                continue
-            if len(model.parts[own[name]].shape) > 1:
-                raise UserError(
-                    f"{name!r} and {first!r} are one tensor in {path} (tied weights) and two in "
-                    f"{model.path}; untie the pretrained model as well (tie_word_embeddings=False), or "
-                    f"pass exclude=[{name!r}] (--exclude '{name}'), which keeps the pretrained model's"
-                )
-            del twins[name]  # two vectors that were equal by chance, as biases of zeros are
 
 
 def _check_part(name: str, first: Part, second: Part, *, path: Any, mixed: bool) -> None:

@@ -330,7 +330,16 @@ def adapter_vectors(folders: Iterable[str | os.PathLike[str]], pretrained: Model
     wide = torch.float64 if any(state[name].dtype == torch.float64 for name in names) else torch.float32
     vectors = []
     for adapter, own in zip(adapters, owned, strict=True):
-        orientations = _orientations(adapter, pretrained, shapes={own[n]: shapes[n] for n in own})
+        orientations: dict[str, bool] = {}  # which matrices are stored as (in, out), where a module tells
+        if isinstance(pretrained, nn.Module):
+            modules = dict(pretrained.named_modules())
+            orientations = {
+                name: type(modules[name.rpartition(".")[0]]).__name__ == "Conv1D"
+                for name, factors in adapter.factors.items()
+                if "lora_A" in factors
+            }
+        else:
+            check_orientations(adapter, {own[name]: shapes[name] for name in own})
         flat = _memory.empty(
             (sum(math.prod(shape) for _, shape in layout),), dtype=wide, device=state[names[0]].device
         )
@@ -551,21 +560,6 @@ def check_orientations(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) 
                 f"hold for the square {square[0]!r} either; give the module instead of its state dict, in "
                 "Python, or merge the adapter with peft itself"
             )
-
-
-def _orientations(
-    adapter: Adapter, pretrained: Model, *, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, bool]:
-    """Which matrices are stored as (in, out), where a module tells; an error where nothing does."""
-    if isinstance(pretrained, nn.Module):
-        modules = dict(pretrained.named_modules())
-        return {
-            name: type(modules[name.rpartition(".")[0]]).__name__ == "Conv1D"
-            for name, parts in adapter.factors.items()
-            if "lora_A" in parts
-        }
-    check_orientations(adapter, shapes)
-    return {}
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, *, default: float) -> float:

@@ -211,13 +211,24 @@ def merge_into(
         _by_pieces(sink, stored, names, merge=function, coef=coef, what=what, seen=seen)
         return
     for name in names:
-        if ranks(stored, rule, options) == "tensors" and stored.sizes[name] > _WHOLE:
-            function([TaskVector(torch.ones(1), [("", (1,))])])
-            merge = _ranked(stored, name, rule=rule, options=options, seen=seen)
-            _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what, seen=seen)
-        else:
+        size = stored.sizes[name]
+        if ranks(stored, rule, options) != "tensors" or size <= _WHOLE:
             _whole(sink, stored, name, merge=function, coef=coef, what=what)
-            seen(stored.sizes[name])
+            seen(size)
+            continue
+        # TIES of one tensor, or Breadcrumbs, where it is too large to be whole
+        function([TaskVector(torch.ones(1), [("", (1,))])])  # checks the options, as above
+        given = {**rule.options, **options}
+        if rule.function is ties:
+            counts = [kept_entries(given["density"], size=size)]
+            trimmed = partial(ties, **{**options, "density": 1.0, "per_tensor": False})
+        else:  # Breadcrumbs
+            masked = [math.floor(share_of(given[share], size=size)) for share in ("smallest", "largest")]
+            counts = [size - masked[0], *([masked[1]] if masked[1] else [])]
+            trimmed = partial(breadcrumbs, smallest=0.0, largest=0.0)
+        cuts = _pieces.largest(stored, [name], counts=counts, size=_ENTRIES, seen=seen)
+        merge = _after_cuts(trimmed, cuts)
+        _by_pieces(sink, stored, [name], merge=merge, coef=coef, what=what, seen=seen)
 
 
 def ranks(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> Literal["model", "tensors", "nothing"]:
@@ -250,9 +261,20 @@ def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
         pieces = threads * 6 * _pieces.PIECE * width
         return _REST + pieces + _of_adapters(stored, threads=threads, size=_pieces.PIECE)
     if rule.name in _APART:
-        whole = [size * width * (tasks + 1) for size in stored.sizes.values()]
-        apart = [_apart(rule, shape, tasks=tasks, options=options) for shape in stored.shapes.values()]
-        most = max(first + second for first, second in zip(whole, apart, strict=True))
+        most = 0.0
+        for shape in stored.shapes.values():
+            rows, columns = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+            copies, squares = _APART[rule.name]
+            side = min(rows, columns)
+            if rule.name in _STACKED:
+                side = min(tasks * rows, columns)
+                steps = options.get("steps") is not None
+                copies += 3 * steps
+                if side < columns:
+                    copies += (2.5 if steps else 2) * tasks
+            whole = rows * columns * width * (tasks + 1)
+            apart = 8 * (copies * rows * columns + squares * side**2)
+            most = max(most, whole + apart)
         return _REST + int(most) + _of_adapters(stored, threads=1, size=max(stored.sizes.values()))
     size = 0
     if ranks(stored, rule, options) == "tensors":
@@ -260,20 +282,6 @@ def memory(stored: Stored, rule: Rule, options: Mapping[str, Any]) -> int:
     pieces = (2 * threads + 2) * (tasks + 1) + 10 * tasks
     adapters = _of_adapters(stored, threads=threads, size=max(size, _ENTRIES))
     return _REST + adapters + pieces * _ENTRIES * width + size * width * (3 * tasks + 7)
-
-
-def _apart(rule: Rule, shape: tuple[int, ...], *, tasks: int, options: Mapping[str, Any]) -> float:
-    """Bytes that a rule for matrices takes beside T tensors of one shape and their start."""
-    height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    copies, squares = _APART[rule.name]
-    side = min(height, width)
-    if rule.name in _STACKED:
-        side = min(tasks * height, width)
-        steps = options.get("steps") is not None
-        copies += 3 * steps
-        if side < width:
-            copies += (2.5 if steps else 2) * tasks
-    return 8 * (copies * height * width + squares * side**2)
 
 
 def _of_adapters(stored: Stored, *, threads: int, size: int) -> int:
@@ -399,22 +407,6 @@ def _after_cuts(rule: Merge, cuts: list[list[_pieces.Cut]]) -> Merge:
         return rule(trimmed)
 
     return merge
-
-
-def _ranked(
-    stored: Stored, name: str, *, rule: Rule, options: dict[str, Any], seen: Callable[[int], object]
-) -> Merge:
-    """TIES of one tensor, or Breadcrumbs, for pieces of a tensor that is too large to be whole."""
-    given = {**rule.options, **options}
-    size = stored.sizes[name]
-    if rule.function is ties:
-        counts = [kept_entries(given["density"], size=size)]
-        function = partial(ties, **{**options, "density": 1.0, "per_tensor": False})
-    else:
-        masked = [math.floor(share_of(given[share], size=size)) for share in ("smallest", "largest")]
-        counts = [size - masked[0], *([masked[1]] if masked[1] else [])]
-        function = partial(breadcrumbs, smallest=0.0, largest=0.0)
-    return _after_cuts(function, _pieces.largest(stored, [name], counts=counts, size=_ENTRIES, seen=seen))
 
 
 def _blame(

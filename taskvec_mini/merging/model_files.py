@@ -122,44 +122,40 @@ def find_model(path: str | os.PathLike[str], *, adapters: bool = False) -> Model
         UserError: if a file is damaged, holds more than tensors, or index and shards do not agree.
     """
     given = Path(path)
+    folder: Path | None = None
+    file = given
     if given.is_dir():
-        return _in_folder(given, adapters=adapters)
-    if given.name.endswith(".index.json"):
+        for name in _INDEXES:
+            if (given / name).is_file() and not (given / _SINGLE[0]).is_file():
+                return _sharded(given / name, path=given)
+        found = [given / name for name in _SINGLE if (given / name).is_file()][:1]
+        if not found and (given / "adapter_config.json").is_file() and adapters:
+            adapter = read_adapter(given)
+            weights = next(given / name for name in _ADAPTER if (given / name).is_file())
+            files = (weights, given / "adapter_config.json")  # without which the weights mean nothing
+            return ModelFiles(given, given, files, None, False, None, {}, adapter)
+        if not found and (given / "adapter_config.json").is_file():
+            raise InputTypeError(
+                f"{given} is an adapter, and a whole model is wanted here; make one of it and of the model "
+                f"that it was trained on: python -m taskvec_mini merge MODEL {given} --out NEW"
+            )
+        if not found:
+            found = sorted(each for each in given.iterdir() if each.suffix == ".safetensors")
+            found = found or sorted(each for each in given.iterdir() if each.suffix in _PICKLED)
+        if len(found) != 1:
+            what = f"several files of weights ({', '.join(each.name for each in found[:4])} ...) and no index"
+            raise MissingFileError(
+                f"{given} holds {what if found else 'no weights'}; give a folder that save_pretrained wrote, "
+                "or the file itself"
+            )
+        folder = given
+        file = found[0]
+    elif given.name.endswith(".index.json"):
         return _sharded(given, path=given)
-    pickled = _is_pickled(given)
-    parts, wrapper = _contents(given, pickled=pickled)
+    pickled = _is_pickled(file)
+    parts, wrapper = _contents(file, pickled=pickled)
     _refuse_adapter(given, parts)
-    return ModelFiles(given, None, (given,), None, pickled, wrapper, parts)
-
-
-def _in_folder(folder: Path, *, adapters: bool) -> ModelFiles:
-    for name in _INDEXES:
-        if (folder / name).is_file() and not (folder / _SINGLE[0]).is_file():
-            return _sharded(folder / name, path=folder)
-    found = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
-    if not found and (folder / "adapter_config.json").is_file() and adapters:
-        adapter = read_adapter(folder)
-        weights = next(folder / name for name in _ADAPTER if (folder / name).is_file())
-        files = (weights, folder / "adapter_config.json")  # without which the weights mean nothing
-        return ModelFiles(folder, folder, files, None, False, None, {}, adapter)
-    if not found and (folder / "adapter_config.json").is_file():
-        raise InputTypeError(
-            f"{folder} is an adapter, and a whole model is wanted here; make one of it and of the model that "
-            f"it was trained on: python -m taskvec_mini merge MODEL {folder} --out NEW"
-        )
-    if not found:
-        found = sorted(each for each in folder.iterdir() if each.suffix == ".safetensors")
-        found = found or sorted(each for each in folder.iterdir() if each.suffix in _PICKLED)
-    if len(found) != 1:
-        what = f"several files of weights ({', '.join(each.name for each in found[:4])} ...) and no index"
-        raise MissingFileError(
-            f"{folder} holds {what if found else 'no weights'}; give a folder that save_pretrained wrote, or "
-            "the file itself"
-        )
-    pickled = _is_pickled(found[0])
-    parts, wrapper = _contents(found[0], pickled=pickled)
-    _refuse_adapter(folder, parts)
-    return ModelFiles(folder, folder, (found[0],), None, pickled, wrapper, parts)
+    return ModelFiles(given, folder, (file,), None, pickled, wrapper, parts)
 
 
 def _sharded(index: Path, *, path: Path) -> ModelFiles:
@@ -212,7 +208,18 @@ def _contents(file: Path, *, pickled: bool) -> tuple[dict[str, Part], str | None
     """The tensors in a file, names sorted, and the key that they are under."""
     if pickled:
         state, wrapper = _mapped(file)
-        return {name: _part_of(file, name, state[name]) for name in sorted(state)}, wrapper
+        parts = {}
+        for name, tensor in sorted(state.items()):
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+                what = "quantised" if tensor.is_quantized else "without entries (on the meta device)"
+                raise InputTypeError(
+                    f"{name!r} in {file} is {what if tensor.layout == torch.strided else 'sparse'}, which "
+                    "cannot be merged; save the state dict of the plain model, with tensor.to_dense() or "
+                    "tensor.dequantize()"
+                )
+            kind = _KINDS.get(tensor.dtype, str(tensor.dtype))
+            parts[name] = Part(file, kind, tuple(tensor.shape), None)
+        return parts, wrapper
     remedy = "copy it again, or write the state dict anew with safetensors.torch.save_file"
     with _files.opened_safetensors(file, what="safetensors file", remedy=remedy):
         pass  # that the header is sound
@@ -226,16 +233,6 @@ def _contents(file: Path, *, pickled: bool) -> tuple[dict[str, Part], str | None
         )
         for name, about in sorted(header.items())
     }, None
-
-
-def _part_of(file: Path, name: str, tensor: Tensor) -> Part:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        what = "quantised" if tensor.is_quantized else "without entries (on the meta device)"
-        raise InputTypeError(
-            f"{name!r} in {file} is {what if tensor.layout == torch.strided else 'sparse'}, which cannot be "
-            "merged; save the state dict of the plain model, with tensor.to_dense() or tensor.dequantize()"
-        )
-    return Part(file, _KINDS.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), None)
 
 
 def _mapped(file: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -109,6 +109,12 @@ def merge_models(
     coef = _checks.finite_number("scaling_coef", scaling_coef)
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
+    described = {}  # the options as JSON holds them: of a generator its seed
+    for name, value in options.items():
+        if isinstance(value, torch.Generator):
+            described["seed"] = value.initial_seed()
+        else:
+            described[name] = value
     return _written(
         pretrained,
         finetuned,
@@ -121,7 +127,7 @@ def merge_models(
         exclude=exclude,
         mixed_dtypes=mixed_dtypes,
         progress=progress,
-        operation={"rule": rule, "options": _described(options), "scaling_coef": coef},
+        operation={"rule": rule, "options": described, "scaling_coef": coef},
     )
 
 
@@ -268,7 +274,10 @@ def _written(
     notes = [*stored.notes, *_other_tokenizers(stored.models)]
     expected = from_files.memory(stored, rule, options)
     if start.pickled:
-        expected += max(_shard_sizes(start, kinds).values())
+        shards = dict.fromkeys(start.files, 0)
+        for name, part in start.parts.items():
+            shards[part.file] += part.size * DTYPES[kinds[name]].itemsize
+        expected += max(shards.values())
     bar = progress_bar(
         rule.name,
         total=from_files.readings(stored, rule, options),
@@ -283,7 +292,15 @@ def _written(
             f"{sum(stored.sizes.values()):,} entries in {len(stored.shapes)} tensors, finetuned "
             f"{stored.tasks} times; {_bytes(size)} to write; memory: about {_bytes(expected)} beside Python's"
         )
-        inputs = _hashes(stored.models)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            hashes = [list(pool.map(_files.sha256, model.files)) for model in stored.models]
+        inputs = [
+            {
+                "path": str(model.path),
+                "sha256": {file.name: found for file, found in zip(model.files, each, strict=True)},
+            }
+            for model, each in zip(stored.models, hashes, strict=True)
+        ]
         with _files.replacing(target) as place:
             place.mkdir()
             rounding = _Rounding()
@@ -391,13 +408,6 @@ def _write_carried(writer: ModelWriter, stored: Stored, *, kinds: Mapping[str, s
                 writer.write(name, first, entries=torch.from_numpy(entries).to(DTYPES[kinds[name]]))
 
 
-def _shard_sizes(model: ModelFiles, kinds: Mapping[str, str]) -> dict[FilePath, int]:
-    sizes = dict.fromkeys(model.files, 0)
-    for name, part in model.parts.items():
-        sizes[part.file] += part.size * DTYPES[kinds[name]].itemsize
-    return sizes
-
-
 def _copy_rest(model: ModelFiles, place: FilePath, *, dtype: torch.dtype | None) -> None:
     """Copy what a model needs besides its weights: configuration, tokenizer, code.
 
@@ -448,29 +458,6 @@ def _tokenizer(file: FilePath) -> Any:
         return {key: value for key, value in found.items() if key not in ("padding", "truncation")}
     except (ValueError, AttributeError):  # no JSON, or no object
         return content
-
-
-def _hashes(models: Sequence[ModelFiles]) -> list[dict[str, Any]]:
-    """Path and SHA-256 of all files of weights of each model."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        hashes = [list(pool.map(_files.sha256, model.files)) for model in models]
-    return [
-        {
-            "path": str(model.path),
-            "sha256": {file.name: found for file, found in zip(model.files, each, strict=True)},
-        }
-        for model, each in zip(models, hashes, strict=True)
-    ]
-
-
-def _described(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON holds them: of a generator its seed."""
-    return {
-        ("seed" if name == "generator" else name): (
-            value.initial_seed() if isinstance(value, torch.Generator) else value
-        )
-        for name, value in options.items()
-    }
 
 
 def _bytes(count: float) -> str:
@@ -551,7 +538,13 @@ def compare_models(
     """
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     stored = stored_layout(pretrained, finetuned, exclude=patterns, mixed_dtypes=mixed_dtypes)
-    layer_of = {name: _layer(name) for name in stored.shapes}
+    layer_of = {}
+    for name in stored.shapes:
+        block = _outermost(name)
+        if block is not None:
+            layer_of[name] = f"{block[0]}.{block[1]}".removeprefix(".")
+        else:
+            layer_of[name] = ".".join(name.split(".")[:-1][:2]) or name
     layers = sorted(set(layer_of.values()), key=_in_depth)
     tasks = stored.tasks
     entries = dict.fromkeys(layers, 0)
@@ -576,13 +569,6 @@ def compare_models(
             bar.update(piece.size)
     models = _labels([model.path for model in stored.models[1:]])
     return Differences(models, entries, products, unchanged, squares, stored.notes)
-
-
-def _layer(name: str) -> str:
-    block = _outermost(name)
-    if block is not None:
-        return f"{block[0]}.{block[1]}".removeprefix(".")
-    return ".".join(name.split(".")[:-1][:2]) or name
 
 
 def _in_depth(layer: str) -> tuple[int, str, int]:
