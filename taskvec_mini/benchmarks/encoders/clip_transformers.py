@@ -73,7 +73,19 @@ def load_transformers_vision(source: Weights, backbone: Backbone) -> dict[str, T
         _checks.named_tensors("source", source)
         state: Mapping[str, Tensor] = source
     else:
-        path = _file(source)
+        path = Path(source)
+        if path.is_dir():
+            files = [path / file for file in _FILES if (path / file).is_file()]
+            if not files:
+                raise MissingFileError(
+                    f"the folder {path} holds none of {', '.join(_FILES)}; give another one"
+                )
+            path = files[0]
+        elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+            # the name of a repository of the Hub
+            path = _weights.hub_file(
+                str(source), _FILES[0], what=f"{source}, which is no file or folder here,"
+            )
         state = _weights.read_state(path, remedy="fetch it again, as safetensors if there is a choice")
     theirs = {name.removeprefix(_PREFIX): part for name, part in state.items()}
     theirs.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
@@ -112,16 +124,3 @@ def _their_names(name: str) -> tuple[str, ...]:
         stem, _, kind = part.rpartition(".")
         stem = _INSIDE[stem]
     return (f"{start}{stem}.{kind}" if kind else f"{start}{stem}",)
-
-
-def _file(source: str | os.PathLike[str]) -> Path:
-    """A file, the weights in a folder, or those of a repository of the Hub."""
-    path = Path(source)
-    if path.is_dir():
-        files = [path / file for file in _FILES if (path / file).is_file()]
-        if not files:
-            raise MissingFileError(f"the folder {path} holds none of {', '.join(_FILES)}; give another one")
-        return files[0]
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
-        return _weights.hub_file(str(source), _FILES[0], what=f"{source}, which is no file or folder here,")
-    return path
