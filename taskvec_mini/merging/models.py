@@ -109,12 +109,9 @@ def merge_models(
     coef = _checks.finite_number("scaling_coef", scaling_coef)
     chosen = _checks.named_choice("merging rule", rule, RULES)
     chosen.check_options(options)
-    described = {}  # the options as JSON holds them: of a generator its seed
-    for name, value in options.items():
-        if isinstance(value, torch.Generator):
-            described["seed"] = value.initial_seed()
-        else:
-            described[name] = value
+    described = dict(options)  # as JSON holds them
+    if isinstance(generator := described.pop("generator", None), torch.Generator):
+        described["seed"] = generator.initial_seed()
     return _written(
         pretrained,
         finetuned,

@@ -446,7 +446,8 @@ class Allocated(TorchDispatchMode):
 def test_the_memory_that_is_promised_is_what_rules_for_matrices_allocate(tmp_path, shape, rule, options):
     """Tensors by a count of their storages, arrays of numpy by tracemalloc; LAPACK takes some more."""
     function = merging.RULES[rule].function
-    function([TaskVector(noise(4, 4).reshape(-1), [("w", (4, 4))])] * 2, **options)  # imports what it needs
+    with Allocated():  # imports what is needed
+        function([TaskVector(noise(4, 4).reshape(-1), [("w", (4, 4))])] * 2, **options)
     for tasks in (2, 7):
         states = [{"w": torch.randn(shape, generator=source(seed))} for seed in range(tasks + 1)]
         start, ends = write(tmp_path, states)
