@@ -68,7 +68,7 @@ class Corrected(Study):
         backbone: the name of the encoder.
         tasks: which tasks, and how models are judged.
         recipe: of descent, but for the rate and the seed, which nothing here depends on.
-        rates: the learning rates: the best in the search of `DESCENT_RATES`, about its third and its tenth.
+        rates: the learning rates: the best in the search of `DESCENT_RATES`, and smaller ones.
     """
 
     description: str

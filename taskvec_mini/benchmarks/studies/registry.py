@@ -224,7 +224,7 @@ STUDIES: dict[str, Study] = {
         backbone="minilm",
         tasks=DESCENT_TEXTS,
         recipe=TEXT_DESCENT,
-        rates=(1e-3, 3e-3, 0.01),
+        rates=(1e-3, 0.01),
     ),
     "10_exchange_images": Exchange(
         "rounds whose tasks exchange a gradient, on four tasks of images: three optimisers (chapter 10)",
