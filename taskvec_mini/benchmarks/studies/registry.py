@@ -14,7 +14,7 @@ from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES, DESCENT_TEX
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
-from taskvec_mini.benchmarks.studies.first_epoch import IMAGE_RATES, RECIPES, SLOWER, FirstEpoch
+from taskvec_mini.benchmarks.studies.first_epoch import EPOCHS, IMAGE_RATES, RECIPES, SLOWER, FirstEpoch
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
 from taskvec_mini.benchmarks.studies.rounds import Rounds
@@ -96,6 +96,16 @@ STUDIES: dict[str, Study] = {
         "the first epoch of eight tasks under GD, SGD and AdamW (chapter 5)", recipes=RECIPES
     ),
     "05_full_batch": FirstEpoch("the same under GD at a tenth of the rate (chapter 5)", recipes=SLOWER),
+    "05_minilm_descent": FirstEpoch(
+        "the first epoch of SGD and full batches on texts, from a well-pretrained start (chapter 5)",
+        backbone="minilm",
+        tasks=replace(TEXTS_OF_FOUR, limit=300, precision="float32", runs="descent"),
+        recipes={
+            "gd": replace(TEXT_DESCENT, epochs=EPOCHS),
+            "sgd": replace(TEXT_RECIPES["sgd"], epochs=EPOCHS),
+        },
+        mini_batch=TEXT_RECIPES["sgd"].batch_size,
+    ),
     "05_efficientnet_rates": Several(
         "learning rates of GD and SGD for a well-pretrained encoder, by what specialists reach (chapter 5)",
         IMAGE_RATES,
