@@ -35,9 +35,9 @@ RECIPES = {  # one rate for all tasks; "gd" makes one step an epoch, so its rate
 SLOWER = {"gd": replace(RECIPES["gd"], learning_rate=5e-4)}  # at 5e-3 full batches overshoot on most tasks
 FEW_CLASSES = ("mnist", "rsscn7", "dtd10", "cars", "scenes15", "cifar10")  # 500 images hold all of them
 DESCENT_IMAGES = replace(IMAGE_SUITE, tasks=FEW_CLASSES, limit=500, recentre=0, runs="descent")
-IMAGE_RECIPES = {  # for a well-pretrained encoder
-    "gd": replace(IMAGE_EPOCH, optimizer="gd", learning_rate=0.01, epochs=4, batch_size=100, centre="frozen"),
-    "sgd": replace(IMAGE_EPOCH, optimizer="sgd", learning_rate=0.01, epochs=4, centre="frozen"),
+IMAGE_RECIPES = {  # for a well-pretrained encoder; of both the rate that is best in `05_efficientnet_rates`
+    "gd": replace(IMAGE_EPOCH, optimizer="gd", learning_rate=3e-3, epochs=4, batch_size=100, centre="frozen"),
+    "sgd": replace(IMAGE_EPOCH, optimizer="sgd", learning_rate=3e-3, epochs=4, centre="frozen"),
 }
 IMAGE_RATES = {  # by what specialists reach in the end
     name: TaskChoice(

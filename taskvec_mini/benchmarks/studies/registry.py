@@ -14,7 +14,15 @@ from taskvec_mini.benchmarks.studies.corrected import DESCENT_RATES, DESCENT_TEX
 from taskvec_mini.benchmarks.studies.early_or_late import EarlyOrLate
 from taskvec_mini.benchmarks.studies.exchange import RATES, TEXT_RECIPES, TEXTS_OF_FOUR, Exchange
 from taskvec_mini.benchmarks.studies.exchange import RECIPES as EXCHANGE_RECIPES
-from taskvec_mini.benchmarks.studies.first_epoch import EPOCHS, IMAGE_RATES, RECIPES, SLOWER, FirstEpoch
+from taskvec_mini.benchmarks.studies.first_epoch import (
+    DESCENT_IMAGES,
+    EPOCHS,
+    IMAGE_RATES,
+    IMAGE_RECIPES,
+    RECIPES,
+    SLOWER,
+    FirstEpoch,
+)
 from taskvec_mini.benchmarks.studies.good_start import CANDIDATES, PARTS, GoodStart
 from taskvec_mini.benchmarks.studies.kept_specialists import Forgotten, Pairs, Paths, Readings
 from taskvec_mini.benchmarks.studies.rounds import Rounds
@@ -105,6 +113,12 @@ STUDIES: dict[str, Study] = {
             "sgd": replace(TEXT_RECIPES["sgd"], epochs=EPOCHS),
         },
         mini_batch=TEXT_RECIPES["sgd"].batch_size,
+    ),
+    "05_efficientnet_descent": FirstEpoch(
+        "the first epoch of SGD and full batches on images, from a well-pretrained start (chapter 5)",
+        backbone="efficientnet-lite0",
+        tasks=DESCENT_IMAGES,
+        recipes={name: replace(recipe, epochs=EPOCHS) for name, recipe in IMAGE_RECIPES.items()},
     ),
     "05_efficientnet_rates": Several(
         "learning rates of GD and SGD for a well-pretrained encoder, by what specialists reach (chapter 5)",

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 import study_checks
+from conftest import ROOT
 from small_encoder import tiny_backbone
 from small_studies import FEW_IMAGES, check_record, counted, make_small, run, tiny_tasks
+from taskvec_mini import records
 from taskvec_mini.benchmarks.heads import prototype_head
-from taskvec_mini.benchmarks.studies import first_epoch
+from taskvec_mini.benchmarks.studies import STUDIES, first_epoch
 from taskvec_mini.benchmarks.training import finetune, full_batch_gradient
 
 RECIPES = {
@@ -50,3 +52,16 @@ def test_the_first_gradient_and_the_last_task_vector_are_those_of_a_run_by_itsel
     assert found["cosine_gradient_final"][0] == pytest.approx(cosine, abs=1e-5)
     score = counted(alone.state(), head, task, recentre=0, split="val")
     assert found["val_accuracy"][-1] == pytest.approx(score, abs=1e-5)
+
+
+def test_the_rates_of_descent_from_a_good_start_are_those_that_the_searches_found_best():
+    folder = ROOT / "book" / "recorded"
+    found = records.read(folder / "05_efficientnet_rates.json")["results"]["studies"]
+    texts = records.read(folder / "10_descent_rates.json")["results"]["studies"]["texts, gd"]
+    images, minilm = STUDIES["05_efficientnet_descent"].recipes, STUDIES["05_minilm_descent"].recipes
+    assert {name: recipe.learning_rate for name, recipe in images.items()} == {
+        name: study["rate"] for name, study in found.items()
+    }
+    assert minilm["gd"].learning_rate == texts["rate"]
+    texts = records.read(folder / "10_exchange_rates.json")["results"]["studies"]["texts, sgd"]
+    assert minilm["sgd"].learning_rate == texts["rate"]
