@@ -177,7 +177,8 @@ def check_questions(seen: Visit, source: str) -> None:
 # --- on a phone
 
 # What is wider than its place, unless a frame of its own lets it scroll.
-CUT = """() => {
+CUT = """async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   document.querySelectorAll("details").forEach(one => one.open = true);
   const frames = ".table-frame, .figure-frame, .explore-chart, .pst-scrollable-table-container, " +
     "mjx-container, p, li, .cell_input, .highlight-default, .highlight-python, .highlight-ipython3";
@@ -186,6 +187,9 @@ CUT = """() => {
     .filter(one => one.clientWidth && !one.closest("svg, .explore-hidden"));
   const cut = looked.filter(one => one.scrollWidth > one.clientWidth + 1 && !one.closest(frames) &&
     getComputedStyle(one).display !== "inline");
+  const hides = one => ["hidden", "clip"].includes(getComputedStyle(one).overflowX);
+  const formulas = [...document.querySelectorAll(".bd-article .math")];
+  cut.push(...formulas.filter(one => one.scrollWidth > one.clientWidth + 1 && hides(one)));
   return cut.map(one => `${one.tagName}.${one.className}: ${one.scrollWidth} > ${one.clientWidth}`);
 }"""
 # The figures a page shows at this width: the file, and the pixels it is wide.
@@ -224,6 +228,21 @@ def test_what_is_cut_would_be_found(address: str, visit: Any) -> None:
              "<div style='overflow: auto'><div style='width: 900px'>a wide table</div></div>")"""
     )
     assert len(seen.page.evaluate(CUT)) == 1
+
+
+def test_a_long_formula_in_a_line_scrolls_and_keeps_its_full_stop(address: str, visit: Any) -> None:
+    seen = visit(f"{address}/book/04_bounding_the_gap.html", width=390)
+    seen.page.add_style_tag(content=".bd-article span.math { overflow: hidden !important; }")
+    assert seen.page.evaluate(CUT), "the theme's own rule hides the end of a formula: that is found"
+    marks = seen.page.evaluate("""() => [...document.querySelectorAll(".together")].map(one => {
+      const range = document.createRange();
+      range.selectNode(one.lastChild);
+      const stop = range.getBoundingClientRect();
+      const formula = one.querySelector("mjx-container").getBoundingClientRect();
+      return stop.top < formula.bottom && formula.top < stop.bottom;
+    })""")
+    assert len(marks) > 10
+    assert all(marks), "a mark stands in the line of its formula"
 
 
 def check_letters(seen: Visit, site: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the theme leaves to us: the book's title, readable colours of code, a valid list, names of drawers."""
+"""What the theme leaves to us: the title, colours of code, lists, names of drawers, formulas in a line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CODE = {
 # finds it empty.
 DRAWER = '<summary aria-label="Toggle hidden content">'  # would be read out in place of the drawer's name
 ICONS = re.compile(r'<script (src="[^"]*/fontawesome\.js)')
+MARKS = re.compile("[.,:;!?)’”]+")
 PICTURES = {"image/png", "image/svg+xml"}
 BIBLIOGRAPHY = '<div role="list" class="citation-list">'
 
@@ -69,6 +70,18 @@ def _folded(cell: nodes.container) -> bool:
     return folded
 
 
+def _with_their_marks(app: Any, doctree: nodes.document) -> None:
+    """A formula within a line keeps the punctuation behind it: a browser would break between the two."""
+    for formula in list(doctree.findall(nodes.math)):
+        following = formula.next_node(descend=False, siblings=True)
+        if isinstance(following, nodes.Text) and (marks := MARKS.match(str(following))):
+            rest = nodes.Text(str(following)[marks.end() :])
+            together = nodes.inline("", "", classes=["together"])
+            formula.replace_self(together)
+            together += [formula, nodes.Text(marks.group())]
+            following.parent.replace(following, rest)
+
+
 def _drawer(cell: nodes.container) -> str:
     if cell["hide_mode"] == "all":
         return "Solution"
@@ -92,6 +105,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", _options)
     app.connect("doctree-read", _merged)
     app.connect("doctree-read", _drawers)
+    app.connect("doctree-read", _with_their_marks)
     app.connect("html-page-context", _page)
     app.connect("build-finished", _icons_later)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
