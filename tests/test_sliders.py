@@ -182,6 +182,7 @@ def check_ghosts(root: Any, chart: Chart) -> None:
     """They stay where the sliders were, and where they start."""
     slider, start = root.locator("input[type=range]").first, own_shapes(root)
     assert start
+    assert not root.locator(".explore-ghosts").is_visible(), "no words about what lies under the chart itself"
     assert ghosts(root, "last") == []
     assert sorted(ghosts(root, "start")) == sorted(start)
     slider.press("ArrowRight" if stops(root)[0] + 2 < chart.stops[0] else "ArrowLeft")
@@ -195,7 +196,7 @@ def check_ghosts(root: Any, chart: Chart) -> None:
     said = root.locator(".explore-ghosts").inner_text()
     assert all(said.count(f"{slider['label']} = ") == 2 for slider in chart.sliders)
     first = chart.sliders[0]
-    assert f"Dotted: the start ({first['label']} = {first['texts'][first['start']]}" in said
+    assert f"Dotted: the first position ({first['label']} = {first['texts'][first['start']]}" in said
 
 
 def check_link(seen: Any, visit: Any, chart: Chart) -> None:

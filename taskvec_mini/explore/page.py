@@ -212,7 +212,9 @@ SCRIPT = """
     view.signal("last", last ? number(last) : -1);
     find("says").textContent = facts.says[number(here)];
     find("ghosts").textContent = (last ? "Pale: the last position (" + inWords(last) + "). " : "") +
-      "Dotted: the start (" + inWords(facts.sliders.map((slider) => slider.start)) + ").";
+      "Dotted: the first position (" + inWords(facts.sliders.map((slider) => slider.start)) + ").";
+    const unmoved = facts.sliders.every((slider, i) => here[i] === slider.start);
+    find("ghosts").style.visibility = last || !unmoved ? "visible" : "hidden";  // unmoved, the ghost lies below
     return view.runAsync();
   }
 
