@@ -214,7 +214,7 @@ SCRIPT = """
     find("ghosts").textContent = (last ? "Pale: the last position (" + inWords(last) + "). " : "") +
       "Dotted: the first position (" + inWords(facts.sliders.map((slider) => slider.start)) + ").";
     const unmoved = facts.sliders.every((slider, i) => here[i] === slider.start);
-    find("ghosts").style.visibility = last || !unmoved ? "visible" : "hidden";  // unmoved, the ghost lies below
+    find("ghosts").style.visibility = last || !unmoved ? "visible" : "hidden";  // else it lies below
     return view.runAsync();
   }
 

@@ -85,9 +85,8 @@ def draw_paths(
         axes.plot(path[:, 0], path[:, 1], label=label, markersize=5, **series_style(i))
     for (label, (tail, head)), colour in zip((arrows or {}).items(), cycle(COLOURS[::-1]), strict=False):
         move = head - tail
-        axes.quiver(
-            *tail, *move, angles="xy", scale_units="xy", scale=1, color=colour, width=0.008, label=label
-        )
+        look = {"color": colour, "width": 0.008, "zorder": 3}  # on the path, not hidden by it
+        axes.quiver(*tail, *move, angles="xy", scale_units="xy", scale=1, label=label, **look)
         axes.plot(*head, alpha=0)  # so that the arrow's head counts for the limits
     axes.margins(0.15)
     if surface is not None:
@@ -102,7 +101,8 @@ def draw_scatter(across: Tensor, panels: Mapping[str, Tensor], *, xlabel: str, y
     """A panel for each vector (D,): its entries against those of `across` (D,), with the diagonal."""
     figure, grid = new_figure(1, len(panels), figsize=(7, 3.4), squeeze=False)
     for axes, (title, up), colour in zip(grid[0], panels.items(), cycle(COLOURS), strict=False):
-        axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5)
+        # thousands of dots: as pixels in the drawing, which stays small enough to have panels that stack
+        axes.plot(across, up, ".", color=colour, markersize=3, alpha=0.5, rasterized=True)
         axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1, label="equal")
         axes.set_title(title)
         axes.set_xlabel(xlabel)
@@ -181,6 +181,6 @@ def contours(axes: Axes, surface: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """Grey contour lines of a function of two arrays behind what the axes show; their limits stay."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     x, y = np.meshgrid(np.linspace(left, right, 80), np.linspace(low, high, 80))
-    axes.contour(x, y, surface(x, y), levels=12, colors=GREY, alpha=0.35, linewidths=0.8)
+    axes.contour(x, y, surface(x, y), levels=12, colors=GREY, alpha=0.5, linewidths=0.8)
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)

@@ -60,7 +60,8 @@ def show_book_figures(display_formatter: Any) -> None:
 def _svg(figure: Figure) -> str:
     """The figure as SVG; the same figure gives the same text, for it has no date and no random names."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    # the resolution is that of what is drawn as pixels in it
+    figure.savefig(file, format="svg", dpi=2 * PIXELS_PER_INCH, metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
 
