@@ -26,7 +26,7 @@ from taskvec_mini.descent import Loss
 from taskvec_mini.errors import UserError
 from taskvec_mini.networks import flat_loss, flatten
 
-DESCENT = Settings(optimizer="gd", learning_rate=1e-3, epochs=4, batch_size=500)
+DESCENT = Settings(optimizer="gd", learning_rate=3e-4, epochs=4, batch_size=500)
 TEXT_DESCENT = replace(
     TEXT_EPOCH, optimizer="gd", learning_rate=0.01, epochs=4, batch_size=50, clip_norm=None
 )
@@ -39,7 +39,7 @@ DESCENT_RATES: Mapping[str, TaskChoice] = {  # by what specialists reach at the 
         backbone="pocket",
         tasks=DESCENT_IMAGES,
         recipe=DESCENT,
-        rates=(3e-4, 1e-3, 3e-3, 0.01, 0.03),
+        rates=(1e-4, 3e-4, 1e-3, 3e-3, 0.01),
     ),
     "texts, gd": TaskChoice(
         "one of the encoders", tasks=DESCENT_TEXTS, recipe=TEXT_DESCENT, rates=(1e-3, 3e-3, 0.01, 0.03, 0.1)
@@ -69,7 +69,7 @@ class Corrected(Study):
         backbone: the name of the encoder.
         tasks: which tasks, and how models are judged.
         recipe: of descent, but for the rate and the seed, which nothing here depends on.
-        rates: the learning rates: the best in the search of `DESCENT_RATES`, and smaller ones.
+        rates: the learning rates: the best in the search of `DESCENT_RATES` among them, and smaller ones.
     """
 
     description: str

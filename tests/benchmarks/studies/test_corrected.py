@@ -83,5 +83,6 @@ def test_the_rates_are_those_that_the_search_found_best_and_smaller_ones():
         rows = found[name]["rows"]
         means = {rate: sum(row["individual"][rate] for row in rows) for rate in rows[0]["individual"]}
         best = float(max(means, key=means.get))
-        assert (STUDIES[study].rates[0], STUDIES[study].rates[-1]) == pytest.approx((best / 10, best))
+        assert best in STUDIES[study].rates
+        assert STUDIES[study].rates[0] < best / 2
         assert STUDIES[study].recipe == corrected.DESCENT_RATES[name].recipe
