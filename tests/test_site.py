@@ -324,6 +324,21 @@ def test_other_text_stays_as_it_is(text: str) -> None:
     assert extension("printed_tables").replaced(text, caption="") == [("text", text)]
 
 
+def test_a_smaller_table_above_a_larger_one_is_a_table_too() -> None:
+    printed = "by age\nrule   1  2\nmean   3  4\n\nby kind\nrule   1  2  3\nmean   3  4  5\nties   6  7  8\n"
+    pieces = extension("printed_tables").replaced(printed, caption="")
+    assert [kind for kind, _ in pieces] == ["table", "table"]
+    assert [re.findall("<caption>(.*?)</caption>", html) for _, html in pieces] == [["by age"], ["by kind"]]
+
+
+def test_every_table_of_a_cell_stands_in_a_frame(site: Path) -> None:
+    for page in CHAPTER_PAGES:
+        text = (site / page).read_text(encoding="utf-8")
+        assert text.count('class="table-frame"') == text.count(
+            '<div class="output stream"><div class="table-frame"'
+        )
+
+
 def test_no_chapter_prints_a_table_that_stays_text() -> None:
     """Text of five columns and more is a table, whoever calls `table` for it."""
     tables = extension("printed_tables")

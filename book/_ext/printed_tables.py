@@ -93,7 +93,7 @@ def replaced(text: str, *, caption: str) -> list[tuple[str, str]]:
         caption = above.pop().strip().rstrip(":")
     pieces = [("table", to_html(lines[start:end], caption=caption))]
     if any(line.strip() for line in above):
-        pieces.insert(0, ("text", "\n".join(above)))
+        pieces = replaced("\n".join(above), caption="") + pieces
     if any(line.strip() for line in below):
         pieces += replaced("\n".join(below).lstrip("\n"), caption="")
     return pieces
@@ -110,7 +110,7 @@ def _tables(app: Any, doctree: nodes.document) -> None:
             new: list[nodes.Node] = []
             for kind, piece in replaced(output.astext(), caption=given.get("caption", "")):
                 if kind == "table":
-                    new.append(nodes.raw("", piece, format="html"))
+                    new.append(nodes.raw("", piece, format="html", classes=output["classes"]))
                 else:
                     same = output.copy()
                     same.rawsource = piece

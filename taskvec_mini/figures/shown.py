@@ -66,9 +66,10 @@ def _svg(figure: Figure) -> str:
 
 
 def _row_of_panels(figure: Figure) -> list[Axes]:
-    """The panels of a figure that has one row of them, from left to right; none if it has more rows."""
+    """The panels of a figure that has one row of them, or one column; none of one that has more of both."""
     panels = [(axes.get_subplotspec(), axes) for axes in figure.axes if axes.get_subplotspec() is not None]
-    if not panels or any(spec.get_gridspec().nrows > 1 for spec, _ in panels if spec is not None):
+    grids = [spec.get_gridspec() for spec, _ in panels if spec is not None]
+    if any(min(grid.nrows, grid.ncols) > 1 for grid in grids):
         return []
     return [axes for _, axes in panels]
 
@@ -85,9 +86,10 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
     legends_of_panels = [axes.get_legend() for axes in panels]
     legends = [*figure.legends, *(legend for legend in legends_of_panels if legend is not None)]
     rows = sum(len(legend.get_texts()) for legend in legends if legend.axes is None)
-    height = size_up  # of each panel; a long list of rows keeps its own
-    if size_up < 4.5:
-        height = min(size_up, 3.0 if len(panels) > 1 else 3.4)
+    stood = 1 if specs[0] is None else specs[0].get_gridspec().nrows  # below each other already
+    height = size_up / stood  # of each panel; a long list of rows keeps its own
+    if height < 4.5:
+        height = min(height, 3.0 if len(panels) > 1 else 3.4)
     height = height * len(panels) + BETWEEN * (len(panels) - 1) + 0.16 * rows
     grid = figure.add_gridspec(len(panels), 1, hspace=BETWEEN * len(panels) / height)
     figure.set_size_inches(NARROW_WIDTH, height)

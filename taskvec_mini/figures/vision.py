@@ -32,6 +32,7 @@ def draw_bands(
     log: bool = False,
     shared: bool = False,
     threads: bool = False,
+    order: Sequence[str] = (),
 ) -> Figure:
     """Curves with a spread, in panels side by side: a line through the means, a band over all runs.
 
@@ -48,6 +49,8 @@ def draw_bands(
         shared: whether all panels have the same upright axis.
         threads: whether a thin line is drawn for each run in place of the band. The first values of all
             places are then one run, the second ones another, and so on.
+        order: labels by whose places colours are given, so that a label looks the same in another figure,
+            where others are missing; labels beside these follow.
 
     Raises:
         ValueError: if there are no panels, a label has a place without a value, or `threads` are wanted of
@@ -55,7 +58,7 @@ def draw_bands(
     """
     count = len(_checks.not_empty("panels", panels))
     figure, grid = new_figure(1, count, figsize=(7.4, 3.6), squeeze=False, sharey=shared)
-    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         for label, runs in curves.items():
             if len(runs) > len(places) or not all(len(values) for values in runs):

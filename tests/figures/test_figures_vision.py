@@ -236,3 +236,12 @@ def test_multiples_have_the_same_axes_and_a_label_the_same_look():
     assert curves(first)["much"].get_color() == figures.COLOURS[1]  # the second of the order
     assert [axes.get_xlabel() for axes in (first, second, third)] == ["", "epoch", "epoch"]
     assert [axes.get_ylabel() for axes in (first, second, third)] == ["share", "", "share"]
+
+
+def test_a_label_keeps_its_colour_where_others_are_missing():
+    runs = [[1.0], [2.0], [3.0]]
+    whole = figures.draw_bands(EPOCHS, {"a": {"x": runs, "y": runs, "z": runs}}, xlabel="epochs").axes[0]
+    alone = figures.draw_bands(EPOCHS, {"a": {"z": runs, "new": runs}}, xlabel="epochs", order="xyz").axes[0]
+    colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in (whole, alone)]
+    assert colours[0]["z"] == colours[1]["z"]
+    assert colours[1]["new"] not in (colours[0]["x"], colours[0]["y"], colours[0]["z"])

@@ -175,3 +175,23 @@ def test_ipython_takes_the_figures_own_pictures():
     assert data["image/png"] != "the backend's"
     assert formatter.format(plt.figure())[0]["image/png"] == "the backend's"
     plt.close("all")
+
+
+def test_panels_that_stand_in_one_column_keep_it_on_a_phone():
+    figure, panels = figures.common.new_figure(3, 1, figsize=(7.4, 5.4), sharex=True)
+    for axes in panels:
+        axes.plot([0, 1], [1, 2])
+    data, _ = figure._repr_mimebundle_()
+    width, height = size(data[shown.NARROW])
+    assert width == pytest.approx(shown.NARROW_WIDTH, abs=0.02)
+    assert 3 * 1.5 < height < 3 * 2.3, "as high as on a desk, and not three times so"
+    square, _ = figures.common.new_figure(2, 2)
+    assert shown.NARROW not in square._repr_mimebundle_()[0]
+
+
+def test_thousands_of_dots_are_pixels_in_a_drawing_that_stays_small():
+    entries = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    figure = figures.draw_scatter(entries, {"a": entries, "b": 2 * entries}, xlabel="x", ylabel="y")
+    data, _ = figure._repr_mimebundle_()
+    assert "<image" in data["image/svg+xml"]
+    assert len(data[shown.NARROW]) < shown.LARGEST_SVG
