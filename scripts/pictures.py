@@ -41,7 +41,7 @@ class Layout:
     falls: bool  # arrows go down, not to the right
 
 
-DESK = Layout(width=150, height=58, across=186, down=84, letters=13, longest=20, falls=False)
+DESK = Layout(width=150, height=92, across=184, down=112, letters=17, longest=14, falls=False)
 PHONE = Layout(width=110, height=74, across=119, down=106, letters=12, longest=15, falls=True)
 
 

@@ -17,6 +17,8 @@ CODE = {
 # finds it empty.
 DRAWER = '<summary aria-label="Toggle hidden content">'  # would be read out in place of the drawer's name
 ICONS = re.compile(r'<script (src="[^"]*/fontawesome\.js)')
+SENTENCE = 40  # letters of a cell
+SHORT = 30  # letters of code that a phone has room for in a line
 MARKS = re.compile("[.,:;!?)’”]+")
 PICTURES = {"image/png", "image/svg+xml"}
 BIBLIOGRAPHY = '<div role="list" class="citation-list">'
@@ -71,15 +73,26 @@ def _folded(cell: nodes.container) -> bool:
 
 
 def _with_their_marks(app: Any, doctree: nodes.document) -> None:
-    """A formula within a line keeps the punctuation behind it: a browser would break between the two."""
-    for formula in list(doctree.findall(nodes.math)):
-        following = formula.next_node(descend=False, siblings=True)
+    """Formulas and short code keep the punctuation behind them: a browser would break between the two."""
+    short = [code for code in doctree.findall(nodes.literal) if len(code.astext()) <= SHORT]
+    for part in [*doctree.findall(nodes.math), *short]:
+        following = part.next_node(descend=False, siblings=True)
         if isinstance(following, nodes.Text) and (marks := MARKS.match(str(following))):
             rest = nodes.Text(str(following)[marks.end() :])
             together = nodes.inline("", "", classes=["together"])
-            formula.replace_self(together)
-            together += [formula, nodes.Text(marks.group())]
+            part.replace_self(together)
+            together += [part, nodes.Text(marks.group())]
             following.parent.replace(following, rest)
+
+
+def _columns_of_sentences(app: Any, doctree: nodes.document) -> None:
+    """Name the columns of a table that hold sentences, which should not stand a word a line on a phone."""
+    for table in doctree.findall(nodes.table):
+        rows = [list(row.findall(nodes.entry)) for row in table.findall(nodes.row)]
+        for column in zip(*rows, strict=False):
+            if max(len(cell.astext()) for cell in column) > SENTENCE:
+                for cell in column:
+                    cell["classes"].append("of-sentences")
 
 
 def _drawer(cell: nodes.container) -> str:
@@ -106,6 +119,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("doctree-read", _merged)
     app.connect("doctree-read", _drawers)
     app.connect("doctree-read", _with_their_marks)
+    app.connect("doctree-read", _columns_of_sentences)
     app.connect("html-page-context", _page)
     app.connect("build-finished", _icons_later)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
