@@ -331,6 +331,16 @@ def test_a_smaller_table_above_a_larger_one_is_a_table_too() -> None:
     assert [re.findall("<caption>(.*?)</caption>", html) for _, html in pieces] == [["by age"], ["by kind"]]
 
 
+def test_names_of_rows_that_begin_with_a_number_are_words() -> None:
+    tables = extension("printed_tables")
+    (_, words), (_, numbers) = (
+        tables.replaced(f"merged     mean\n{name}  0.5\n", caption="")[0]
+        for name in ("2 of three", "2         ")
+    )
+    assert '<th scope="row">2 of three</th>' in words
+    assert '<th scope="row" class="number">2</th>' in numbers
+
+
 def test_every_table_of_a_cell_stands_in_a_frame(site: Path) -> None:
     for page in CHAPTER_PAGES:
         text = (site / page).read_text(encoding="utf-8")

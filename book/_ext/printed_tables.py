@@ -15,6 +15,7 @@ from typing import Any
 from docutils import nodes
 
 CALL = re.compile(r"(?<!\w)(?<!reported\.)table\(")  # reported.table reads a file
+ALONE = re.compile(r"^[+\-−×]?[\d.,e+\-–%]+$")  # the name of a row, where it is a number: no words beside it
 NUMBER = re.compile(r"^[+\-−×]?\d.*$|^—?$")
 
 
@@ -59,7 +60,7 @@ def to_html(lines: list[str], *, caption: str) -> str:
     """The HTML of the lines of one table; the first is its head."""
     places = columns(lines)
     rows = [[line[start:end].strip() for start, end in places] for line in lines]
-    numeric = [all(NUMBER.match(row[i]) for row in rows[1:]) for i in range(len(places))]
+    numeric = [all((NUMBER if i else ALONE).match(row[i]) for row in rows[1:]) for i in range(len(places))]
     look = [' class="number"' if is_number else "" for is_number in numeric]
     head = "".join(
         f'<th scope="col"{kind}>{html.escape(cell)}</th>' if cell else f"<td{kind}></td>"
