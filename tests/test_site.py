@@ -334,7 +334,7 @@ def test_a_smaller_table_above_a_larger_one_is_a_table_too() -> None:
 def test_names_of_rows_that_begin_with_a_number_are_words() -> None:
     tables = extension("printed_tables")
     (_, words), (_, numbers) = (
-        tables.replaced(f"merged     mean\n{name}  0.5\n", caption="")[0]
+        tables.replaced(f"merged      mean\n{name}  0.5\n", caption="")[0]
         for name in ("2 of three", "2         ")
     )
     assert '<th scope="row">2 of three</th>' in words
