@@ -9,7 +9,7 @@ import abc
 import copy
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -358,6 +358,16 @@ def make_suite(backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None,
         precision=chosen.precision,
         judged_in=chosen.judged_in,
     )
+
+
+def each_suite(
+    study: Study, backbone: Encoder, chosen: SuiteSettings, *, folder: Path | None
+) -> Iterator[tuple[int, Suite]]:
+    """Each seed of a study with its suite, one after the other; `study.data` then names the files."""
+    for seed in study.seeds:
+        suite = make_suite(backbone, chosen, folder=folder, seed=seed)
+        study.data = suite.data
+        yield seed, suite
 
 
 def make_heads(backbone: Encoder, tasks: Mapping[str, Task], chosen: SuiteSettings) -> dict[str, Head]:

@@ -18,7 +18,7 @@ from taskvec_mini.alternating import alternate
 from taskvec_mini.benchmarks.data import Task
 from taskvec_mini.benchmarks.encoders import Encoder, load_backbone, trained_parameters
 from taskvec_mini.benchmarks.heads import Head
-from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, SuiteSettings, make_suite, say
+from taskvec_mini.benchmarks.studies.base import Study, StudyRequest, Suite, SuiteSettings, each_suite, say
 from taskvec_mini.benchmarks.studies.exchange import IMAGES_OF_FOUR, TEXTS_OF_FOUR
 from taskvec_mini.benchmarks.studies.task_choice import TEXT_EPOCH, TaskChoice
 from taskvec_mini.benchmarks.training import Settings
@@ -83,9 +83,7 @@ class Corrected(Study):
         backbone = load_backbone(self.backbone, folder=request.data)
         start: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
-        for seed in self.seeds:
-            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
-            self.data = suite.data
+        for seed, suite in each_suite(self, backbone, self.tasks, folder=request.data):
             about = {"backbone": self.backbone, **suite.about, "recipe": asdict(self.recipe)}
             self.settings = {**about, "rates": list(self.rates), "steps_a_round": STEPS_A_ROUND}
             start[str(seed)] = suite.scores(None, suite.tasks)

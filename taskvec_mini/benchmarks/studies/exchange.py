@@ -16,7 +16,7 @@ from taskvec_mini.benchmarks.studies.base import (
     StudyRequest,
     Suite,
     SuiteSettings,
-    make_suite,
+    each_suite,
     say,
 )
 from taskvec_mini.benchmarks.studies.rounds import alternate_tasks, round_record
@@ -96,9 +96,7 @@ class Exchange(Study):
         backbone = load_backbone(self.backbone, folder=request.data)
         start: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
-        for seed in self.seeds:
-            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
-            self.data = suite.data
+        for seed, suite in each_suite(self, backbone, self.tasks, folder=request.data):
             self.settings = {
                 "backbone": self.backbone,
                 **suite.about,

@@ -18,7 +18,7 @@ from taskvec_mini.benchmarks.studies.base import (
     StudyRequest,
     Suite,
     SuiteSettings,
-    make_suite,
+    each_suite,
     rounded,
     say,
 )
@@ -75,11 +75,10 @@ class FirstEpoch(Study):
     def run(self, request: StudyRequest) -> dict[str, Any]:
         """One run for each optimiser, seed and task."""
         backbone = load_backbone(self.backbone, folder=request.data)
+        largest = max(recipe.batch_size for recipe in self.recipes.values())  # of which a gradient is made
         runs = []
         paths = []
-        for seed in self.seeds:
-            suite = make_suite(backbone, self.tasks, folder=request.data, seed=seed)
-            self.data = suite.data
+        for seed, suite in each_suite(self, backbone, self.tasks, folder=request.data):
             about = {"backbone": backbone.name, **suite.about}
             self.settings = {
                 **about,
@@ -90,7 +89,7 @@ class FirstEpoch(Study):
                     own = replace(recipe, seed=seed)
                     found = suite.kept(
                         f"first_epoch_{task}_{name}",
-                        partial(_path, suite, task, own, batch_size=self._gradient_batch()),
+                        partial(_path, suite, task, own, batch_size=largest),
                         about={**about, "recipe": asdict(own)},
                     )
                     which = {"optimizer": name, "task": task, "seed": seed}
@@ -109,9 +108,6 @@ class FirstEpoch(Study):
             "runs": runs,
             "paths": paths,
         }
-
-    def _gradient_batch(self) -> int:
-        return max(recipe.batch_size for recipe in self.recipes.values())
 
 
 def _path(suite: Suite, name: str, recipe: Settings, *, batch_size: int) -> dict[str, Any]:
