@@ -52,6 +52,13 @@ EFFICIENTNET = GoodStart(
     rules=MINILM.rules,
     options={"kernels": "matrix"},
 )
+EFFICIENTNET_AGES = replace(
+    EFFICIENTNET,
+    description="the same runs after a quarter of an epoch, and prolonged to eight (chapter 6)",
+    recipe=replace(EFFICIENTNET.recipe, epochs=8 * PARTS),
+    ages=(1, 8 * PARTS),
+    rules=("mean", "ties", "tsv", "iso_c", "iso_cts", "regmean_from_vectors", "wudi"),
+)
 MINILM_ROUNDS = Rounds(
     "the same from a well-pretrained start, on four tasks of texts with MiniLM (chapter 7)",
     backbone="minilm",
@@ -173,6 +180,7 @@ STUDIES: dict[str, Study] = {
         seeds=(0,),
     ),
     "06_efficientnet": EFFICIENTNET,
+    "06_efficientnet_ages": EFFICIENTNET_AGES,
     "06_efficientnet_readings": Readings(
         "images that its start has wrong, as a specialist and the merge read them (chapter 6)",
         specialists=EFFICIENTNET,
