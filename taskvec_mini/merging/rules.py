@@ -11,7 +11,8 @@ sum of eight vectors makes the same model as 2.4 for their mean.
     >>> merged.apply_to(pretrained, scaling_coef=1.0)["bias"]
     tensor([2., 1.])
 
-For all rules alike: no input is written to. Sums run in float64 and are rounded once, to the dtype of the
+For all rules alike: no input is written to. `task_arithmetic` and `mean` add up in the dtype of the vectors,
+half precision in float32; the sums of all others run in float64. They are rounded once, to the dtype of the
 vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
 few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
 matrices (`tsv`, `iso_c`, `iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and compute in
@@ -27,7 +28,7 @@ Raises (every rule):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -61,16 +62,18 @@ def task_arithmetic(task_vectors: Iterable[TaskVector]) -> TaskVector:
         >>> vectors = [TaskVector(torch.tensor(row), layout) for row in ([1.0, 4.0], [3.0, -2.0])]
         >>> task_arithmetic(vectors).flat
         tensor([4., 2.])
+
+    The vectors are read one after the other: of a generator that makes them, three are in memory at a time.
     """
-    vectors = _matching(task_vectors)
-    return _merged(_across(vectors, lambda rows: rows.sum(0)), vectors[0])
+    return _running(task_vectors, lambda total, vector, _: total.add_(vector))
 
 
 def mean(task_vectors: Iterable[TaskVector]) -> TaskVector:
     """The mean Σ_t τ_t / T; with λ = 1 the merged model is the average of the finetuned weights.
 
     This is weight averaging (Wortsman et al., *Model soups*, ICML 2022, arXiv:2203.05482) with one vector per
-    task. It is `task_arithmetic` divided by T, so the same model needs a λ that is T times as large.
+    task. It is `task_arithmetic` divided by T, so the same model needs a λ that is T times as large. Here too
+    the vectors are read one after the other.
 
     Example:
         >>> layout = [("bias", (2,))]
@@ -78,8 +81,7 @@ def mean(task_vectors: Iterable[TaskVector]) -> TaskVector:
         >>> mean(vectors).flat
         tensor([2., 1.])
     """
-    vectors = _matching(task_vectors)
-    return _merged(_across(vectors, lambda rows: rows.mean(0)), vectors[0])
+    return _running(task_vectors, lambda mean, vector, place: mean.lerp_(vector, 1 / (place + 1)))
 
 
 def ties(
@@ -497,25 +499,49 @@ def wudi(task_vectors: Iterable[TaskVector], *, steps: int = 0, step_size: float
 
 def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
     """The vectors as a list, all of one layout, dtype and device."""
-    vectors = _checks.not_empty("the list of task vectors", task_vectors)
-    for place, vector in enumerate(vectors):
+    return list(_one_by_one(task_vectors))
+
+
+def _one_by_one(task_vectors: Iterable[TaskVector]) -> Iterator[TaskVector]:
+    """The vectors in turn, each of the layout, dtype and device of the first."""
+    first = None
+    for place, vector in enumerate(task_vectors):
         if not isinstance(vector, TaskVector):
             raise InputTypeError(
                 f"task_vectors[{place}] must be a TaskVector, got {type(vector).__name__}; "
                 "TaskVector.between(pretrained, finetuned) makes one; of a dictionary give the values()"
             )
+        first = vector if first is None else first
         try:
-            vectors[0]._check_match(vector)
+            first._check_match(vector)
         except (TypeError, ValueError) as error:
             raise type(error)(f"task_vectors[0] and task_vectors[{place}] do not match: {error}") from None
-        if set(vector.carried) != set(vectors[0].carried):
+        if set(vector.carried) != set(first.carried):
             raise UserError(
-                f"task_vectors[0] carries the buffers {vectors[0].carried}, task_vectors[{place}] carries "
+                f"task_vectors[0] carries the buffers {first.carried}, task_vectors[{place}] carries "
                 f"{vector.carried}; make all vectors from state dicts of one architecture"
             )
-    if len(vectors[0]) == 0:
-        raise UserError("the task vectors have no entries; give vectors of a model with parameters")
-    return vectors
+        if len(vector) == 0:
+            raise UserError("the task vectors have no entries; give vectors of a model with parameters")
+        yield vector
+    if first is None:
+        raise UserError("the list of task vectors is empty; give at least one")
+
+
+def _running(
+    task_vectors: Iterable[TaskVector], take_in: Callable[[Tensor, Tensor, int], Tensor]
+) -> TaskVector:
+    """What `take_in` makes of the first vector (D,), with the others taken in in place, one by one.
+
+    Half precision is computed in float32 and rounded once.
+    """
+    vectors = _one_by_one(task_vectors)
+    first = next(vectors)
+    wide = torch.promote_types(first._flat.dtype, torch.float32)
+    total = _memory.empty(first._flat.shape, dtype=wide, device=first._flat.device).copy_(first._flat)
+    for place, vector in enumerate(vectors, start=1):
+        take_in(total, vector._flat.to(wide), place)
+    return _merged(total.to(first._flat.dtype), first)
 
 
 def _across(

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -448,6 +449,23 @@ def test_the_threshold_is_that_of_a_sort(dtype):
 
 
 # --- laws of one rule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [merging.mean, merging.task_arithmetic])
+def test_sums_let_go_of_the_vectors_that_a_generator_makes(rule):
+    alive, most = weakref.WeakSet(), 0
+
+    def made():
+        nonlocal most
+        for place in range(9):
+            made_now = vector([1.0, place])
+            alive.add(made_now)
+            most = max(most, len(alive))
+            yield made_now
+            del made_now
+
+    rule(made())
+    assert most <= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
