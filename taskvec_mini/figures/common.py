@@ -5,6 +5,7 @@ No series is ever left out: where there are more of them than colours, the colou
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -17,51 +18,100 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from taskvec_mini import _checks
-from taskvec_mini.figures.shown import BookFigure, fit_columns
+from taskvec_mini.figures.shown import NARROW_WIDTH, BookFigure, fit_columns
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
 from taskvec_mini.tasks import Task
 
 
 def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Figure:
     """The first `count` training images of each task, one row a task, labelled with the right answers."""
-    figure, grid = new_figure(len(tasks), count, figsize=(7, 1.05 * len(tasks)), squeeze=False)
+    figure = _examples(tasks, count, side, figsize=(7, 1.05 * len(tasks)))
+    figure.narrow = lambda: _examples(
+        tasks,
+        count,
+        side,
+        figsize=(NARROW_WIDTH, (0.55 + 0.9 * NARROW_WIDTH / count) * len(tasks)),
+        above=True,
+    )
+    return figure
+
+
+def _examples(
+    tasks: Sequence[Task], count: int, side: int, *, figsize: tuple[float, float], above: bool = False
+) -> BookFigure:
+    figure, grid = new_figure(len(tasks), count, figsize=figsize, squeeze=False)
     for task, row in zip(tasks, grid, strict=True):
         for i, axes in enumerate(row):
             axes.imshow(task.train_inputs[i].reshape(side, side).numpy(), cmap="gray_r", vmin=0, vmax=1)
-            axes.set_title(task.class_names[int(task.train_labels[i])], fontsize=9, pad=2)
+            answer = task.class_names[int(task.train_labels[i])]
+            if above:
+                axes.set_xlabel(answer, fontsize=9, labelpad=2)
+            else:
+                axes.set_title(answer, fontsize=9, pad=2)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(False)
             axes.spines[:].set_visible(True)
-        row[0].set_ylabel(task.name, rotation=0, ha="right", va="center")
+        name_row(row[0], task.name, above=above)
     return figure
+
+
+def name_row(axes: Axes, name: str, *, above: bool) -> None:
+    """The name of a row of pictures, of which this is the first: before it, or on a line of its own above."""
+    if not above:
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        return
+    axes.set_title(" ", fontsize=9, pad=2)  # keeps the line free
+    places: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    line = axes.annotate(name, (0, 1), xytext=(0, 4), annotation_clip=False, **places)
+    line.set_in_layout(False)  # or the first picture would be as wide as its row's name
 
 
 def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float | None = None) -> Figure:
     """Grouped bars: for each model (outer key) its accuracy on each task (inner key), from 0 to 1.
 
+    On a phone they lie, so that each number has room beside its bar.
+
     Raises:
         ValueError: if there are no scores.
         KeyError: if a model lacks an accuracy on a task of the first.
     """
+    figure = _accuracies(scores, chance=chance, lying=False)
+    figure.narrow = lambda: _accuracies(scores, chance=chance, lying=True)
+    return figure
+
+
+def _accuracies(
+    scores: Mapping[str, Mapping[str, float]], *, chance: float | None, lying: bool
+) -> BookFigure:
     tasks = list(scores[_checks.not_empty("scores", scores)[0]])
-    figure, axes = new_figure(figsize=(7, 3))
-    figure.stacks = len(scores) * len(tasks) <= 12  # or the numbers on narrow bars would run into each other
+    height = 1.2 + 0.18 * len(scores) * (len(tasks) + 1)  # a line of text for each bar, and one between
+    figure, axes = new_figure(figsize=(NARROW_WIDTH, height) if lying else (7, 3))
     width = 0.8 / len(tasks)
     for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
         values = [accuracies[task] for accuracies in scores.values()]
         places = np.arange(len(scores)) + (i - (len(tasks) - 1) / 2) * width
         hatch = ("", "//", "..", "xx")[i % 4]
         look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-        bars = axes.bar(places, values, width * 0.92, label=task, **look)
-        axes.bar_label(bars, fmt="%.2f", fontsize=9, color=GREY)
+        bars = (axes.barh if lying else axes.bar)(places, values, width * 0.92, label=task, **look)
+        axes.bar_label(bars, fmt="%.2f", fontsize=9, color=GREY, padding=2 if lying else 0)
     if chance is not None:
-        axes.axhline(chance, color=GREY, linestyle=":", label="chance")
-    axes.set_xticks(range(len(scores)), list(scores))
-    axes.set_ylim(0, 1.08)
-    axes.set_ylabel("test accuracy")
-    axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(tasks) + 1, title="tested on")
+        (axes.axvline if lying else axes.axhline)(chance, color=GREY, linestyle=":", label="chance")
+    if lying:
+        axes.set_yticks(range(len(scores)), [textwrap.fill(name, 14) for name in scores])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.2)  # the numbers stand beyond 1
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.set_xlabel("test accuracy")
+        axes.grid(axis="y", visible=False)
+        legend_below(figure, [axes])
+        figure.legends[0].set_title("tested on")
+    else:
+        axes.set_xticks(range(len(scores)), list(scores))
+        axes.set_ylim(0, 1.08)
+        axes.set_ylabel("test accuracy")
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=len(tasks) + 1, title="tested on")
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,10 +25,12 @@ class BookFigure(Figure):
     """A figure of matplotlib's that shows itself as SVG, with another SVG whose panels are stacked.
 
     Both stand beside a PNG, for whatever does not know better. Where the SVG is too heavy, the PNG is alone
-    and twice as fine. A figure whose panels cannot be stacked (`stacks` False, or more than one row of them)
-    has no second SVG: on a phone it scrolls in its frame.
+    and twice as fine. A figure that has a `narrow` way to draw it anew is drawn that way for a phone. Another
+    one whose panels cannot be stacked (`stacks` False, or more than one row of them) has no second SVG: on a
+    phone it scrolls in its frame.
     """
 
+    narrow: Callable[[], Figure] | None = None
     stacks = True
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], Any]:
@@ -42,13 +44,19 @@ class BookFigure(Figure):
         data["image/png"] = base64.b64encode(png.getvalue()).decode()
         if light:
             data["image/svg+xml"] = svg
-        panels = _row_of_panels(self)
-        if self.stacks and panels:
-            with _stacked(self, panels):
-                narrow = _svg(self)
-            if len(narrow.encode()) < LARGEST_SVG:
-                data[NARROW] = narrow
+        narrow = self._narrow_svg()
+        if narrow is not None and len(narrow.encode()) < LARGEST_SVG:
+            data[NARROW] = narrow
         return data, {kind: size for kind in data if kind.startswith("image/")}
+
+    def _narrow_svg(self) -> str | None:
+        if self.narrow is not None:
+            return _svg(self.narrow())
+        panels = _row_of_panels(self)
+        if not self.stacks or not panels:
+            return None
+        with _stacked(self, panels):
+            return _svg(self)
 
 
 def show_book_figures(display_formatter: Any) -> None:

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
-from taskvec_mini.figures.common import new_figure
+from taskvec_mini.figures.common import name_row, new_figure
+from taskvec_mini.figures.shown import NARROW_WIDTH, BookFigure
+
+Strips = Mapping[str, tuple[Tensor, Sequence[str]]]
+LETTER = 0.08  # inches: the width of a letter of nine points, on the broad side
 
 
-def draw_strips(strips: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Figure:
+def draw_strips(strips: Strips) -> Figure:
     """One strip of images a task, each image with a word beneath it: its class, or what a model read in it.
 
     Args:
@@ -32,10 +36,31 @@ def draw_strips(strips: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Figure:
     for name, (images, words) in strips.items():
         if len(images) != len(words) or not len(images):
             raise UserError(f"{name!r} has {len(images)} images and {len(words)} words; give one word each")
-    columns = max(len(words) for _, words in strips.values())
-    figure, grid = new_figure(len(strips), columns, figsize=(7.4, 1.15 * len(strips)), squeeze=False)
-    for row, (name, (images, words)) in zip(grid, strips.items(), strict=True):
-        for i, axes in enumerate(row):
+    most = max(len(words) for _, words in strips.values())
+    figure = _strips(strips, columns=most, figsize=(7.4, 1.15 * len(strips)))
+    figure.narrow = lambda: _narrow_strips(strips, most)
+    return figure
+
+
+def _narrow_strips(strips: Strips, most: int) -> BookFigure:
+    """As many pictures side by side as leave room for the longest line under them, the names above."""
+    lines = [line for _, words in strips.values() for word in words for line in word.split("\n")]
+    columns = max(1, min(most, int(NARROW_WIDTH / max(0.35, LETTER * max(map(len, lines))))))
+    depth = max(word.count("\n") + 1 for _, words in strips.values() for word in words)
+    side = min(NARROW_WIDTH / columns, 1.5) + 0.2 * depth
+    rows = sum(-(-len(words) // columns) for _, words in strips.values())
+    return _strips(
+        strips, columns=columns, figsize=(NARROW_WIDTH, side * rows + 0.3 * len(strips)), above=True
+    )
+
+
+def _strips(strips: Strips, *, columns: int, figsize: tuple[float, float], above: bool = False) -> BookFigure:
+    heights = [-(-len(words) // columns) for _, words in strips.values()]
+    figure, grid = new_figure(sum(heights), columns, figsize=figsize, squeeze=False)
+    first = 0
+    for height, (name, (images, words)) in zip(heights, strips.items(), strict=True):
+        places = list(grid[first : first + height].flat)
+        for i, axes in enumerate(places):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(False)
@@ -45,5 +70,6 @@ def draw_strips(strips: Mapping[str, tuple[Tensor, Sequence[str]]]) -> Figure:
             axes.imshow(images[i].numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.spines[:].set_visible(False)
             axes.set_xlabel(words[i], fontsize=9, labelpad=3)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        name_row(places[0], name, above=above)
+        first += height
     return figure

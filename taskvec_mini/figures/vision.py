@@ -6,7 +6,9 @@ Where several runs were made, a line goes through their means and a band spans a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +17,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from taskvec_mini import _checks
 from taskvec_mini.errors import UserError
 from taskvec_mini.figures.common import legend_below, new_figure
+from taskvec_mini.figures.shown import NARROW_WIDTH, BookFigure
 from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, series_style
 
 Runs = Sequence[Sequence[float]]
@@ -75,7 +78,7 @@ def draw_bands(
                         f"{label!r} has {counts} values at its places; threads go through all of them, so "
                         "give as many values at each place, or leave threads out"
                     )
-                thin = {"color": style["color"], "alpha": 0.3, "linewidth": 0.8, "zorder": 1.5}
+                thin = {"color": style["color"], "alpha": 0.45, "linewidth": 1.0, "zorder": 1.5}
                 axes.plot(reached, np.asarray(runs), **thin)
                 continue
             low, high = [min(values) for values in runs], [max(values) for values in runs]
@@ -121,16 +124,41 @@ def draw_multiples(
     Raises:
         ValueError: if there are no panels.
     """
-    titles = _checks.not_empty("panels", panels)
+    _checks.not_empty("panels", panels)
+
+    look: dict[str, Any] = {
+        "xlabel": xlabel,
+        "ylabel": ylabel,
+        "references": references or {},
+        "order": order,
+    }
+    draw = partial(_multiples, places, panels, **look)
+    figure = draw(columns=columns, width=7.4)
+    figure.narrow = partial(draw, columns=2, width=NARROW_WIDTH)
+    return figure
+
+
+def _multiples(
+    places: Sequence[float],
+    panels: Mapping[str, Mapping[str, Runs]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    references: Mapping[str, float],
+    order: Sequence[str],
+    columns: int,
+    width: float,
+) -> BookFigure:
     labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
-    rows = -(-len(titles) // columns)
-    size = (7.4, 0.9 + 1.7 * rows)
-    figure, grid = new_figure(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
-    shown = list(grid.flat)[: len(titles)]
-    for axes, title in zip(shown, titles, strict=True):
-        for label, runs in panels[title].items():
+    rows = -(-len(panels) // columns)
+    figure, grid = new_figure(
+        rows, columns, figsize=(width, 0.9 + 1.7 * rows), squeeze=False, sharex=True, sharey=True
+    )
+    shown = list(grid.flat)[: len(panels)]
+    for axes, (title, curves) in zip(shown, panels.items(), strict=True):
+        for label, runs in curves.items():
             style = {**series_style(labels.index(label)), "markersize": 3.5}
-            thin = {"color": style["color"], "alpha": 0.4, "linewidth": 0.8, "zorder": 1.5}
+            thin = {"color": style["color"], "alpha": 0.55, "linewidth": 1.0, "zorder": 1.5}
             axes.plot(places, np.asarray(runs), **thin)
             axes.plot(places, [float(np.mean(values)) for values in runs], label=label, **style)
         for (label, height), dashes in zip(
@@ -139,7 +167,7 @@ def draw_multiples(
             axes.axhline(height, label=label, color=GREY, linestyle=dashes, linewidth=1.2, zorder=1)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(places)
-    for axes in list(grid.flat)[len(titles) :]:
+    for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes in shown[-columns:]:  # the lowest of each column
         axes.xaxis.set_tick_params(labelbottom=True)

@@ -50,7 +50,11 @@ def test_nothing_is_cut_struck_through_or_blank_on_a_desk_and_on_a_phone(name):
         figure = DRAWINGS[name][0]()
         assert faults(figure) == []
         panels = shown._row_of_panels(figure)
-        if figure.stacks and panels:
+        if figure.narrow is not None:
+            again = figure.narrow()
+            assert again.get_figwidth() == shown.NARROW_WIDTH
+            assert faults(again) == []
+        elif figure.stacks and panels:
             with shown._stacked(figure, panels):
                 assert faults(figure) == []
                 assert all(gap > 0.2 for gap in gaps(panels))

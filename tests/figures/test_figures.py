@@ -74,6 +74,11 @@ def test_examples_show_the_first_training_images_with_their_answers():
             assert axes.get_title() == task.class_names[task.train_labels[i]]
             assert axes.images[0].get_clim() == (0, 1)
             assert axes.images[0].get_cmap().name == "gray_r"  # 1 is ink
+    narrow = figure.narrow()
+    assert [axes.texts[0].get_text() for axes in narrow.axes[::3]] == [task.name for task in TASKS]
+    for wide, small in zip(figure.axes, narrow.axes, strict=True):
+        np.testing.assert_array_equal(wide.images[0].get_array(), small.images[0].get_array())
+        assert small.get_xlabel() == wide.get_title()
 
 
 def test_accuracies_have_a_bar_for_each_model_and_task():
@@ -88,6 +93,18 @@ def test_accuracies_have_a_bar_for_each_model_and_task():
     places = sorted(bar.get_x() for bars in axes.containers for bar in bars)
     gaps = np.diff(places)
     assert (gaps > axes.containers[0][0].get_width()).all()  # no bar hides another
+
+
+def test_on_a_phone_the_bars_lie_and_say_the_same():
+    figure = figures.draw_accuracies(ACCURACIES, chance=0.25)
+    (axes,) = figure.narrow().axes
+    for bars in axes.containers:
+        lengths = [bar.get_width() for bar in bars]
+        assert lengths == [scores[bars.get_label()] for scores in ACCURACIES.values()]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(ACCURACIES)
+    tops = [bars[0].get_y() for bars in axes.containers]
+    assert tops == sorted(tops)
+    assert axes.yaxis_inverted()  # the first task and the first model are the uppermost
 
 
 def test_bars_of_a_model_stand_around_its_name():

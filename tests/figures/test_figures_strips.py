@@ -34,6 +34,16 @@ def test_each_image_stands_over_its_word_and_each_strip_after_its_name():
     assert grid[1, 3].get_visible()
 
 
+def test_on_a_phone_longer_words_leave_room_for_fewer_pictures_in_a_row():
+    words = ["class: a long one\nstart: b", "class: c\nstart: d", "e"]
+    strips = {"first": (some_images(3, 8, 8), words), "second": (some_images(2, 8, 8), ["f", "g"])}
+    narrow = figures.draw_strips(strips).narrow()
+    grid = np.array(narrow.axes).reshape(3, 2)
+    assert [axes.get_xlabel() for axes in grid.flat] == [*words, "", "f", "g"]
+    assert [axes.texts[0].get_text() for axes in (grid[0, 0], grid[2, 0])] == ["first", "second"]
+    assert not grid[1, 1].get_visible()
+
+
 @pytest.mark.parametrize(
     ("strips", "message"),
     [
