@@ -61,7 +61,7 @@ def name_row(axes: Axes, name: str, *, above: bool) -> None:
     if not above:
         axes.set_ylabel(name, rotation=0, ha="right", va="center")
         return
-    axes.set_title(" ", fontsize=9, pad=2)  # keeps the line free
+    axes.set_title(" ", fontsize=9, pad=9)  # keeps the line free, and a gap above it
     places: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     line = axes.annotate(name, (0, 1), xytext=(0, 4), annotation_clip=False, **places)
     line.set_in_layout(False)  # or the first picture would be as wide as its row's name

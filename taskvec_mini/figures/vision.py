@@ -23,6 +23,7 @@ from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, series_style
 Runs = Sequence[Sequence[float]]
 LOSS, GAIN = COLOURS[1], COLOURS[0]
 INK = DARK_PAGE  # on coloured cells, which are opaque; the others show the page and have grey numbers
+NARROW_COLUMNS = 6  # of a table in colours on a phone
 PALEST, DEEPEST = 0.3, 0.8  # how much of its hue a coloured cell has: dark numbers stay readable on it
 
 
@@ -219,8 +220,25 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     rows = _checks.not_empty("changes", changes)
     columns = list(changes[rows[0]])
     values = 100 * np.array([[changes[row][column] for column in columns] for row in rows])
-    figure, axes = new_figure(figsize=(7, 1.4 + 0.42 * len(rows)))
-    figure.stacks = False  # the numbers need their width
+    draw = partial(_interference, values, rows=rows, columns=columns, ylabel=ylabel, xlabel=xlabel)
+    figure = draw(width=7, turned=30)
+    figure.stacks = False  # the numbers need their width, which a phone has for a few columns
+    if len(columns) <= NARROW_COLUMNS:
+        figure.narrow = partial(draw, width=NARROW_WIDTH, turned=60)
+    return figure
+
+
+def _interference(
+    values: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    ylabel: str,
+    xlabel: str,
+    width: float,
+    turned: float,
+) -> BookFigure:
+    figure, axes = new_figure(figsize=(width, 1.4 + 0.42 * len(rows)))
     loss, gain = ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN))
     depth = values / max(float(np.abs(values).max()), 1e-9)
     hue = np.where((depth < 0)[..., None], loss, gain)
@@ -232,7 +250,7 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
         for j, text in enumerate(line):
             colour = INK if seen[i, j] else GREY
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right")
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=turned, ha="right")
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axes.invert_yaxis()
     axes.grid(False)
