@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from taskvec_mini import _files, command, merging, records, scores
 
 TASKS = ("trec6", "sst2", "subj")
-TEXTS = 96
+TEXTS = 300
 SETTINGS = {"texts": TEXTS, "epochs": 1, "batch_size": 16, "learning_rate": 5e-5, "tokens": 48}
 COMMAND = "python tests/bench/bench_models.py"
 RECORD = Path(__file__).parents[2] / "book" / "recorded" / "merge_minilm.json"
