@@ -166,6 +166,15 @@ def test_convolutions_are_matrices_of_patches(tmp_path, use_dora):
     assert_same(adapter_vector(tmp_path, model).apply_to(model), expected)
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_square_embedding_is_not_taken_for_a_linear_layer(tmp_path, use_dora):
+    """PEFT holds an embedding's factors the other way round, and here the shape does not tell."""
+    model = seeded(nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6)))
+    expected = trained(model, tmp_path, target_modules=["0", "1"], use_dora=use_dora)
+    for start in (model, model.state_dict()):
+        assert_same(adapter_vector(tmp_path, start).apply_to(start), expected)
+
+
 def test_what_a_module_keeps_beside_tensors_is_in_nobodys_way(tmp_path):
     model = seeded(Remembering())
     wrapped = with_adapter(model, target_modules=["line"])
