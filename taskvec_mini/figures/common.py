@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -26,13 +27,8 @@ from taskvec_mini.tasks import Task
 def draw_examples(tasks: Sequence[Task], *, count: int = 8, side: int = 8) -> Figure:
     """The first `count` training images of each task, one row a task, labelled with the right answers."""
     figure = _examples(tasks, count, side, figsize=(7, 1.05 * len(tasks)))
-    figure.narrow = lambda: _examples(
-        tasks,
-        count,
-        side,
-        figsize=(NARROW_WIDTH, (0.55 + 0.9 * NARROW_WIDTH / count) * len(tasks)),
-        above=True,
-    )
+    size = (NARROW_WIDTH, (0.55 + 0.9 * NARROW_WIDTH / count) * len(tasks))
+    figure.narrow = partial(_examples, list(tasks), count, side, figsize=size, above=True)
     return figure
 
 
@@ -76,8 +72,9 @@ def draw_accuracies(scores: Mapping[str, Mapping[str, float]], *, chance: float 
         ValueError: if there are no scores.
         KeyError: if a model lacks an accuracy on a task of the first.
     """
-    figure = _accuracies(scores, chance=chance, lying=False)
-    figure.narrow = lambda: _accuracies(scores, chance=chance, lying=True)
+    own = {model: dict(accuracies) for model, accuracies in scores.items()}
+    figure = _accuracies(own, chance=chance, lying=False)
+    figure.narrow = partial(_accuracies, own, chance=chance, lying=True)
     return figure
 
 
@@ -85,7 +82,9 @@ def _accuracies(
     scores: Mapping[str, Mapping[str, float]], *, chance: float | None, lying: bool
 ) -> BookFigure:
     tasks = list(scores[_checks.not_empty("scores", scores)[0]])
-    height = 1.2 + 0.18 * len(scores) * (len(tasks) + 1)  # a line of text for each bar, and one between
+    names = [textwrap.fill(name, 14, break_long_words=False) for name in scores]
+    lines = max([len(tasks), *(name.count("\n") + 1 for name in names)]) + 1  # of text for a model, and a gap
+    height = 1.2 + 0.18 * lines * len(scores) + 0.16 * (len(tasks) + (chance is not None))
     figure, axes = new_figure(figsize=(NARROW_WIDTH, height) if lying else (7, 3))
     width = 0.8 / len(tasks)
     for i, (task, colour) in enumerate(zip(tasks, cycle(COLOURS), strict=False)):
@@ -98,7 +97,7 @@ def _accuracies(
     if chance is not None:
         (axes.axvline if lying else axes.axhline)(chance, color=GREY, linestyle=":", label="chance")
     if lying:
-        axes.set_yticks(range(len(scores)), [textwrap.fill(name, 14) for name in scores])
+        axes.set_yticks(range(len(scores)), names)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.2)  # the numbers stand beyond 1
         axes.set_xticks(np.linspace(0, 1, 6))

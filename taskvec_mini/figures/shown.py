@@ -25,8 +25,9 @@ class BookFigure(Figure):
     """A figure of matplotlib's that shows itself as SVG, with another SVG whose panels are stacked.
 
     Both stand beside a PNG, for whatever does not know better. Where the SVG is too heavy, the PNG is alone
-    and twice as fine. A figure that has a `narrow` way to draw it anew is drawn that way for a phone. Another
-    one whose panels cannot be stacked (`stacks` False, or more than one row of them) has no second SVG: on a
+    and twice as fine. A figure that has a `narrow` way to draw it anew is drawn that way for a phone; what
+    was changed in the figure afterwards is not in that drawing. Another one whose panels cannot be stacked
+    (`stacks` False, or more than one row of them) has no second SVG, and so has one that is too heavy: on a
     phone it scrolls in its frame.
     """
 
@@ -44,7 +45,7 @@ class BookFigure(Figure):
         data["image/png"] = base64.b64encode(png.getvalue()).decode()
         if light:
             data["image/svg+xml"] = svg
-        narrow = self._narrow_svg()
+        narrow = self._narrow_svg() if light else None
         if narrow is not None and len(narrow.encode()) < LARGEST_SVG:
             data[NARROW] = narrow
         return data, {kind: size for kind in data if kind.startswith("image/")}

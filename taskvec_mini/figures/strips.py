@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,8 +21,8 @@ def draw_strips(strips: Strips) -> Figure:
     """One strip of images a task, each image with a word beneath it: its class, or what a model read in it.
 
     Args:
-        strips: by the name that stands at the left: uint8 images (N, H, W) or (N, H, W, 3), of any size from
-            strip to strip, and N words.
+        strips: by the name that stands before it, on a phone above it: uint8 images (N, H, W) or
+            (N, H, W, 3), of any size from strip to strip, and N words.
 
     Raises:
         UserError: if there is no strip, one is empty, or has another number of words than of images.
@@ -38,7 +39,7 @@ def draw_strips(strips: Strips) -> Figure:
             raise UserError(f"{name!r} has {len(images)} images and {len(words)} words; give one word each")
     most = max(len(words) for _, words in strips.values())
     figure = _strips(strips, columns=most, figsize=(7.4, 1.15 * len(strips)))
-    figure.narrow = lambda: _narrow_strips(strips, most)
+    figure.narrow = partial(_narrow_strips, dict(strips), most)
     return figure
 
 

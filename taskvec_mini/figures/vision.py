@@ -23,7 +23,7 @@ from taskvec_mini.figures.style import COLOURS, DARK_PAGE, GREY, series_style
 Runs = Sequence[Sequence[float]]
 LOSS, GAIN = COLOURS[1], COLOURS[0]
 INK = DARK_PAGE  # on coloured cells, which are opaque; the others show the page and have grey numbers
-NARROW_COLUMNS = 6  # of a table in colours on a phone
+LEGEND_COLUMNS = 4
 PALEST, DEEPEST = 0.3, 0.8  # how much of its hue a coloured cell has: dark numbers stay readable on it
 
 
@@ -61,8 +61,10 @@ def draw_bands(
             runs that are not known at every place.
     """
     count = len(_checks.not_empty("panels", panels))
-    figure, grid = new_figure(1, count, figsize=(7.4, 3.6), squeeze=False, sharey=shared)
     labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
+    more = {label for heights in (references or {}).values() for label in heights}
+    height = 3.4 + 0.2 * -(-(len(labels) + len(more)) // LEGEND_COLUMNS)
+    figure, grid = new_figure(1, count, figsize=(7.4, height), squeeze=False, sharey=shared)
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         for label, runs in curves.items():
             if len(runs) > len(places) or not all(len(values) for values in runs):
@@ -95,7 +97,7 @@ def draw_bands(
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title)
         axes.set_xlabel(xlabel)
-    legend_below(figure, grid[0], columns=4)
+    legend_below(figure, grid[0], columns=LEGEND_COLUMNS)
     return figure
 
 
@@ -120,7 +122,7 @@ def draw_multiples(
         xlabel, ylabel: what the axes are called.
         references: label -> height of a grey line in every panel.
         order: labels in the order of their colours; by default as they are met.
-        columns: how many panels stand side by side.
+        columns: how many panels stand side by side; on a phone two at most.
 
     Raises:
         ValueError: if there are no panels.
@@ -135,7 +137,7 @@ def draw_multiples(
     }
     draw = partial(_multiples, places, panels, **look)
     figure = draw(columns=columns, width=7.4)
-    figure.narrow = partial(draw, columns=2, width=NARROW_WIDTH)
+    figure.narrow = partial(draw, columns=min(2, columns, len(panels)), width=NARROW_WIDTH)
     return figure
 
 
@@ -223,9 +225,14 @@ def draw_interference(changes: Mapping[str, Mapping[str, float]], *, ylabel: str
     draw = partial(_interference, values, rows=rows, columns=columns, ylabel=ylabel, xlabel=xlabel)
     figure = draw(width=7, turned=30)
     figure.stacks = False  # the numbers need their width, which a phone has for a few columns
-    if len(columns) <= NARROW_COLUMNS:
+    if 0.09 * max(map(len, rows)) + 0.4 * len(columns) < NARROW_WIDTH - 0.4:  # inches for names and numbers
         figure.narrow = partial(draw, width=NARROW_WIDTH, turned=60)
     return figure
+
+
+def _change(value: float) -> str:
+    """A change in whole points with its sign; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value:+.0f}" if abs(value) > 0.5 else "0"
 
 
 def _interference(
@@ -240,11 +247,11 @@ def _interference(
 ) -> BookFigure:
     figure, axes = new_figure(figsize=(width, 1.4 + 0.42 * len(rows)))
     loss, gain = ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in (LOSS, GAIN))
-    depth = values / max(float(np.abs(values).max()), 1e-9)
+    depth = np.nan_to_num(values) / max(float(np.nanmax(np.abs(values))), 1e-9)
     hue = np.where((depth < 0)[..., None], loss, gain)
     shares = (PALEST + (DEEPEST - PALEST) * np.abs(depth))[..., None]
-    written = [[f"{value:+.0f}".replace("-0", "0").replace("+0", "0") for value in line] for line in values]
-    seen = np.array([[text != "0" for text in line] for line in written])  # changes above 0.5
+    written = [[_change(value) for value in line] for line in values]
+    seen = np.array([[text not in ("0", "–") for text in line] for line in written])  # changes above 0.5
     axes.pcolormesh(np.dstack([1 - shares * (1 - hue), seen]), edgecolors=GREY, linewidth=0.5)
     for i, line in enumerate(written):
         for j, text in enumerate(line):

@@ -12,13 +12,14 @@ sum of eight vectors makes the same model as 2.4 for their mean.
     tensor([2., 1.])
 
 For all rules alike: no input is written to. `task_arithmetic` and `mean` add up in the dtype of the vectors,
-half precision in float32; the sums of all others run in float64. They are rounded once, to the dtype of the
-vectors. Of two entries of one magnitude, the earlier counts as the larger. Beside the vectors a rule holds a
-few buffers of their length, not T of them; the rules with masks add a byte per task and entry. The rules for
-matrices (`tsv`, `iso_c`, `iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and compute in
-float64. Of float32 and narrower vectors they find singular directions through WᵀW, which takes less time than
-an SVD and is more exact (`_matrices` says why). Any number of threads gives the same bits, but for the rules
-for matrices: there a few entries may differ in the last bit, and all of directions whose singular values tie.
+half precision in float32, and round at every addition: the order of the vectors can matter in the last bits.
+The sums of all others run in float64 and are rounded once, to the dtype of the vectors. Of two entries of one
+magnitude, the earlier counts as the larger. Beside the vectors a rule holds a few buffers of their length,
+not T of them; the rules with masks add a byte per task and entry. The rules for matrices (`tsv`, `iso_c`,
+`iso_cts`, `regmean_from_vectors` and `wudi`) go tensor by tensor and compute in float64. Of float32 and
+narrower vectors they find singular directions through WᵀW, which takes less time than an SVD and is more
+exact (`_matrices` says why). Any number of threads gives the same bits, but for the rules for matrices: there
+a few entries may differ in the last bit, and all of directions whose singular values tie.
 
 Raises (every rule):
     TypeError: if an item is no TaskVector, or dtypes or devices differ.
@@ -63,9 +64,10 @@ def task_arithmetic(task_vectors: Iterable[TaskVector]) -> TaskVector:
         >>> task_arithmetic(vectors).flat
         tensor([4., 2.])
 
-    The vectors are read one after the other: of a generator that makes them, three are in memory at a time.
+    The vectors are read one after the other: of those that a generator makes, the first and the two newest
+    are in memory, beside the sum.
     """
-    return _running(task_vectors, lambda total, vector, _: total.add_(vector))
+    return _running(task_vectors, lambda total, vector, place: total.add_(vector))
 
 
 def mean(task_vectors: Iterable[TaskVector]) -> TaskVector:
@@ -81,7 +83,7 @@ def mean(task_vectors: Iterable[TaskVector]) -> TaskVector:
         >>> mean(vectors).flat
         tensor([2., 1.])
     """
-    return _running(task_vectors, lambda mean, vector, place: mean.lerp_(vector, 1 / (place + 1)))
+    return _running(task_vectors, lambda average, vector, place: average.lerp_(vector, 1 / (place + 1)))
 
 
 def ties(
@@ -504,6 +506,11 @@ def _matching(task_vectors: Iterable[TaskVector]) -> list[TaskVector]:
 
 def _one_by_one(task_vectors: Iterable[TaskVector]) -> Iterator[TaskVector]:
     """The vectors in turn, each of the layout, dtype and device of the first."""
+    if not isinstance(task_vectors, Iterable):
+        raise InputTypeError(
+            f"task_vectors must be several TaskVectors, got {type(task_vectors).__name__}; "
+            "put them into a list"
+        )
     first = None
     for place, vector in enumerate(task_vectors):
         if not isinstance(vector, TaskVector):
@@ -529,7 +536,7 @@ def _one_by_one(task_vectors: Iterable[TaskVector]) -> Iterator[TaskVector]:
 
 
 def _running(
-    task_vectors: Iterable[TaskVector], take_in: Callable[[Tensor, Tensor, int], Tensor]
+    task_vectors: Iterable[TaskVector], take_in: Callable[[Tensor, Tensor, int], object]
 ) -> TaskVector:
     """What `take_in` makes of the first vector (D,), with the others taken in in place, one by one.
 

@@ -1,8 +1,9 @@
 """How long merging takes in this library, beside plain dictionaries and beside FusionBench. Prints one table.
 
-Everything is timed in turn, in one process, in seconds of CPU time, which other programs disturb little. With
-one thread that is the time one waits. The second row is what a script waits that merges once: the median of
-five processes in which the pipeline is the first thing done, so that all memory is new to them.
+All rows but the second are timed in turn, in one process, the best of up to five runs. The second one is what
+a script waits that merges once: the median over five processes for each way, in which the pipeline is the
+first thing done and has to get its memory. Seconds are of CPU time, which other programs disturb little. With
+one thread that is the time one waits.
 
 "Plain" is what one writes first, here below: a dictionary in, a dictionary out, float32, the full SVD where
 there is one. "apart" is ‖ours − plain‖ / ‖plain‖: what float32 makes of the two ways. Where ours takes a weak

@@ -43,6 +43,11 @@ def test_a_drawing_has_its_words_and_comes_out_the_same_again(name):
         assert dict(mpl.rcParams) == defaults
 
 
+def test_those_whose_panels_do_not_stack_are_drawn_anew_for_a_phone():
+    anew = {name for name, (draw, _) in DRAWINGS.items() if draw().narrow is not None}
+    assert anew == {"examples", "accuracies", "strips", "multiples", "interference"}
+
+
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_nothing_is_cut_struck_through_or_blank_on_a_desk_and_on_a_phone(name):
     with mpl.rc_context():
@@ -51,6 +56,9 @@ def test_nothing_is_cut_struck_through_or_blank_on_a_desk_and_on_a_phone(name):
         assert faults(figure) == []
         panels = shown._row_of_panels(figure)
         if figure.narrow is not None:
+            data, _ = figure._repr_mimebundle_()
+            if "image/svg+xml" in data:
+                assert data[shown.NARROW] == shown._svg(figure.narrow())
             again = figure.narrow()
             assert again.get_figwidth() == shown.NARROW_WIDTH
             assert faults(again) == []

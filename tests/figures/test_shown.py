@@ -166,6 +166,14 @@ def test_a_heavy_figure_is_pixels_alone_and_twice_as_fine():
     assert metadata["image/png"] == {"width": 600}
 
 
+def test_a_figure_too_heavy_for_a_desk_has_no_drawing_for_a_phone_either():
+    """The page finds a phone's drawing by the sum of the desk's bytes."""
+    heavy, axes = figures.new_figure(figsize=(5, 3))
+    axes.plot(np.random.default_rng(0).random((8000, 1)), ".")
+    heavy.narrow = lambda: two_panels()
+    assert shown.NARROW not in heavy._repr_mimebundle_()[0]
+
+
 def test_ipython_takes_the_figures_own_pictures():
     formatter = DisplayFormatter()
     formatter.formatters["image/png"].for_type(mpl.figure.Figure, lambda figure: "the backend's")

@@ -69,7 +69,7 @@ class Corrected(Study):
         backbone: the name of the encoder.
         tasks: which tasks, and how models are judged.
         recipe: of descent, but for the rate and the seed, which nothing here depends on.
-        rates: the learning rates: the best in the search of `DESCENT_RATES` among them, and smaller ones.
+        rates: the learning rates: the best in the search of `DESCENT_RATES`, and others beside it.
     """
 
     description: str
