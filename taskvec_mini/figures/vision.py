@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -61,7 +60,7 @@ def draw_bands(
             runs that are not known at every place.
     """
     count = len(_checks.not_empty("panels", panels))
-    labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
+    labels = _labels(panels, order)
     more = {label for heights in (references or {}).values() for label in heights}
     height = 3.4 + 0.2 * -(-(len(labels) + len(more)) // LEGEND_COLUMNS)
     figure, grid = new_figure(1, count, figsize=(7.4, height), squeeze=False, sharey=shared)
@@ -101,6 +100,11 @@ def draw_bands(
     return figure
 
 
+def _labels(panels: Mapping[str, Mapping[str, Runs]], order: Sequence[str]) -> list[str]:
+    """All labels, those of `order` first, in the order of their colours."""
+    return list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
+
+
 def draw_multiples(
     places: Sequence[float],
     panels: Mapping[str, Mapping[str, Runs]],
@@ -128,14 +132,9 @@ def draw_multiples(
         ValueError: if there are no panels.
     """
     _checks.not_empty("panels", panels)
-
-    look: dict[str, Any] = {
-        "xlabel": xlabel,
-        "ylabel": ylabel,
-        "references": references or {},
-        "order": order,
-    }
-    draw = partial(_multiples, places, panels, **look)
+    draw = partial(
+        _multiples, places, panels, xlabel=xlabel, ylabel=ylabel, references=references or {}, order=order
+    )
     figure = draw(columns=columns, width=7.4)
     figure.narrow = partial(draw, columns=min(2, columns, len(panels)), width=NARROW_WIDTH)
     return figure
@@ -152,7 +151,7 @@ def _multiples(
     columns: int,
     width: float,
 ) -> BookFigure:
-    labels = list(dict.fromkeys([*order, *(label for curves in panels.values() for label in curves)]))
+    labels = _labels(panels, order)
     rows = -(-len(panels) // columns)
     figure, grid = new_figure(
         rows, columns, figsize=(width, 0.9 + 1.7 * rows), squeeze=False, sharex=True, sharey=True
@@ -164,9 +163,7 @@ def _multiples(
             thin = {"color": style["color"], "alpha": 0.55, "linewidth": 1.0, "zorder": 1.5}
             axes.plot(places, np.asarray(runs), **thin)
             axes.plot(places, [float(np.mean(values)) for values in runs], label=label, **style)
-        for (label, height), dashes in zip(
-            (references or {}).items(), cycle(("--", ":", "-.")), strict=False
-        ):
+        for (label, height), dashes in zip(references.items(), cycle(("--", ":", "-.")), strict=False):
             axes.axhline(height, label=label, color=GREY, linestyle=dashes, linewidth=1.2, zorder=1)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(places)
@@ -204,7 +201,7 @@ def draw_leads(shares: Mapping[str, Mapping[str, float]], *, equal: Mapping[str,
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("share of the first epoch")
-    legend_below(figure, [axes], columns=4)
+    legend_below(figure, [axes], columns=LEGEND_COLUMNS)
     return figure
 
 
