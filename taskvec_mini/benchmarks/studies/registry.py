@@ -59,6 +59,13 @@ EFFICIENTNET_AGES = replace(
     ages=(1, 8 * PARTS),
     rules=("mean", "ties", "tsv", "iso_c", "iso_cts", "regmean_from_vectors", "wudi"),
 )
+MINILM_AGES = replace(
+    MINILM,
+    description="the same runs prolonged to eight epochs (chapter 6)",
+    recipe=replace(MINILM.recipe, epochs=8 * PARTS),
+    ages=(8 * PARTS,),
+    rules=EFFICIENTNET_AGES.rules,
+)
 MINILM_ROUNDS = Rounds(
     "the same from a well-pretrained start, on four tasks of texts with MiniLM (chapter 7)",
     backbone="minilm",
@@ -167,6 +174,7 @@ STUDIES: dict[str, Study] = {
     ),
     "06_minilm": MINILM,
     "06_minilm_wudi": MINILM_WUDI,
+    "06_minilm_ages": MINILM_AGES,
     "06_minilm_pairs": Pairs(
         "each pair of its tasks merged by itself after one epoch (chapter 6)", specialists=MINILM
     ),
