@@ -94,10 +94,10 @@ def with_adapter(model, *, seed=1, **settings):
     return wrapped
 
 
-def trained(model, folder, *, seed=1, **settings):
+def trained(model, folder, *, seed=1, save_embedding_layers="auto", **settings):
     """An adapter with random factors, saved by PEFT, and the state dict of the model it merges into."""
     wrapped = with_adapter(model, seed=seed, **settings)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
     return {name: tensor.clone() for name, tensor in wrapped.merge_and_unload().state_dict().items()}
 
 
@@ -281,6 +281,7 @@ TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TIED = {"q": ["q_proj"], "table": ["q_proj", "embed_tokens"], "head": ["q_proj", "lm_head"]}
 IN_STEP = {  # what changes both ends of the model alike
     "a product on the embedding": {"target_modules": TIED["table"]},
+    "its factors alone saved": {"target_modules": TIED["table"], "save_embedding_layers": False},
     "DoRA on the embedding": {"target_modules": TIED["table"], "use_dora": True},
     "a product on the head": {"target_modules": TIED["head"]},
     "both trained whole, in step": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
