@@ -64,7 +64,7 @@ MINILM_AGES = replace(
     description="the same runs prolonged to eight epochs (chapter 6)",
     recipe=replace(MINILM.recipe, epochs=8 * PARTS),
     ages=(8 * PARTS,),
-    rules=EFFICIENTNET_AGES.rules,
+    rules=(*EFFICIENTNET_AGES.rules, "wudi_300_steps"),
 )
 MINILM_ROUNDS = Rounds(
     "the same from a well-pretrained start, on four tasks of texts with MiniLM (chapter 7)",
