@@ -16,7 +16,7 @@ from docutils import nodes
 
 CALL = re.compile(r"(?<!\w)(?<!reported\.)table\(")  # reported.table reads a file
 ALONE = re.compile(r"^[+\-−×]?[\d.,e+\-–%]+$")  # the name of a row, where it is a number: no words beside it
-NUMBER = re.compile(r"^[+\-−×]?\d.*$|^—?$")
+NUMBER = re.compile(r"^(below )?[+\-−×]?\d.*$|^—?$")
 
 
 def prints_table(code: str, given: dict[str, Any]) -> bool:
@@ -77,7 +77,7 @@ def to_html(lines: list[str], *, caption: str) -> str:
     shown = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="table-frame" role="region" aria-label="{label}" tabindex="0">'
-        f'<table class="printed">{shown}'
+        f'<table class="printed" style="--longest-name: {max(len(row[0]) for row in rows)}ch">{shown}'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -57,11 +57,14 @@ def draw_parting(
 def _name_beside(figure: Figure, point: Tensor, *, name: str) -> None:
     """Write a name near a point of the panel, best below, where neither a line nor another name is.
 
+    A thin line leads from the name to the point, for other points may be nearer.
+
     A figure for a phone is drawn with the same distances in points but shorter lines: both are looked at.
     """
     (axes,), (x, y) = figure.axes, point.tolist()
     centred: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
-    text = axes.annotate(name, (x, y), (0, 0), fontsize=9, **centred)
+    lead = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
+    text = axes.annotate(name, (x, y), (0, 0), fontsize=9, arrowprops=lead, **centred)
     figure.draw_without_rendering()
     box = text.get_window_extent()
     half = np.array([box.width, box.height]) / 2 * 72 / figure.dpi + 2
