@@ -16,7 +16,7 @@ from docutils import nodes
 
 CALL = re.compile(r"(?<!\w)(?<!reported\.)table\(")  # reported.table reads a file
 ALONE = re.compile(r"^[+\-−×]?[\d.,e+\-–%]+$")  # the name of a row, where it is a number: no words beside it
-NUMBER = re.compile(r"^(below )?[+\-−×]?\d.*$|^—?$")
+NUMBER = re.compile(r"^(below )?[+\-−×]?\d.*$|^(—|nothing)?$")
 
 
 def prints_table(code: str, given: dict[str, Any]) -> bool:

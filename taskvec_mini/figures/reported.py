@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from taskvec_mini.figures.common import legend_below, new_figure
-from taskvec_mini.figures.shown import fit_columns
+from taskvec_mini.figures.shown import NARROW_WIDTH, BookFigure, fit_columns
 from taskvec_mini.figures.style import COLOURS, GREY, series_style
+
+LONG_NAME = 14  # letters of a row's name: a longer one leaves a phone no room beside it
 
 
 def draw_differences(
@@ -48,15 +51,34 @@ def draw_dots(
         xlabel: what the values are.
         marks: places of upright dotted lines.
     """
+    draw = partial(_dots, {label: dict(series) for label, series in values.items()}, xlabel, tuple(marks))
+    figure = draw()
+    if max(len(row) for series in values.values() for row in series) > LONG_NAME:
+        figure.narrow = partial(draw, above=True)
+    return figure
+
+
+def _dots(
+    values: Mapping[str, Mapping[str, float]], xlabel: str, marks: Sequence[float], *, above: bool = False
+) -> BookFigure:
+    """The names of the rows beside the lines; or `above` them, so that a phone has room for the dots."""
     rows = list(dict.fromkeys(row for series in values.values() for row in series))
-    figure, axes = new_figure(figsize=(6.4, 0.9 + 0.19 * len(rows)))
+    size = (NARROW_WIDTH, 1.3 + 0.34 * len(rows)) if above else (6.4, 0.9 + 0.19 * len(rows))
+    figure, axes = new_figure(figsize=size)
     for i, (label, series) in enumerate(values.items()):
         places = [len(rows) - 1 - rows.index(row) for row in series]
         axes.plot(list(series.values()), places, label=label, **{**series_style(i), "linestyle": ""})
     for mark in marks:
-        axes.axvline(mark, color=GREY, linestyle=":", zorder=1)
-    axes.set_yticks(range(len(rows)), rows[::-1])
+        if above:  # a stroke on each line, for the names are in the way of a longer one
+            axes.plot([mark] * len(rows), range(len(rows)), "|", color=GREY, zorder=1)
+        else:
+            axes.axvline(mark, color=GREY, linestyle=":", zorder=1)
+    axes.set_yticks(range(len(rows)), ["" if above else row for row in rows[::-1]])
     axes.set_ylim(-0.7, len(rows) - 0.3)
+    if above:
+        for i, row in enumerate(rows[::-1]):
+            place = axes.get_yaxis_transform()
+            axes.annotate(row, (0, i), (3, 5), xycoords=place, textcoords="offset points", fontsize=9)
     axes.set_xlabel(xlabel)
     fit_columns(figure.legend(loc="outside upper center"), len(values))
     return figure

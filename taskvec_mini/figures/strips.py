@@ -38,7 +38,8 @@ def draw_strips(strips: Strips) -> Figure:
         if len(images) != len(words) or not len(images):
             raise UserError(f"{name!r} has {len(images)} images and {len(words)} words; give one word each")
     most = max(len(words) for _, words in strips.values())
-    figure = _strips(strips, columns=most, figsize=(7.4, 1.15 * len(strips)))
+    height = min(6.6 / most, 1.0) + 0.2 * _lines(strips) + 0.13  # of pictures an inch wide, if there is room
+    figure = _strips(strips, columns=most, figsize=(7.4, height * len(strips)))
     figure.narrow = partial(_narrow_strips, dict(strips), most)
     return figure
 
@@ -47,12 +48,16 @@ def _narrow_strips(strips: Strips, most: int) -> BookFigure:
     """As many pictures side by side as leave room for the longest line under them, the names above."""
     lines = [line for _, words in strips.values() for word in words for line in word.split("\n")]
     columns = max(1, min(most, int(NARROW_WIDTH / max(0.35, LETTER * max(map(len, lines))))))
-    depth = max(word.count("\n") + 1 for _, words in strips.values() for word in words)
-    side = min(NARROW_WIDTH / columns, 1.5) + 0.2 * depth
+    side = min(NARROW_WIDTH / columns, 1.5) + 0.2 * _lines(strips)
     rows = sum(-(-len(words) // columns) for _, words in strips.values())
     return _strips(
         strips, columns=columns, figsize=(NARROW_WIDTH, side * rows + 0.3 * len(strips)), above=True
     )
+
+
+def _lines(strips: Strips) -> int:
+    """The most lines of words under a picture."""
+    return max(word.count("\n") + 1 for _, words in strips.values() for word in words)
 
 
 def _strips(strips: Strips, *, columns: int, figsize: tuple[float, float], above: bool = False) -> BookFigure:

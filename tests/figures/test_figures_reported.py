@@ -67,3 +67,16 @@ def test_budgets_show_every_point_and_name_the_references_at_their_height():
     assert {text.get_text(): text.xy for text in axes.texts} == {
         name: (3, height) for name, height in REFERENCES.items()
     }
+
+
+def test_on_a_phone_long_names_stand_above_their_lines_and_short_ones_beside():
+    assert figures.draw_dots(DOTS, xlabel="cosine").narrow is None
+    names = ["an encoder of images, 3 M", "one of texts, 23 M"]
+    values = {"early": dict(zip(names, (0.5, 0.9), strict=True)), "late": {names[1]: 0.8}}
+    (axes,) = figures.draw_dots(values, xlabel="share", marks=[0]).narrow().axes
+    assert not any(label.get_text() for label in axes.get_yticklabels())
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert list(heights) == names[::-1]
+    for line, series in zip(axes.lines, values.values(), strict=False):
+        drawn = dict(zip(line.get_ydata(), line.get_xdata(), strict=True))
+        assert drawn == {heights[name]: value for name, value in series.items()}
