@@ -246,6 +246,17 @@ def test_a_long_formula_in_a_line_scrolls_and_keeps_its_full_stop(address: str, 
     assert all(marks), "a mark stands in the line of its formula"
 
 
+def test_every_full_stop_stays_behind_its_own_word_of_code() -> None:
+    document = new_document("page")
+    words = [nodes.literal(text=name) for name in (40 * "one", "two", "three")]
+    ends = [nodes.Text("."), nodes.Text("."), nodes.Text(", and more")]
+    document += nodes.paragraph("", "", *(part for pair in zip(words, ends, strict=True) for part in pair))
+    extension("look")._with_their_marks(None, document)
+    assert document.astext() == f"{40 * 'one'}.two.three, and more"
+    together = [part.astext() for part in document.findall(nodes.inline) if "together" in part["classes"]]
+    assert together == ["two.", "three,"]  # a long one may break
+
+
 def check_letters(seen: Visit, site: Path) -> None:
     """No text of a figure is smaller than 11 pixels, and none of a chart than 12."""
     seen.page.evaluate(

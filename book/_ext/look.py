@@ -78,11 +78,11 @@ def _with_their_marks(app: Any, doctree: nodes.document) -> None:
     for part in [*doctree.findall(nodes.math), *short]:
         following = part.next_node(descend=False, siblings=True)
         if isinstance(following, nodes.Text) and (marks := MARKS.match(str(following))):
-            rest = nodes.Text(str(following)[marks.end() :])
+            paragraph, place = part.parent, part.parent.index(part)  # equal texts are one to `replace`
             together = nodes.inline("", "", classes=["together"])
-            part.replace_self(together)
+            paragraph[place] = together
             together += [part, nodes.Text(marks.group())]
-            following.parent.replace(following, rest)
+            paragraph[place + 1] = nodes.Text(str(following)[marks.end() :])
 
 
 def _columns_of_sentences(app: Any, doctree: nodes.document) -> None:
