@@ -4,6 +4,7 @@ import io
 from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 FURTHEST = 0.3  # inches without anything, at most, above and below a figure's parts
@@ -21,11 +22,16 @@ def curves(axes):
     return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
 
 
+def _place(text):
+    """Where the letters stand, without a line that leads from them to a point."""
+    return Text.get_window_extent(text)
+
+
 def faults(figure):
     """What a reader would see as a fault: words cut, struck through or on each other, and blank bands."""
     figure.draw_without_rendering()
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    words = [(text.get_text(), text.get_window_extent()) for axes in shown for text in _texts(axes)]
+    words = [(text.get_text(), _place(text)) for axes in shown for text in _texts(axes)]
     owners = [axes.get_legend() for axes in shown]
     legends = [legend.get_window_extent() for legend in [*owners, *figure.legends] if legend is not None]
     words += [("legend", box) for box in legends]
@@ -36,7 +42,7 @@ def faults(figure):
         shared = Bbox.intersection(box.padded(-1), place.padded(-1))
         if shared is not None and shared.width > 0 and shared.height > 0:
             found.append(f"{word!r} lies on {other!r}")
-    within = [(text.get_text(), text.get_window_extent()) for axes in shown for text in axes.texts]
+    within = [(text.get_text(), _place(text)) for axes in shown for text in axes.texts]
     for axes in shown:
         for line in axes.lines:
             if line.get_alpha() == 0:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def _name_beside(figure: Figure, point: Tensor, *, name: str) -> None:
     lead = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
     text = axes.annotate(name, (x, y), (0, 0), fontsize=9, arrowprops=lead, **centred)
     figure.draw_without_rendering()
-    box = text.get_window_extent()
+    box = Text.get_window_extent(text)  # of the letters alone
     half = np.array([box.width, box.height]) / 2 * 72 / figure.dpi + 2
     lines = [np.asarray(line.get_xydata()) for line in axes.lines]
     shares = np.linspace(0, 1, 50)[:, None]
